@@ -1,0 +1,174 @@
+"""Config -> network with its noise attached, and what was touched."""
+
+import difflib
+import importlib
+import inspect
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from timm.models import load_state_dict
+from torch import nn
+
+from gch_bench.config import ModelConfig, NoiseConfig
+from gch_bench.errors import UserError
+from gch_bench.noise.inject import inject, stage_grids
+from gch_bench.noise.mechanism import make_mechanism
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Stage(NamedTuple):
+    """A noisy stage: its name, module, and the H x W of its map at this image size."""
+
+    stage: str
+    module: str
+    height: int
+    width: int
+
+
+class Built(NamedTuple):
+    """A network with its noise, the normalisation its images need, and what a user must be told about it."""
+
+    model: nn.Module
+    stages: list[Stage]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    warnings: list[str]
+
+
+def build(model: ModelConfig, noise: NoiseConfig, num_classes: int, size: int) -> Built:
+    """The backbone for `num_classes` and size x size images, weights loaded, noise attached (CPU, training mode).
+
+    Raises:
+        UserError: unknown model, stage, law or kernel; an option out of range; a checkpoint that does not fit.
+    """
+    try:
+        mechanism = make_mechanism(noise.law, noise.kernel, noise.options) if noise.law else None
+    except ValueError as error:
+        raise UserError(f"noise.{error}") from error
+    network, warnings = build_network(model, num_classes, size)
+    stages: list[Stage] = []
+    if mechanism is not None:
+        try:
+            touched = inject(network, mechanism, noise.stages, train=noise.train, test=noise.eval)
+            grids = stage_grids(network, torch.zeros(1, 3, size, size))
+            stages = [Stage(*place, *grids[place.stage]) for place in touched]
+            for stage in stages:  # a map the kernel cannot live on is refused now, not in the first step
+                mechanism.apply_noise(torch.ones(1, 1, stage.height, stage.width))
+        except ValueError as error:
+            raise UserError(f"noise.stages={list(noise.stages)}: {error}") from error
+        warnings += [
+            f"stage {stage.stage} ({stage.module}) has a 1x1 map at {size}x{size} images: noise={noise.name} is exactly the"
+            " IDENTITY there; use larger images (data.size), a smaller model.output_stride or an earlier stage"
+            for stage in stages
+            if stage.height * stage.width == 1 and mechanism.identity_on_one_site
+        ]
+    facts = getattr(network, "pretrained_cfg", None) or {}
+    mean, std = tuple(facts.get("mean", IMAGENET_MEAN)), tuple(facts.get("std", IMAGENET_STD))
+    return Built(network, stages, mean, std, warnings)
+
+
+def build_network(config: ModelConfig, num_classes: int, size: int) -> tuple[nn.Module, list[str]]:
+    """The backbone without noise, and warnings."""
+    if config.factory:
+        network, warnings = _from_factory(config, num_classes), []
+    else:
+        network, warnings = _from_timm(config, num_classes, size)
+    if config.checkpoint:
+        load_weights(network, config.checkpoint, config.reset_head)
+    return network, warnings
+
+
+def _from_timm(config: ModelConfig, num_classes: int, size: int) -> tuple[nn.Module, list[str]]:
+    if not timm.is_model(config.name.split(".")[0]):
+        close = difflib.get_close_matches(config.name, timm.list_models(), n=5, cutoff=0.5)
+        raise UserError(
+            f"unknown model {config.name!r}: choose a configs/model/ name or a timm name"
+            f" (timm.list_models() has them all){'; close: ' + ', '.join(close) if close else ''}"
+        )
+    wanted: dict[str, Any] = {"img_size": size}
+    if config.output_stride is not None:
+        wanted["output_stride"] = config.output_stride
+    while True:
+        try:
+            network = timm.create_model(
+                config.name, pretrained=config.pretrained, num_classes=num_classes, **wanted, **config.kwargs
+            )
+            break
+        except TypeError as error:  # not every backbone takes every option: leave out those this one has no word for
+            refused = [name for name in wanted if f"unexpected keyword argument '{name}'" in str(error)]
+            if not refused:
+                raise UserError(f"model {config.name} with model.kwargs={config.kwargs}: {error}") from error
+            del wanted[refused[0]]
+        except Exception as error:  # timm's own checks, and a download without a network, come in many types
+            raise UserError(f"model {config.name} at {size}x{size} could not be made: {error}") from error
+    ignored = config.output_stride is not None and "output_stride" not in wanted
+    note = f"{config.name} takes no output_stride: its maps keep the backbone's own stride"
+    return network, [note] if ignored and "img_size" not in wanted else []
+
+
+def _from_factory(config: ModelConfig, num_classes: int) -> nn.Module:
+    assert config.factory is not None
+    module_name, function_name = config.factory.split(":")
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"model.factory={config.factory}: {error}; it must be importable from here") from error
+    parameters = inspect.signature(function).parameters
+    takes_classes = "num_classes" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    classes = {"num_classes": num_classes} if takes_classes else {}
+    try:
+        network = function(**{**classes, **config.kwargs})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model.factory={config.factory} with model.kwargs={config.kwargs}: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise UserError(f"model.factory={config.factory} must return a torch.nn.Module, got {type(network).__name__}")
+    return network
+
+
+def load_weights(network: nn.Module, path: str, reset_head: bool = False) -> None:
+    """Load a plain state dict (nested under state_dict/model, `module.` prefixes; .pt, .pth or .safetensors) into the network.
+
+    Raises:
+        UserError: unreadable or truncated file; another architecture; another class count (unless reset_head).
+    """
+    try:
+        state = load_state_dict(path, use_ema=True, weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"model.checkpoint={path}: no such file") from error
+    except Exception as error:  # torch, zipfile, pickle and safetensors each raise their own
+        raise UserError(f"model.checkpoint={path} cannot be read, it is truncated or no state dict of tensors: {error}") from error
+    state = {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in state.items()}
+    own = network.state_dict()
+    heads = _head_keys(network)
+    misfits = [key for key in own if key in state and state[key].shape != own[key].shape]
+    if misfits and set(misfits) <= heads:
+        if not reset_head:
+            theirs, ours = state[misfits[0]].shape[0], own[misfits[0]].shape[0]
+            raise UserError(
+                f"model.checkpoint={path} has {theirs} classes and the data {ours}:"
+                " choose the data it was trained on, or model.reset_head=true to train a new classifier"
+            )
+        state = {key: value for key, value in state.items() if key not in heads}
+        own = {key: value for key, value in own.items() if key not in heads}
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys() - heads)
+    misfits = [key for key in misfits if key not in heads]
+    if missing or unexpected or misfits:
+        what = [f"{len(keys)} keys {kind} (first: {keys[0]})"
+                for kind, keys in (("missing", missing), ("unknown", unexpected), ("of another shape", misfits)) if keys]  # fmt: skip
+        raise UserError(
+            f"model.checkpoint={path} holds another architecture than {type(network).__name__}: {'; '.join(what)};"
+            " choose the model= it was trained with"
+        )
+    network.load_state_dict(state, strict=False)
+
+
+def _head_keys(network: nn.Module) -> set[str]:
+    """State-dict keys of the classifier: timm's own word for it, else the last linear layer."""
+    names = (getattr(network, "pretrained_cfg", None) or {}).get("classifier")
+    if not names:
+        linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+        names = linear[-1:]
+    names = (names,) if isinstance(names, str) else tuple(names)
+    return {key for key in network.state_dict() if key.rsplit(".", 1)[0] in names}

@@ -1,0 +1,62 @@
+"""What the entry points share: a user's mistake is one line on stderr and exit code 2, Ctrl-C exits 130."""
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from hydra.errors import CompactHydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gch_bench.config import Config, parse
+from gch_bench.errors import UserError
+
+
+def plain(config: DictConfig) -> Config:
+    """The composed Hydra config as a checked Config; beyond this nothing sees Hydra."""
+    return parse(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def reported() -> Iterator[None]:
+    """Exit with one line and code 2 after a user's mistake, with 130 after Ctrl-C; other exceptions are bugs and pass."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except UserError as error:
+        stop(str(error))
+    except (CompactHydraException, OmegaConfBaseException) as error:
+        stop(hydra_message(error))
+
+
+def entry(main: Callable[[], Any]) -> None:
+    """Run a hydra.main task; errors of composing its config are reported like its own."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of printing them
+    with reported():
+        main()
+
+
+def stop(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def hydra_message(error: Exception) -> str:
+    """Hydra's many-line message as one line: what was asked for, and the choices."""
+    text = str(error)
+    if isinstance(error, MissingConfigException):
+        choice = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
+        options = re.search(r"Available options in '[^']+':\n((?:\t.*\n?)+)", text)
+        if choice and options:
+            return f"unknown {choice[1]} {choice[2]!r}: choose one of {', '.join(options[1].split())}"
+    field = re.search(r"Could not override '([^'@]+)'\.", text)
+    if field:
+        return f"no field {field[1]!r} in this configuration: --help lists the fields of the groups chosen"
+    if error.__cause__ is not None and str(error.__cause__) not in text:
+        text = f"{text} {error.__cause__}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " ".join(line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type=")))

@@ -1,0 +1,262 @@
+"""Typed configuration: what the YAML groups say, checked once at the door. No torch here, so that --help is quick.
+
+`parse(mapping)` turns the plain dictionary of a composed Hydra config into a `Config`; nothing downstream re-checks it.
+"""
+
+import hashlib
+import json
+import re
+import types
+import typing
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from typing import Any
+
+from gch_bench.data.options import AugmentConfig, DataConfig
+from gch_bench.errors import UserError
+
+
+def check(good: bool, name: str, rule: str, value: object) -> None:
+    """Raise UserError `name must be rule, got value` unless good."""
+    if not good:
+        raise UserError(f"{name} must be {rule}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The backbone: a timm name, or `factory="package.module:function"` called with `kwargs` (and num_classes)."""
+
+    name: str
+    pretrained: bool = False
+    checkpoint: str | None = None  # a state dict (.pt, .pth, .safetensors), nested or prefixed as usual
+    reset_head: bool = False  # drop the checkpoint's classifier when it has another number of classes
+    output_stride: int | None = None  # dilate so that the last map is size / output_stride, where the backbone can
+    factory: str | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check(self.output_stride in (None, 8, 16, 32), "model.output_stride", "8, 16, 32 or null", self.output_stride)
+        check(
+            self.factory is None or re.fullmatch(r"[\w.]+:\w+", self.factory) is not None,
+            "model.factory", "package.module:function", self.factory,
+        )  # fmt: skip
+        if self.pretrained and (self.checkpoint or self.factory):
+            raise UserError("model.pretrained=true goes with neither model.checkpoint nor model.factory: drop one of them")
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """Law x kernel x injection, where and when. Ranges are checked by the mechanism itself (gch_bench.noise)."""
+
+    name: str
+    law: str | None  # null: no noise
+    stages: list[str] = field(default_factory=lambda: ["L4"])
+    train: bool = True
+    eval: bool = False
+    mc_samples: int = 1  # test-time passes whose softmax outputs are averaged; needs eval: true
+    kernel: str = "dirichlet_green"
+    gamma: float | None = None
+    beta: float | None = None
+    energy: float | None = None
+    boundary: str | None = None
+    mass: float | None = None
+    match_variance: bool | None = None
+    per_channel: bool | None = None
+    p: float | None = None
+    block_size: int | None = None
+    sigma: float | None = None
+    relative: bool | None = None
+
+    def __post_init__(self) -> None:
+        check(self.mc_samples >= 1, "noise.mc_samples", ">= 1", self.mc_samples)
+        if self.mc_samples > 1 and not (self.eval and self.law):
+            raise UserError(f"noise.mc_samples={self.mc_samples} needs noise at test time: set noise.eval=true and a noise")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What is set of the law's and kernel's options."""
+        names = ("gamma", "beta", "energy", "boundary", "mass", "match_variance", "per_channel", "p", "block_size", "sigma", "relative")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+@dataclass(frozen=True)
+class CorruptionsConfig:
+    """Which corruptions are generated at evaluation. `parameters: auto` takes the set nearest to the image size."""
+
+    name: str
+    names: list[str]
+    severities: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5])
+    parameters: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check(set(self.severities) <= {1, 2, 3, 4, 5}, "corruptions.severities", "a list out of 1..5", self.severities)
+        for name, values in (("names", self.names), ("severities", self.severities)):
+            check(len(set(values)) == len(values), f"corruptions.{name}", "free of repetitions", values)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How the forward passes of an evaluation run."""
+
+    batch_size: int = 64
+    precision: str = "fp32"  # fp32 | bf16 (autocast)
+
+    def __post_init__(self) -> None:
+        check(self.batch_size >= 1, "evaluation.batch_size", ">= 1", self.batch_size)
+        check(self.precision in ("fp32", "bf16"), "evaluation.precision", "one of fp32, bf16", self.precision)
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    """How to train. Optimiser, schedule, EMA, mixing and augmentation are timm's, under timm's names."""
+
+    name: str
+    epochs: int
+    batch_size: int  # images per optimiser step, over all processes and accumulation steps
+    lr: float  # at batch_size = lr_batch; scaled linearly with batch_size when lr_batch is set
+    lr_batch: int | None = None
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    schedule: str = "cosine"  # cosine | multistep | step | ... (timm)
+    milestones: list[int] = field(default_factory=list)  # epochs, for multistep
+    decay_rate: float = 0.1
+    min_lr: float = 0.0
+    warmup_epochs: int = 0
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    ema_decay: float | None = None  # null: no EMA; else the EMA weights are what is evaluated
+    grad_clip: float | None = None  # largest gradient norm
+    grad_accumulation: int = 1
+    amp: str = "none"  # none | bf16 | fp16
+    channels_last: bool = False
+    compile: bool = False
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "grad_accumulation"):
+            check(getattr(self, name) >= 1, f"recipe.{name}", ">= 1", getattr(self, name))
+        for name in ("lr", "weight_decay", "mixup", "cutmix", "min_lr", "warmup_epochs", "momentum"):
+            check(0 <= getattr(self, name) < float("inf"), f"recipe.{name}", "finite and >= 0", getattr(self, name))
+        check(0 <= self.label_smoothing < 1, "recipe.label_smoothing", "in [0, 1)", self.label_smoothing)
+        check(self.ema_decay is None or 0 < self.ema_decay < 1, "recipe.ema_decay", "in (0, 1) or null", self.ema_decay)
+        check(self.grad_clip is None or self.grad_clip > 0, "recipe.grad_clip", "> 0 or null", self.grad_clip)
+        check(self.amp in ("none", "bf16", "fp16"), "recipe.amp", "one of none, bf16, fp16", self.amp)
+        check(
+            self.batch_size % self.grad_accumulation == 0,
+            "recipe.batch_size", f"a multiple of grad_accumulation={self.grad_accumulation}", self.batch_size,
+        )  # fmt: skip
+
+    @property
+    def scaled_lr(self) -> float:
+        return self.lr if self.lr_batch is None else self.lr * self.batch_size / self.lr_batch
+
+
+@dataclass(frozen=True)
+class LoggerConfig:
+    """Where metrics go besides the run folder: wandb, csv (train.csv) or none."""
+
+    name: str
+    project: str = "gch-bench"
+    entity: str | None = None
+    mode: str = "offline"
+
+    def __post_init__(self) -> None:
+        check(self.name in ("wandb", "csv", "none"), "logger.name", "one of wandb, csv, none", self.name)
+        check(self.mode in ("offline", "online", "disabled"), "logger.mode", "one of offline, online, disabled", self.mode)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run. `recipe` is null for evaluate.py, which trains nothing."""
+
+    model: ModelConfig
+    noise: NoiseConfig
+    data: DataConfig
+    corruptions: CorruptionsConfig
+    logger: LoggerConfig
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    recipe: RecipeConfig | None = None
+    seed: int = 0
+    device: str = "auto"  # auto | cpu | cuda
+    threads: int | None = None  # CPU threads; null: torch's choice
+    output: str | None = None  # run folder; null: runs/<data>-<model>-<noise>-s<seed>-<hash of the configuration>
+    resume: str = "auto"  # auto: continue what the run folder holds | never: refuse a folder that holds a run
+
+    def __post_init__(self) -> None:
+        check(self.resume in ("auto", "never"), "resume", "one of auto, never", self.resume)
+        check(self.device in ("auto", "cpu", "cuda"), "device", "one of auto, cpu, cuda", self.device)
+        check(self.seed >= 0, "seed", ">= 0", self.seed)
+        check(self.threads is None or self.threads >= 1, "threads", ">= 1 or null", self.threads)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What determines the weights and each cell: not where files lie, how a run is watched, or which cells are asked for."""
+        plain = self.as_dict()
+        for name in ("logger", "output", "resume", "threads", "device"):
+            plain.pop(name)
+        for name in ("root", "download", "workers"):
+            plain["data"].pop(name)
+        for name in ("name", "names", "severities"):
+            plain["corruptions"].pop(name)
+        return plain
+
+    @property
+    def run_folder(self) -> str:
+        """`output`, or a name under runs/ that is stable for the same identity."""
+        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:8]
+        model = re.sub(r"[^\w.]+", "_", self.model.factory or self.model.name)
+        kind = "" if self.recipe else "eval-"
+        return self.output or f"runs/{kind}{self.data.name}-{model}-{self.noise.name}-s{self.seed}-{digest}"
+
+
+def parse(values: dict[str, Any]) -> Config:
+    """A checked Config from plain dictionaries. Keys that are not Config's (roots, slurm, hydra) are left out.
+
+    Raises:
+        UserError: an unknown or missing key, a wrong type, or a value out of range, in one line.
+    """
+    own = {f.name for f in fields(Config)}
+    return _build(Config, {key: value for key, value in values.items() if key in own}, "")
+
+
+def _build(kind: type, values: Any, path: str) -> Any:
+    check(isinstance(values, dict), path or "config", "a mapping", values)
+    hints = typing.get_type_hints(kind)
+    known = {f.name: f for f in fields(kind)}
+    for key in values:
+        if key not in known:
+            raise UserError(f"unknown key {path}{key}: choose one of {', '.join(known)}")
+    missing = [
+        name for name, f in known.items()
+        if name not in values and f.default is MISSING and f.default_factory is MISSING
+    ]  # fmt: skip
+    if missing:
+        raise UserError(f"{path}{missing[0]} is missing: set {path}{missing[0]}=...")
+    return kind(**{key: _convert(hints[key], value, f"{path}{key}") for key, value in values.items()})
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return _convert(next(argument for argument in arguments if argument is not type(None)), value, path)
+    if is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, path + ".")
+    if origin in (list, tuple):
+        check(isinstance(value, (list, tuple)), path, "a list such as [a,b]", value)
+        items = [_convert(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value)]
+        return items if origin is list else tuple(items)
+    if origin is dict or hint is Any:
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)  # YAML reads a name such as 224 as a number
+    check(isinstance(value, hint) and (hint is bool or not isinstance(value, bool)), path, f"of type {hint.__name__}", value)
+    return value

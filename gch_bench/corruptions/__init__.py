@@ -1,0 +1,112 @@
+"""The corruptions of ImageNet-C, batched, on CPU and GPU, reproducible per image.
+
+Source: Hendrycks and Dietterich, Benchmarking Neural Network Robustness to Common Corruptions and Perturbations, ICLR 2019;
+hendrycks/robustness, make_imagenet_c.py. A new corruption is a function, its levels in parameters.py and a line in CORRUPTIONS.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gch_bench.corruptions.blur import gaussian_blur
+from gch_bench.corruptions.digital import jpeg_compression, pixelate
+from gch_bench.corruptions.parameters import ALEXNET_CLEAN_ERROR_PERCENT, ALEXNET_ERROR_PERCENT, PARAMETER_SETS, ParameterSet
+from gch_bench.corruptions.pixel import (
+    brightness,
+    contrast,
+    gaussian_noise,
+    impulse_noise,
+    saturate,
+    shot_noise,
+    speckle_noise,
+)
+from gch_bench.rng import generators
+
+__all__ = [
+    "ALEXNET_CLEAN_ERROR_PERCENT",
+    "ALEXNET_ERROR_PERCENT",
+    "CORRUPTIONS",
+    "PARAMETER_SETS",
+    "SEVERITIES",
+    "Corruption",
+    "ParameterSet",
+    "corrupt",
+    "parameters_for",
+]
+
+SEVERITIES = (1, 2, 3, 4, 5)
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """One row of the table: ``function(images, level)``, or ``function(images, level, generators)`` where it is random."""
+
+    function: Callable[..., Tensor]
+    group: Literal["noise", "blur", "weather", "digital", "extra"]
+    random: bool = False
+
+
+CORRUPTIONS: dict[str, Corruption] = {
+    "gaussian_noise": Corruption(gaussian_noise, group="noise", random=True),
+    "shot_noise": Corruption(shot_noise, group="noise", random=True),
+    "impulse_noise": Corruption(impulse_noise, group="noise", random=True),
+    "brightness": Corruption(brightness, group="weather"),
+    "contrast": Corruption(contrast, group="digital"),
+    "pixelate": Corruption(pixelate, group="digital"),
+    "jpeg_compression": Corruption(jpeg_compression, group="digital"),
+    "speckle_noise": Corruption(speckle_noise, group="extra", random=True),
+    "gaussian_blur": Corruption(gaussian_blur, group="extra"),
+    "saturate": Corruption(saturate, group="extra"),
+}
+
+
+def parameters_for(size: int) -> str:
+    """The name of the parameter set whose image side is nearest to ``size`` pixels on a logarithmic scale.
+
+    Raises:
+        ValueError: ``size`` is below 1.
+    """
+    if size < 1:
+        raise ValueError(f"image size must be at least 1 pixel, got {size}")
+    return min(PARAMETER_SETS, key=lambda name: abs(math.log(size / PARAMETER_SETS[name].size)))
+
+
+def corrupt(images: Tensor, name: str, severity: int, ids: Tensor, seed: int = 0, parameters: str = "imagenet_224") -> Tensor:
+    """The images, corrupted. An image's result depends on its pixels and on (seed, id, name, severity) alone: not on the
+    batch's size, order or other images. Draws differ between CPU and CUDA.
+
+    Args:
+        images: uint8 (B, 3, H, W), grey levels 0..255, any device; left as they are.
+        name: a key of CORRUPTIONS.
+        severity: 1..5.
+        ids: int64 (B,), each image's number in its data set.
+        seed: of the whole corrupted data set.
+        parameters: a key of PARAMETER_SETS; see ``parameters_for``.
+
+    Returns:
+        uint8 (B, 3, H, W) on the images' device, truncated to whole levels as in the reference.
+
+    Raises:
+        ValueError: an argument breaks its rule; one line gives rule and value.
+    """
+    if name not in CORRUPTIONS:
+        raise ValueError(f"corruption must be one of {', '.join(CORRUPTIONS)}, got {name!r}")
+    if severity not in SEVERITIES:
+        raise ValueError(f"severity must be 1..5, got {severity!r}")
+    if parameters not in PARAMETER_SETS:
+        raise ValueError(f"parameters must be one of {', '.join(PARAMETER_SETS)}, got {parameters!r}")
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images must be uint8, got {images.dtype}")
+    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
+        raise ValueError(f"images must have shape (B, 3, H, W), got {tuple(images.shape)}")
+    if ids.dtype != torch.int64 or ids.shape != images.shape[:1]:
+        raise ValueError(f"ids must be int64 of shape ({images.shape[0]},), got {ids.dtype} of shape {tuple(ids.shape)}")
+    corruption = CORRUPTIONS[name]
+    level = PARAMETER_SETS[parameters].levels[name][severity - 1]
+    if not corruption.random:
+        return corruption.function(images, level)
+    return corruption.function(images, level, generators(ids.tolist(), seed, name, severity, device=images.device))

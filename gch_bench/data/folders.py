@@ -1,0 +1,149 @@
+"""Data sets on disk: image folders (ROOT/{train,val}/CLASS/*) and torchvision's CIFAR-10 and Oxford-IIIT Pet."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from torchvision.datasets import CIFAR10, OxfordIIITPet
+from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, has_file_allowed_extension, make_dataset
+
+from gch_bench.data.images import ArrayImages, FileImages, ImageSet
+from gch_bench.errors import UserError
+
+
+class Subset(NamedTuple):
+    classes: list[str]
+    images: ImageSet
+    fingerprint: str
+
+
+def check_root(root: Path) -> None:
+    """Raises UserError if the data root is not a folder."""
+    if not root.is_dir():
+        found = "a file" if root.exists() else "no such folder"
+        raise UserError(f"data.root must be an existing folder, got {root} ({found}); pass data.root=/path")
+
+
+def image_folder(root: Path, split: str, other: str | None) -> Subset:
+    """The images of ``root/split``, checked against the class folders of ``root/other``.
+
+    Fingerprint: sha256 over the sorted relative paths, for val with the byte sizes (train may have a million files: no stat).
+    Raises UserError on a missing or empty folder, images outside class folders, an empty class, or other classes than expected.
+    """
+    classes = _class_names(root, split)
+    if other is not None:
+        _check_same_classes(root, split, classes, other, _class_names(root, other))
+    folder = str(root / split)
+    found = make_dataset(folder, {name: i for i, name in enumerate(classes)}, extensions=IMG_EXTENSIONS, allow_empty=True)
+    labels_N = np.array([label for _, label in found], dtype=np.int64)
+    empty = np.flatnonzero(np.bincount(labels_N, minlength=len(classes)) == 0).tolist()
+    if len(empty) == len(classes):
+        raise UserError(
+            f"data.root: {folder} must hold images in its class folders, got none; supported are {', '.join(IMG_EXTENSIONS)}"
+        )
+    if empty:
+        raise UserError(
+            f"data.root: every class folder of {folder} must hold an image, "
+            f"got {len(empty)} without ({_some(classes[i] for i in empty)}); add images or remove the folder"
+        )
+    names = [path[len(folder) + 1 :] for path, _ in found]
+    images = FileImages(names, labels_N, folder)
+    return Subset(classes, images, fingerprint_of(images, sizes=split == "val"))
+
+
+def cifar10(root: Path, train: bool, download: bool) -> Subset:
+    """50,000 train or 10,000 test images of 32x32. Raises UserError if absent, corrupted or not downloadable."""
+    data = _torchvision("CIFAR-10", "cifar10", root, download, lambda: CIFAR10(root, train=train, download=download))
+    split = "train" if train else "test"
+    labels_N = np.array(data.targets, dtype=np.int64)
+    images = ArrayImages([f"cifar10/{split}/{i:05d}" for i in range(len(labels_N))], labels_N, data.data)
+    return Subset(data.classes, images, hashlib.sha256(data.data.tobytes() + labels_N.astype("<i8").tobytes()).hexdigest()[:16])
+
+
+def pets(root: Path, train: bool, download: bool) -> Subset:
+    """37 breeds, trainval or test images. Raises UserError if absent, malformed or not downloadable."""
+    split = "trainval" if train else "test"
+    data = _torchvision("Oxford-IIIT Pet", "pets", root, download, lambda: OxfordIIITPet(root, split=split, download=download))
+    order = sorted(range(len(data)), key=lambda i: data._images[i].name)  # torchvision has no public list of its files
+    names = [data._images[i].name for i in order]
+    images = FileImages(names, np.array([data._labels[i] for i in order], dtype=np.int64), str(data._images_folder))
+    return Subset(data.classes, images, fingerprint_of(images, sizes=True))
+
+
+def _torchvision(title: str, name: str, root: Path, download: bool, make: Callable[[], Any]) -> Any:
+    """torchvision's data set, its errors in one line (OSError: network, disk; RuntimeError: absent; the others: malformed)."""
+    try:
+        return make()
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
+        if download:
+            raise UserError(
+                f"data.root: could not download {title} to {root}: {error}; check the network or the folder"
+            ) from error
+        raise UserError(
+            f"data.root: {root} must hold {title}, got: {str(error).split('. You can use')[0]}; "
+            "pass data.download=true or another data.root"
+        ) from error
+
+
+def fingerprint_of(images: FileImages, sizes: bool) -> str:
+    """16 hex digits of sha256 over the sorted (relative path, label[, size in bytes]) of the files."""
+    digest = hashlib.sha256()
+    for i in sorted(range(len(images)), key=images.names.__getitem__):
+        line = [images.names[i].replace(os.sep, "/"), str(images.labels[i])]
+        digest.update(
+            "\0".join(line + ([_byte_size(images.path(i))] if sizes else [])).encode("utf-8", "surrogateescape") + b"\n"
+        )
+    return digest.hexdigest()[:16]
+
+
+def _byte_size(path: str) -> str:
+    try:
+        return str(os.stat(path).st_size)
+    except OSError:
+        return "unreadable"  # reported by name when the image is used
+
+
+def _class_names(root: Path, split: str) -> list[str]:
+    folder = root / split
+    if not folder.is_dir():
+        held = _some(sorted(os.listdir(root))) or "nothing"
+        raise UserError(f"data.root must hold {split}/CLASS/* images, got {root} without a folder {split}/ (it holds {held})")
+    try:
+        return find_classes(folder)[0]
+    except FileNotFoundError:  # no folder inside
+        files = sum(has_file_allowed_extension(name, IMG_EXTENSIONS) for name in os.listdir(folder))
+        if files:
+            raise UserError(
+                f"data.root: {folder} must hold one folder per class, got {files} images directly inside; "
+                f"sort them into {split}/CLASS/ (for ImageNet's validation images: valprep.sh)"
+            ) from None
+        raise UserError(
+            f"data.root: {folder} must hold one folder per class, got an empty folder; put images into {split}/CLASS/"
+        ) from None
+    except OSError as error:
+        raise UserError(f"data.root: {folder} must be readable, got: {error.strerror}") from error
+
+
+def _check_same_classes(root: Path, split: str, classes: list[str], other: str, others: list[str]) -> None:
+    only_here, only_there = sorted(set(classes) - set(others)), sorted(set(others) - set(classes))
+    if only_here or only_there:
+        difference = "; ".join(
+            f"{len(names)} only in {s}/ ({_some(names)})" for s, names in ((split, only_here), (other, only_there)) if names
+        )
+        raise UserError(f"data.root: {split}/ and {other}/ of {root} must have the same class folders, got {difference}")
+
+
+def check_num_classes(found: int, expected: int | None) -> None:
+    """Raises UserError if the data has another number of classes than ``data.num_classes`` says."""
+    if expected is not None and found != expected:
+        raise UserError(
+            f"data.num_classes must be the number of classes in the data, {found}, got {expected}; correct it or data.root"
+        )
+
+
+def _some(names: Iterable[str], most: int = 3) -> str:
+    listed = list(names)
+    return ", ".join(listed[:most]) + (", ..." if len(listed) > most else "")

@@ -1,0 +1,48 @@
+"""Why a number can be compared with another: everything between the image files and the metric, as one id."""
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass
+
+RGB = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How numbers were measured; two are comparable if their ``id`` is the same. Raises ValueError on a malformed field."""
+
+    source: str  # where the corrupted images come from: "generated" here
+    data: str  # name of the data set
+    data_fingerprint: str  # of the evaluated images
+    size: int  # side of the images the network sees, pixels
+    geometry: str  # "none" or e.g. "resize256-bilinear-centercrop224"
+    mean: RGB
+    std: RGB
+    precision: str  # "fp32", "bf16", ...
+    parameters: (
+        str  # corruption parameter set; "SET@SIZE" when used at another size than the set's own, e.g. "imagenet_224@128"
+    )
+    jpeg_roundtrip: bool  # whether corrupted images went through JPEG, as the published ImageNet-C did
+    num_images: int
+    corruption_seed: int
+    noise_at_test: str  # "off", or "on-T10": mean softmax over 10 noisy passes
+
+    def __post_init__(self) -> None:
+        for field in ("mean", "std"):  # 0 and 0.0 are the same protocol, and so are a list and a tuple
+            values = tuple(float(value) for value in getattr(self, field))
+            if len(values) != 3:
+                raise ValueError(f"{field} must have 3 values, got {values}")
+            object.__setattr__(self, field, values)
+        if not re.fullmatch(r"off|on-T[1-9]\d*", self.noise_at_test):
+            raise ValueError(f"noise_at_test must be off or on-T<passes>, got {self.noise_at_test!r}")
+
+    @property
+    def id(self) -> str:
+        """Readable prefix and 10 hex digits of sha256 over all fields."""
+        canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        digest = hashlib.sha256(canonical.encode()).hexdigest()[:10]
+        return (
+            f"{self.source}-{self.data}-{self.size}px-{self.parameters}-{self.precision}-n{self.num_images}"
+            f"-noise_{self.noise_at_test}-{digest}"
+        )

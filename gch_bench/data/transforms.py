@@ -1,0 +1,77 @@
+"""Image -> tensor. Training: timm's augmentation, normalised. Evaluation: uint8, so that corruptions come before normalisation.
+
+Legend: B batch, H W height and width in pixels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as F
+
+from gch_bench.data.options import AugmentConfig, default_resize
+from gch_bench.errors import UserError
+
+Transform = Callable[[Image.Image], torch.Tensor]
+RGB = tuple[float, float, float]
+
+
+def train_transform(augment: AugmentConfig, size: int, mean: RGB, std: RGB, interpolation: str = "bilinear") -> Transform:
+    """RGB image -> float32 (3, size, size), augmented and normalised. Raises UserError on an auto_augment timm rejects.
+
+    Draws from the global generators of ``random``, numpy and torch: ``loaders.train_loader`` seeds them per image.
+    """
+    try:
+        transform: Transform = create_transform(
+            size,
+            is_training=True,
+            scale=augment.scale,
+            ratio=augment.ratio,
+            hflip=augment.hflip,
+            color_jitter=augment.color_jitter or None,  # type: ignore[arg-type]  # None: timm leaves the step out
+            auto_augment=augment.auto_augment,
+            interpolation=interpolation,
+            mean=mean,
+            std=std,
+            re_prob=augment.random_erasing,
+            re_mode="pixel",
+        )
+    except (AssertionError, ValueError, KeyError) as error:
+        raise UserError(
+            f"augment.auto_augment must be a timm string such as rand-m9-mstd0.5, got {augment.auto_augment!r} ({error})"
+        ) from error
+    return transform
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """See ``eval_transform``."""
+
+    size: int
+    resize: int | None
+    interpolation: InterpolationMode
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        if self.resize is not None or image.size != (self.size, self.size):
+            image = F.resize(image, [self.resize or default_resize(self.size)], self.interpolation)
+            image = F.center_crop(image, [self.size, self.size])
+        return F.pil_to_tensor(image)
+
+
+def eval_transform(size: int, resize: int | None = None, interpolation: str = "bilinear") -> EvalTransform:
+    """RGB image -> uint8 (3, size, size): torchvision's antialiased Resize(resize) on the PIL image, then CenterCrop(size).
+
+    With ``resize=None`` an image that is size x size already is left as it is, any other is resized to size*256/224.
+    """
+    return EvalTransform(size, resize, InterpolationMode(interpolation))
+
+
+def normalise(images: torch.Tensor, mean: RGB, std: RGB) -> torch.Tensor:
+    """uint8 (..., 3, H, W) -> float32 of the same shape and device, (images / 255 - mean) / std; the input is kept."""
+    if images.dtype != torch.uint8:
+        raise TypeError(f"images must be uint8 in 0..255, got {images.dtype}")
+    mean_3, std_3 = (torch.tensor(values, dtype=torch.float32, device=images.device).view(3, 1, 1) for values in (mean, std))
+    return (images.to(torch.float32) / 255 - mean_3) / std_3

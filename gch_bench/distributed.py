@@ -1,0 +1,71 @@
+"""Process groups: torchrun, SLURM or a single process; exact shards; sums and gathers."""
+
+import os
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+
+class World(NamedTuple):
+    """This process in its group: `device` is its own."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def parallel(self) -> bool:
+        return self.size > 1
+
+
+def start(device: str = "auto") -> World:
+    """Join the group that torchrun (or SLURM with one task a GPU) announces in the environment; alone without one.
+
+    `device`: auto (CUDA where there is one), cpu or cuda. Backend: nccl on CUDA, gloo on the CPU."""
+    if "RANK" not in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
+        os.environ.update(
+            RANK=os.environ["SLURM_PROCID"], WORLD_SIZE=os.environ["SLURM_NTASKS"], LOCAL_RANK=os.environ["SLURM_LOCALID"]
+        )
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    here = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(here)
+    if size > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if cuda else "gloo", rank=rank, world_size=size)
+    return World(rank, size, here)
+
+
+def stop() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def total(values: torch.Tensor, world: World) -> torch.Tensor:
+    """Sum over the processes (the tensor itself, changed in place, when parallel)."""
+    if world.parallel:
+        dist.all_reduce(values)
+    return values
+
+
+def any_process(flag: bool, world: World) -> bool:
+    return bool(total(torch.tensor(int(flag), device=world.device), world).item()) if world.parallel else flag
+
+
+def gather(value: Any, world: World) -> list[Any]:
+    """Every process's value, in rank order, on every process."""
+    if not world.parallel:
+        return [value]
+    values: list[Any] = [None] * world.size
+    dist.all_gather_object(values, value)
+    return values
+
+
+def wait(world: World) -> None:
+    if world.parallel:
+        dist.barrier()

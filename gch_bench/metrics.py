@@ -1,0 +1,250 @@
+"""Per-sample atoms -> accuracy, NLL, Brier score, calibration errors, AURC and mCE. NumPy only: records in, numbers out.
+
+Every number is computed once over a whole cell from its atoms, never averaged over batches. Rates, errors and confidences are
+fractions in [0, 1]; NLL and entropy are in nats; the Brier score is in [0, 2]. Bad input raises a one-line ValueError.
+Legend: N samples, C classes, B bins.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+CLEAN = "clean"  # name of the uncorrupted cell in a mapping keyed by (corruption, severity)
+NUM_BINS = 15
+
+
+class SampleAtoms(NamedTuple):
+    """What one image contributes to every metric; each field is (N,)."""
+
+    prediction: Ints
+    confidence: Floats
+    nll: Floats
+    brier: Floats
+    top5: Bools
+    entropy: Floats
+
+
+class CalibrationBins(NamedTuple):
+    """A reliability diagram; each field is (B,). Means of an empty bin are NaN."""
+
+    count: Ints  # type: ignore[assignment]  # shadows tuple.count, which a table has no use for
+    mean_confidence: Floats
+    accuracy: Floats
+
+
+def sample_atoms(log_probabilities: ArrayLike, labels: ArrayLike) -> SampleAtoms:
+    """Atoms from log-probabilities (N, C) in nats (log-softmax in float32 or better, best float64) and labels (N,) in 0..C-1.
+
+    prediction is the arg max (ties: the lowest class); confidence its probability; nll = -log p_label exactly, except that
+    log 0 = -inf counts as the log of the smallest positive normal float64 (nll 708.4), so that it is finite; brier =
+    sum_c (p_c - [c = label])^2 in [0, 2] (Brier 1950); top5: the label is among the min(5, C) largest, ties in class
+    order; entropy = -sum_c p_c log p_c in nats. ValueError: wrong shapes, labels outside 0..C-1, NaN, rows that are not
+    log-probabilities (probabilities must sum to 1 within 1e-3: logits are refused).
+    """
+    logp_NC, label_N = _checked_predictions(log_probabilities, labels)
+    rows_N = np.arange(len(label_N))
+    p_NC = np.exp(logp_NC)
+    prediction_N = logp_NC.argmax(axis=1).astype(np.int64)
+    confidence_N = np.minimum(p_NC[rows_N, prediction_N], 1.0)
+    label_logp_N = logp_NC[rows_N, label_N]
+    nll_N = np.maximum(-np.where(np.isneginf(label_logp_N), np.log(np.finfo(np.float64).tiny), label_logp_N), 0.0)
+    top5_N = _label_rank(logp_NC, label_N) < 5
+    entropy_N = -np.einsum("nc,nc->n", p_NC, np.maximum(logp_NC, np.finfo(np.float64).min))  # 0 log 0 = 0, not 0 * inf
+    p_NC[rows_N, label_N] -= 1.0  # squares of differences, not 1 - 2p + sum p^2, which cancels when p is near 1
+    brier_N = np.einsum("nc,nc->n", p_NC, p_NC)
+    return SampleAtoms(prediction_N, confidence_N, nll_N, brier_N, top5_N, np.maximum(entropy_N, 0.0))
+
+
+def top_k_accuracy(log_probabilities: ArrayLike, labels: ArrayLike, k: int) -> float:
+    """Fraction of labels (N,) among the k largest of log_probabilities (N, C), ties in class order; k >= C gives 1."""
+    if k < 1:
+        raise ValueError(f"k must be >= 1, got {k}")
+    return float((_label_rank(*_checked_predictions(log_probabilities, labels)) < k).mean())
+
+
+def bin_index(confidence: ArrayLike, num_bins: int = NUM_BINS) -> Ints:
+    """Index (N,) of the equal-width bin (lo, hi] of each confidence (N,): 0 is in the first bin, 1 in the last."""
+    if num_bins < 1:
+        raise ValueError(f"num_bins must be >= 1, got {num_bins}")
+    edges = np.linspace(0, 1, num_bins + 1)
+    return np.searchsorted(edges[1:-1], _checked_confidence(confidence), side="left").astype(np.int64)
+
+
+def calibration_bins(confidence: ArrayLike, correct: ArrayLike, num_bins: int = NUM_BINS) -> CalibrationBins:
+    """Count, mean confidence and accuracy of each equal-width bin (see bin_index); empty bins hold count 0 and NaN."""
+    confidence_N, correct_N = _checked(confidence, correct)
+    index_N = bin_index(confidence_N, num_bins)
+    count = np.bincount(index_N, minlength=num_bins)
+    divisor = np.where(count > 0, count, np.nan)
+    means = [np.bincount(index_N, weights=values, minlength=num_bins) / divisor for values in (confidence_N, correct_N)]
+    return CalibrationBins(count, *means)
+
+
+def expected_calibration_error(confidence: ArrayLike, correct: ArrayLike, num_bins: int = NUM_BINS) -> float:
+    """ECE = sum_b (n_b / N) |accuracy_b - mean confidence_b| over equal-width bins (lo, hi]; empty bins contribute 0.
+
+    Source: Naeini et al. 2015; Guo et al. 2017, eq. 3. confidence (N,) in [0, 1], correct (N,) bool; result in [0, 1].
+    """
+    bins = calibration_bins(confidence, correct, num_bins)
+    return float(np.nansum(bins.count * np.abs(bins.accuracy - bins.mean_confidence)) / bins.count.sum())
+
+
+def maximum_calibration_error(confidence: ArrayLike, correct: ArrayLike, num_bins: int = NUM_BINS) -> float:
+    """MCE = max_b |accuracy_b - mean confidence_b| over the non-empty equal-width bins (Guo et al. 2017, eq. 5)."""
+    bins = calibration_bins(confidence, correct, num_bins)
+    return float(np.nanmax(np.abs(bins.accuracy - bins.mean_confidence)))
+
+
+def equal_mass_calibration_error(confidence: ArrayLike, correct: ArrayLike, num_bins: int = NUM_BINS) -> float:
+    """ECE over bins of equal counts (Nixon et al. 2019, adaptive calibration error, for the top label, weighted by n_b / N).
+
+    Sorted confidences are cut as ``np.array_split`` would (sizes differ by at most one); the last confidence of each group is
+    its bin's upper edge, bins are (lo, hi]. Equal confidences thus share a bin, the lowest that any of them falls in: the
+    result does not depend on input order, and bins are unequal only where ties force it.
+    """
+    confidence_N, correct_N = _checked(confidence, correct)
+    if num_bins < 1:
+        raise ValueError(f"num_bins must be >= 1, got {num_bins}")
+    size, larger = divmod(len(confidence_N), num_bins)
+    ends = np.cumsum([size + (b < larger) for b in range(num_bins - 1)], dtype=np.int64)
+    edges = np.sort(confidence_N)[ends - 1]
+    index_N = np.searchsorted(edges, confidence_N, side="left")
+    return float(np.abs(np.bincount(index_N, weights=confidence_N - correct_N)).sum() / len(confidence_N))
+
+
+def classwise_calibration_error(
+    confidence: ArrayLike, correct: ArrayLike, prediction: ArrayLike, num_classes: int, num_bins: int = NUM_BINS
+) -> float:
+    """Top-label class-wise ECE: mean over the classes predicted at least once of the ECE among samples predicted as that class.
+
+    Conditioning on the predicted class is the top-label calibration of Gupta & Ramdas 2022 (Top-label calibration and
+    multiclass-to-binary reductions), whose TL-ECE weights classes by frequency. The unweighted mean (rare predictions count as
+    much as common ones) and equal-width bins are this project's definition. prediction (N,) is in 0..num_classes-1.
+    """
+    confidence_N, correct_N = _checked(confidence, correct)
+    prediction_N = _checked_classes("prediction", prediction, len(confidence_N), num_classes)
+    joint_N = prediction_N * num_bins + bin_index(confidence_N, num_bins)
+    gap = np.abs(np.bincount(joint_N, weights=confidence_N - correct_N, minlength=num_classes * num_bins))
+    count = np.bincount(prediction_N, minlength=num_classes)
+    return float((gap.reshape(num_classes, num_bins).sum(axis=1)[count > 0] / count[count > 0]).mean())
+
+
+def area_under_risk_coverage(confidence: ArrayLike, correct: ArrayLike) -> float:
+    """AURC = (1/N) sum_k risk_k, with risk_k the error rate of the k most confident samples (Geifman & El-Yaniv 2017).
+
+    Ties: the expectation over all orders of tied samples (each counts with its block's error rate). In [0, 1], lower is better.
+    """
+    confidence_N, correct_N = _checked(confidence, correct)
+    _, block_N, count = np.unique(-confidence_N, return_inverse=True, return_counts=True)
+    error_N = np.repeat(np.bincount(block_N, weights=~correct_N) / count, count)
+    return float((np.cumsum(error_N) / np.arange(1, len(error_N) + 1)).mean())
+
+
+def summarize(atoms: Any, num_classes: int, num_bins: int = NUM_BINS) -> dict[str, float]:
+    """The summary row of one cell from its columns, each (N,): a mapping of arrays or a DataFrame.
+
+    Columns: label, prediction, confidence, nll, brier, top5, entropy. Keys in order: n, top1, top5 (accuracies), nll, brier
+    (means), ece, ece_equal_mass, ece_classwise, max_ce, aurc, entropy, confidence (means).
+    """
+    confidence = _checked_confidence(atoms["confidence"])
+    label = _checked_classes("label", atoms["label"], len(confidence), num_classes)
+    prediction = _checked_classes("prediction", atoms["prediction"], len(confidence), num_classes)
+    names = ("top5", "nll", "brier", "entropy")
+    mean = {name: float(_vector(name, atoms[name], len(confidence)).astype(np.float64).mean()) for name in names}
+    correct = prediction == label
+    return {
+        "n": len(confidence),
+        "top1": float(correct.mean()),
+        **{name: mean[name] for name in ("top5", "nll", "brier")},
+        "ece": expected_calibration_error(confidence, correct, num_bins),
+        "ece_equal_mass": equal_mass_calibration_error(confidence, correct, num_bins),
+        "ece_classwise": classwise_calibration_error(confidence, correct, prediction, num_classes, num_bins),
+        "max_ce": maximum_calibration_error(confidence, correct, num_bins),
+        "aurc": area_under_risk_coverage(confidence, correct),
+        "entropy": mean["entropy"],
+        "confidence": float(confidence.mean()),
+    }
+
+
+def mean_corruption(cells: Mapping[tuple[str, int], Mapping[str, float]], keys: Iterable[str]) -> dict[str, float]:
+    """Mean of each key over severities within a corruption, then over corruptions; cells named CLEAN are left out.
+
+    cells maps (corruption, severity) to a summary row (see summarize). ValueError: no corrupted cell, or corruptions with
+    different severities (an incomplete run has no mean).
+    """
+    levels = {name: sorted(s for other, s in cells if other == name) for name, _ in cells if name != CLEAN}
+    if len(set(map(tuple, levels.values()))) != 1:
+        raise ValueError(f"cells must hold corruptions, each with the same severities, got {levels}")
+    return {key: float(np.mean([np.mean([cells[name, s][key] for s in levels[name]]) for name in levels])) for key in keys}
+
+
+def mean_corruption_error(errors: Mapping[str, Sequence[float]], baseline: Mapping[str, float]) -> float:
+    """mCE = mean over corruptions c of (mean over severities of errors[c]) / baseline[c]; 1 is the baseline, as a fraction.
+
+    Source: Hendrycks & Dietterich 2019 (CE_c = sum_s E_{s,c} / sum_s E^AlexNet_{s,c}). errors[c] holds top-1 errors (fractions)
+    of every severity, baseline[c] the baseline's error averaged over the same severities (fraction). Both must name the same
+    corruptions: a mean over some of them is no mCE. ValueError names the corruption that is unknown, missing or invalid.
+    """
+    if not errors or set(errors) != set(baseline):
+        unknown, missing = sorted(set(errors) - set(baseline)), sorted(set(baseline) - set(errors))
+        raise ValueError(f"errors must name the baseline's corruptions, got unknown {unknown}, missing {missing}")
+    length = len(next(iter(errors.values())))
+    for name, values in errors.items():
+        if len(values) != length or not length or not all(0 <= value <= 1 for value in values) or not 0 < baseline[name] <= 1:
+            got = f"{list(values)} and {baseline[name]}"
+            raise ValueError(f"errors and baseline of {name} must be {length} and 1 fractions, not percent, got {got}")
+    return float(np.mean([np.mean(errors[name]) / baseline[name] for name in errors]))
+
+
+def _label_rank(logp_NC: Floats, label_N: Ints) -> Ints:
+    """Place (N,) of each label from 0: classes strictly above it, and tied classes of lower index."""
+    label_logp_N1 = np.take_along_axis(logp_NC, label_N[:, None], axis=1)
+    lower_NC = np.arange(logp_NC.shape[1]) < label_N[:, None]
+    return ((logp_NC > label_logp_N1) | ((logp_NC == label_logp_N1) & lower_NC)).sum(axis=1)
+
+
+def _checked_predictions(log_probabilities: ArrayLike, labels: ArrayLike) -> tuple[Floats, Ints]:
+    logp_NC = np.asarray(log_probabilities, dtype=np.float64)
+    if logp_NC.ndim != 2 or 0 in logp_NC.shape:
+        raise ValueError(f"log_probabilities must be a non-empty (N, C) array, got shape {logp_NC.shape}")
+    with np.errstate(over="ignore"):
+        total_N = np.exp(logp_NC).sum(axis=1)
+    if not (proper_N := np.abs(total_N - 1) <= 1e-3).all():  # NaN fails the comparison too
+        raise ValueError(f"log_probabilities must have rows whose probabilities sum to 1, got a sum of {total_N[~proper_N][0]}")
+    return logp_NC, _checked_classes("labels", labels, *logp_NC.shape)
+
+
+def _checked(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floats, Bools]:
+    confidence_N = _checked_confidence(confidence)
+    correct_N = _vector("correct", correct, len(confidence_N))
+    if not (boolean_N := np.isin(correct_N, (0, 1))).all():
+        raise ValueError(f"correct must be true or false, got {correct_N[~boolean_N][0]}")
+    return confidence_N, correct_N.astype(bool)
+
+
+def _checked_confidence(confidence: ArrayLike) -> Floats:
+    confidence_N = _vector("confidence", confidence).astype(np.float64)
+    if not (inside_N := (confidence_N >= 0) & (confidence_N <= 1)).all():
+        raise ValueError(f"confidence must be in [0, 1], got {confidence_N[~inside_N][0]}")
+    return confidence_N
+
+
+def _checked_classes(name: str, values: ArrayLike, length: int, num_classes: int) -> Ints:
+    class_N = _vector(name, values, length)
+    if class_N.dtype.kind not in "iu" or not ((class_N >= 0) & (class_N < num_classes)).all():
+        span = f"{class_N.dtype} {class_N.min()}..{class_N.max()}"
+        raise ValueError(f"{name} must be integers in 0..{num_classes - 1}, got {span}")
+    return class_N.astype(np.int64)
+
+
+def _vector(name: str, values: ArrayLike, length: int | None = None) -> NDArray[Any]:
+    vector_N = np.asarray(values)
+    if vector_N.ndim != 1 or not len(vector_N) or length not in (None, len(vector_N)):
+        raise ValueError(f"{name} must be a ({length or 'N'},) array, not empty, got shape {vector_N.shape}")
+    return vector_N

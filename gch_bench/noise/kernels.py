@@ -1,0 +1,242 @@
+"""Correlation kernels of Gaussian fields on an H x W grid: which covariance psi has.
+
+Shapes: B batch, H x W grid, N = H*W sites (row-major). Every kernel here is diagonal in a separable orthonormal basis,
+so a field is two small matrix products: psi_BHW = S_HH^T @ (amplitude_HW * z_BHW) @ S_WW with z iid N(0, 1), and
+Var psi and Cov psi are closed sums over the same amplitudes. Source: VKD (arXiv 2603.17365); the definitions that its
+abstract does not fix are this project's (docs/definitions.md).
+"""
+
+import math
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+BOUNDARIES = ("outside", "inside")
+
+
+def check_number(name: str, value: float, low: float, strict: bool = False) -> None:
+    """Raise ValueError unless ``value`` is finite and ``>= low`` (``> low`` when strict)."""
+    good = isinstance(value, (int, float)) and math.isfinite(value) and (value > low if strict else value >= low)
+    if not good:
+        raise ValueError(f"{name} must be a finite number {'>' if strict else '>='} {low:g}, got {value!r}")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+
+
+class Spectrum(NamedTuple):
+    """A kernel on one grid: modes x sites bases (float64), and the sd of every mode's coefficient."""
+
+    basis_HH: Tensor
+    basis_WW: Tensor
+    amplitude_HW: Tensor
+
+
+def sine_basis(n: int) -> tuple[Tensor, Tensor]:
+    """Orthonormal DST-I basis (n, n) and the eigenvalues (n,) of the path Laplacian pinned to 0 just outside."""
+    k = torch.arange(1, n + 1, dtype=torch.float64)
+    basis = math.sqrt(2 / (n + 1)) * torch.sin(math.pi * torch.outer(k, k) / (n + 1))
+    return basis, 2 - 2 * torch.cos(math.pi * k / (n + 1))
+
+
+def hartley_basis(n: int) -> tuple[Tensor, Tensor]:
+    """Orthonormal real Fourier (Hartley) basis (n, n) and the eigenvalues (n,) of the cycle Laplacian."""
+    k = torch.arange(n, dtype=torch.float64)
+    phase = 2 * math.pi * torch.outer(k, k) / n
+    return (torch.cos(phase) + torch.sin(phase)) / math.sqrt(n), 2 - 2 * torch.cos(2 * math.pi * k / n)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A stationary law of Gaussian fields with energy scale ``beta``: Cov psi = G / beta.
+
+    Args:
+        beta: inverse temperature, > 0.
+        match_variance: rescale so that the mean of Var psi over the free sites is 1 (beta then has no effect).
+
+    Raises:
+        ValueError: an argument out of range, or a grid too small for the kernel.
+    """
+
+    beta: float = 1.0
+    match_variance: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_number("beta", self.beta, 0, strict=True)
+
+    # What a kernel has to say: the spectrum of G = Cov psi at beta = 1. Rings of pinned sites around it: `pinned`.
+    pinned = 0
+
+    def _green(self, height: int, width: int) -> Spectrum:
+        raise NotImplementedError
+
+    def _beta(self, height: int, width: int) -> float:
+        return self.beta
+
+    def sample(
+        self,
+        batch: int,
+        height: int,
+        width: int,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Independent fields psi ~ N(0, Cov): (batch, height, width). Without ``generator``: torch's global one."""
+        device = torch.device(device or (generator.device if generator is not None else "cpu"))
+        basis_HH, basis_WW, amplitude_HW = _on_device(self, height, width, device, dtype)
+        z_BHW = torch.randn(batch, *amplitude_HW.shape, generator=generator, device=device, dtype=dtype)
+        # The field stays in `dtype` inside autocast, where matmul would drop to half precision.
+        with torch.autocast(device.type, enabled=False):
+            psi_BHW = basis_HH.T @ (amplitude_HW * z_BHW) @ basis_WW
+        return self._padded(psi_BHW)
+
+    def variance(self, height: int, width: int) -> Tensor:
+        """Var psi(x) per site: (height, width), float64."""
+        basis_HH, basis_WW, amplitude_HW = _spectrum(self, height, width)
+        return self._padded((basis_HH**2).T @ amplitude_HW**2 @ basis_WW**2)
+
+    def covariance(self, height: int, width: int) -> Tensor:
+        """Cov(psi(x), psi(y)) = C: (N, N), N = height*width row-major sites, float64."""
+        return self._dense(_spectrum(self, height, width))
+
+    def resistance(self, height: int, width: int) -> Tensor:
+        """R(x, y) = G_xx + G_yy - 2 G_xy with G at beta = 1, unmatched: (N, N), float64.
+
+        For the Dirichlet kernel R is the effective resistance of the grid with its boundary grounded (theory 1.4.1)."""
+        green_NN = self._dense(self._green(height, width))
+        diagonal_N = green_NN.diagonal()
+        return diagonal_N[:, None] + diagonal_N[None, :] - 2 * green_NN
+
+    def _dense(self, spectrum: Spectrum) -> Tensor:
+        basis_MN = torch.kron(spectrum.basis_HH, spectrum.basis_WW)
+        green_NN = basis_MN.T @ (spectrum.amplitude_HW.flatten()[:, None] ** 2 * basis_MN)
+        free_N = self._padded(torch.ones_like(spectrum.amplitude_HW)).flatten().bool()
+        full_NN = torch.zeros(len(free_N), len(free_N), dtype=torch.float64)
+        full_NN[torch.outer(free_N, free_N)] = green_NN.flatten()  # pinned sites have covariance 0
+        return full_NN
+
+    def _padded(self, sites: Tensor) -> Tensor:
+        return torch.nn.functional.pad(sites, [self.pinned] * 4) if self.pinned else sites
+
+
+@dataclass(frozen=True)
+class White(Kernel):
+    """Independent sites: Cov psi = I / beta."""
+
+    def _green(self, height: int, width: int) -> Spectrum:
+        eye = lambda n: torch.eye(n, dtype=torch.float64)  # noqa: E731
+        return Spectrum(eye(height), eye(width), torch.ones(height, width, dtype=torch.float64))
+
+
+@dataclass(frozen=True)
+class DirichletGreen(Kernel):
+    """Maximum-entropy field under an energy budget: psi ~ N(0, (beta L)^-1), L the Dirichlet graph Laplacian.
+
+    Args:
+        beta: inverse temperature, > 0.
+        boundary: "outside": the pinned ring (psi = 0) lies just outside the map, every site is free;
+            "inside": the map's own outermost ring is pinned (needs H, W >= 3).
+        match_variance: rescale so that the mean of Var psi over the free sites is 1.
+        energy: the budget E[1/2 <psi, L psi>] in place of beta, > 0: beta = |U| / (2 energy), |U| the free sites.
+
+    Source: VKD, theory 1.1: L psi(x) = 4 psi(x) - sum of the neighbours, DST-I eigenbasis.
+    """
+
+    boundary: str = "outside"
+    energy: float | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("boundary", self.boundary, BOUNDARIES)
+        if self.energy is not None:
+            check_number("energy", self.energy, 0, strict=True)
+            if self.beta != 1.0:
+                raise ValueError(f"energy replaces beta: give one of them, got energy={self.energy:g} and beta={self.beta:g}")
+
+    @property
+    def pinned(self) -> int:  # type: ignore[override]
+        return int(self.boundary == "inside")
+
+    def _free(self, height: int, width: int) -> tuple[int, int]:
+        if min(height, width) <= 2 * self.pinned:
+            raise ValueError(f'boundary="inside" needs a map of at least 3x3, got {height}x{width}')
+        return height - 2 * self.pinned, width - 2 * self.pinned
+
+    def _eigenvalues(self, eigen_H: Tensor, eigen_W: Tensor) -> Tensor:
+        return eigen_H[:, None] + eigen_W[None, :]
+
+    def _green(self, height: int, width: int) -> Spectrum:
+        free_height, free_width = self._free(height, width)
+        (basis_HH, eigen_H), (basis_WW, eigen_W) = sine_basis(free_height), sine_basis(free_width)
+        return Spectrum(basis_HH, basis_WW, self._eigenvalues(eigen_H, eigen_W).rsqrt())
+
+    def _beta(self, height: int, width: int) -> float:
+        return self.beta if self.energy is None else math.prod(self._free(height, width)) / (2 * self.energy)
+
+
+@dataclass(frozen=True)
+class MassiveGreen(DirichletGreen):
+    """psi ~ N(0, (beta (L + mass^2))^-1), L the Dirichlet Laplacian: correlations decay within about 1/mass sites."""
+
+    mass: float = field(default=1.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("mass", self.mass, 0)
+
+    def _eigenvalues(self, eigen_H: Tensor, eigen_W: Tensor) -> Tensor:
+        return super()._eigenvalues(eigen_H, eigen_W) + self.mass**2
+
+
+@dataclass(frozen=True)
+class PeriodicGreen(Kernel):
+    """psi ~ N(0, (beta L)^+) on the torus, the zero mode removed (every field sums to 0). A 1x1 grid has no other mode."""
+
+    def _green(self, height: int, width: int) -> Spectrum:
+        (basis_HH, eigen_H), (basis_WW, eigen_W) = hartley_basis(height), hartley_basis(width)
+        eigen_HW = eigen_H[:, None] + eigen_W[None, :]
+        eigen_HW[0, 0] = math.inf  # the zero mode: amplitude 0
+        return Spectrum(basis_HH, basis_WW, eigen_HW.rsqrt())
+
+
+KERNELS: dict[str, type[Kernel]] = {
+    "dirichlet_green": DirichletGreen,
+    "white": White,
+    "massive_green": MassiveGreen,
+    "periodic_green": PeriodicGreen,
+}
+
+
+@lru_cache(maxsize=256)
+@torch.inference_mode(False)  # a cached tensor outlives an evaluation's inference mode
+def _spectrum(kernel: Kernel, height: int, width: int) -> Spectrum:
+    """Spectrum of Cov psi (beta and match_variance applied), float64, CPU."""
+    if min(height, width) < 1:
+        raise ValueError(f"a grid must be at least 1x1, got {height}x{width}")
+    basis_HH, basis_WW, amplitude_HW = kernel._green(height, width)
+    if kernel.match_variance:
+        # Orthonormal bases: the variances of the free sites add up to the sum of amplitude^2.
+        power = amplitude_HW.square().mean()
+        amplitude_HW = amplitude_HW / power.sqrt() if power > 0 else amplitude_HW
+    else:
+        amplitude_HW = amplitude_HW / math.sqrt(kernel._beta(height, width))
+    return Spectrum(basis_HH, basis_WW, amplitude_HW)
+
+
+@lru_cache(maxsize=256)
+@torch.inference_mode(False)
+def _on_device(kernel: Kernel, height: int, width: int, device: torch.device, dtype: torch.dtype) -> Spectrum:
+    return Spectrum(*(matrix.to(device, dtype) for matrix in _spectrum(kernel, height, width)))
+
+
+@lru_cache(maxsize=256)
+@torch.inference_mode(False)
+def variance_on(kernel: Kernel, height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """`kernel.variance` (H, W), cached per grid, device and dtype."""
+    return kernel.variance(height, width).to(device, dtype)

@@ -1,0 +1,233 @@
+"""Noise mechanisms: law x kernel x injection, as layers on feature maps (B, C, H, W).
+
+Each is the identity in eval mode, like dropout; `inject` attaches one to named stages of a network. Noise has no
+parameters and no buffers, so a state dict never shows it. Without a generator, draws come from torch's global one.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+
+import torch
+from timm.layers.drop import DropBlock2d
+from torch import Tensor, nn
+
+from gch_bench.noise.kernels import KERNELS, DirichletGreen, Kernel, check_choice, check_number, variance_on
+from gch_bench.noise.laws import hard_mask, samplewise_gate, wick_gate
+
+NORMALIZATIONS = ("samplewise", "wick")
+
+
+def check_probability(name: str, value: float) -> None:
+    if not (isinstance(value, (int, float)) and 0 <= value < 1):
+        raise ValueError(f"{name} must be in [0, 1), got {value!r}")
+
+
+class Mechanism(nn.Module):
+    """Base of all mechanisms: `forward` is `apply_noise` in training mode and the identity in eval mode."""
+
+    # A sample-wise normalised gate on one site is exactly 1: the stage's report says so.
+    identity_on_one_site = False
+
+    def apply_noise(self, features: Tensor) -> Tensor:
+        """Noisy features, whatever the mode: (B, C, H, W) -> (B, C, H, W)."""
+        raise NotImplementedError
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.apply_noise(features) if self.training else features
+
+
+class FieldNoise(Mechanism):
+    """Base of the mechanisms that draw a Gaussian field; its kernel's matrices are cached per (H, W, device, dtype)."""
+
+    def __init__(self, kernel: Kernel, per_channel: bool = False) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.per_channel = per_channel
+
+    def transform(self, psi_BHW: Tensor) -> Tensor:
+        """The law: Gaussian fields (B, H, W) -> gates (or additive noise) (B, H, W)."""
+        raise NotImplementedError
+
+    def gate(
+        self,
+        batch: int,
+        height: int,
+        width: int,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """`batch` independent draws of the law on a height x width grid: (B, H, W), float32."""
+        return self.transform(self.kernel.sample(batch, height, width, generator, device))
+
+    @torch.compiler.disable  # cached matrices: traced, every compiled graph would rebuild them
+    def draw(self, features: Tensor) -> Tensor:
+        """Draws for features (B, C, H, W), in their dtype: (B, 1, H, W), or (B, C, H, W) per channel."""
+        batch, channels, height, width = features.shape
+        channels = channels if self.per_channel else 1
+        noise = self.gate(batch * channels, height, width, device=features.device)
+        return noise.view(batch, channels, height, width).to(features.dtype)
+
+    def extra_repr(self) -> str:
+        shared = ", per_channel" if self.per_channel else ""
+        return f"{self.kernel}{shared}"
+
+
+class Gate(FieldNoise):
+    """Multiplicative injection F~(c, x) = F(c, x) xi(x) of a positive, mean-one gate.
+
+    Args:
+        kernel: the covariance of psi.
+        gamma: strength, >= 0 (0: identity).
+        normalization: "samplewise" (spatial mean one in every sample) or "wick" (mean one at every site).
+        per_channel: an independent gate for every channel; default: one gate per sample, shared by all channels.
+    """
+
+    def __init__(
+        self, kernel: Kernel, gamma: float = 1.0, normalization: str = "samplewise", per_channel: bool = False
+    ) -> None:
+        super().__init__(kernel, per_channel)
+        check_number("gamma", gamma, 0)
+        check_choice("normalization", normalization, NORMALIZATIONS)
+        self.gamma = gamma
+        self.normalization = normalization
+        self.identity_on_one_site = normalization == "samplewise"
+
+    def transform(self, psi_BHW: Tensor) -> Tensor:
+        if self.normalization == "samplewise":
+            return samplewise_gate(psi_BHW, self.gamma)
+        _, height, width = psi_BHW.shape
+        return wick_gate(psi_BHW, variance_on(self.kernel, height, width, psi_BHW.device, psi_BHW.dtype), self.gamma)
+
+    def apply_noise(self, features: Tensor) -> Tensor:
+        return features * self.draw(features)
+
+    def extra_repr(self) -> str:
+        return f"gamma={self.gamma:g}, {self.normalization}, {super().extra_repr()}"
+
+
+class GaussianChaosNoise(Gate):
+    """Gaussian Chaos Noise (GCh): a positive, mean-one, spatially correlated multiplicative gate.
+
+    Features (B, C, H, W) -> the same shape; identity in eval mode. `.gate(batch, height, width, generator=None)` gives
+    the gates themselves, (B, H, W).
+
+    Args:
+        gamma: strength, >= 0.
+        beta: inverse temperature of psi ~ N(0, (beta L)^-1), > 0.
+        boundary: "outside" or "inside", see DirichletGreen.
+        normalization: "samplewise" (default; the gate used in practice) or "wick".
+
+    Raises:
+        ValueError: an argument out of range; a map smaller than 3x3 with boundary="inside".
+
+    Source: VKD (arXiv 2603.17365), theory 1.1-1.3. A patent application on GCh is in preparation (README, licence).
+    """
+
+    def __init__(
+        self, gamma: float = 1.0, beta: float = 1.0, boundary: str = "outside", normalization: str = "samplewise"
+    ) -> None:
+        super().__init__(DirichletGreen(beta, boundary), gamma, normalization)
+
+
+class HardMask(FieldNoise):
+    """Thresholded Gaussian field: keep the 1-p share of sites where psi is largest, scaled to spatial mean one."""
+
+    identity_on_one_site = True
+
+    def __init__(self, kernel: Kernel, p: float = 0.1, per_channel: bool = False) -> None:
+        super().__init__(kernel, per_channel)
+        check_probability("p", p)
+        self.p = p
+
+    def transform(self, psi_BHW: Tensor) -> Tensor:
+        return hard_mask(psi_BHW, self.p)
+
+    def apply_noise(self, features: Tensor) -> Tensor:
+        return features * self.draw(features)
+
+
+class Additive(FieldNoise):
+    """Additive injection F~ = F + sigma psi.
+
+    Args:
+        kernel: the covariance of psi.
+        sigma: strength, >= 0, in the features' units, or with `relative` in units of the sample's feature RMS
+            (over channels and sites; taken as a constant by the gradient).
+        per_channel: an independent field for every channel; default: one field per sample, shared by all channels.
+    """
+
+    def __init__(self, kernel: Kernel, sigma: float = 0.1, relative: bool = True, per_channel: bool = False) -> None:
+        super().__init__(kernel, per_channel)
+        check_number("sigma", sigma, 0)
+        self.sigma = sigma
+        self.relative = relative
+
+    def transform(self, psi_BHW: Tensor) -> Tensor:
+        return self.sigma * psi_BHW
+
+    def apply_noise(self, features: Tensor) -> Tensor:
+        noise = self.draw(features)
+        if self.relative:
+            rms_B111 = features.detach().float().square().mean((1, 2, 3), keepdim=True).sqrt()
+            noise = noise * rms_B111.to(features.dtype)
+        return features + noise
+
+
+class LayerNoise(Mechanism):
+    """A library's own noise layer (torch's Dropout, timm's DropBlock2d) as a mechanism."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def train(self, mode: bool = True) -> "LayerNoise":
+        super().train(mode)
+        self.layer.train()  # whether noise is on is decided outside the layer
+        return self
+
+    @torch.compiler.disable
+    def apply_noise(self, features: Tensor) -> Tensor:
+        return self.layer(features)
+
+
+def _dropout(layer: type[nn.Module]) -> Callable[..., Mechanism]:
+    def make(p: float) -> Mechanism:
+        check_probability("p", p)
+        return LayerNoise(layer(p))
+
+    return make
+
+
+def _dropblock(p: float, block_size: int) -> Mechanism:
+    check_probability("p", p)
+    if not isinstance(block_size, int) or block_size < 1:
+        raise ValueError(f"block_size must be an integer >= 1, got {block_size!r}")
+    return LayerNoise(DropBlock2d(drop_prob=p, block_size=block_size))
+
+
+# law -> (constructor, the options it takes, does it take a kernel)
+LAWS: dict[str, tuple[Callable[..., Mechanism], tuple[str, ...], bool]] = {
+    "samplewise": (Gate, ("gamma", "per_channel"), True),
+    "wick": (lambda kernel, **options: Gate(kernel, normalization="wick", **options), ("gamma", "per_channel"), True),
+    "hard_mask": (HardMask, ("p", "per_channel"), True),
+    "additive": (Additive, ("sigma", "relative", "per_channel"), True),
+    "bernoulli": (_dropout(nn.Dropout), ("p",), False),
+    "bernoulli_channel": (_dropout(nn.Dropout2d), ("p",), False),
+    "block": (_dropblock, ("p", "block_size"), False),
+}
+
+
+def make_mechanism(law: str, kernel: str, options: Mapping[str, object]) -> Mechanism:
+    """A mechanism from names: `law` of LAWS, `kernel` of KERNELS, and flat options, of which each takes its own.
+
+    Raises:
+        ValueError: unknown name, or an option out of range (name, rule and value in one line).
+    """
+    check_choice("law", law, tuple(LAWS))
+    make, names, takes_kernel = LAWS[law]
+    chosen = {name: options[name] for name in names if name in options}
+    if not takes_kernel:
+        return make(**chosen)
+    check_choice("kernel", kernel, tuple(KERNELS))
+    kernel_names = [field.name for field in fields(KERNELS[kernel]) if field.name in options]
+    return make(KERNELS[kernel](**{name: options[name] for name in kernel_names}), **chosen)

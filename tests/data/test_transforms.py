@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gch_bench.data.loaders import seeded
+from gch_bench.data.options import AugmentConfig
+from gch_bench.data.transforms import eval_transform, normalise, train_transform
+from gch_bench.errors import UserError
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def photo(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def pixels(tensor: torch.Tensor) -> np.ndarray:
+    assert tensor.dtype == torch.uint8
+    return tensor.permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize("interpolation", FILTERS)
+@pytest.mark.parametrize(("width", "height"), [(61, 47), (47, 61), (30, 80)])
+def test_eval_transform_is_pillow_resize_and_centre_crop(interpolation, width, height):
+    size, resize = 28, 36
+    image = photo(width, height)
+    short = min(width, height)
+    resized = image.resize((int(resize * width / short), int(resize * height / short)), FILTERS[interpolation])
+    left, top = round((resized.width - size) / 2), round((resized.height - size) / 2)
+    expected = np.asarray(resized.crop((left, top, left + size, top + size)))
+    assert np.array_equal(pixels(eval_transform(size, resize, interpolation)(image)), expected)
+
+
+def test_without_resize_an_image_of_the_size_is_untouched():
+    image = photo(28, 28)
+    assert np.array_equal(pixels(eval_transform(28)(image)), np.asarray(image))
+    assert not np.array_equal(pixels(eval_transform(28, 32)(image)), np.asarray(image))
+
+
+def test_without_resize_another_image_is_resized_in_imagenets_proportion():
+    image = photo(60, 50)
+    assert torch.equal(eval_transform(28)(image), eval_transform(28, 32)(image))  # 28 * 256 / 224 = 32
+
+
+def test_normalise_is_the_equation_and_keeps_its_input():
+    images = torch.randint(0, 256, (2, 3, 5, 4), dtype=torch.uint8)
+    kept = images.clone()
+    expected = (images.double().numpy() / 255 - np.array(MEAN).reshape(3, 1, 1)) / np.array(STD).reshape(3, 1, 1)
+    result = normalise(images, MEAN, STD)
+    assert (result.dtype, result.shape) == (torch.float32, images.shape)
+    np.testing.assert_allclose(result.numpy(), expected, atol=1e-6)
+    assert torch.equal(images, kept)
+
+
+def test_normalise_refuses_floats():
+    with pytest.raises(TypeError, match=r"images must be uint8 in 0..255, got torch.float32"):
+        normalise(torch.rand(1, 3, 2, 2), MEAN, STD)
+
+
+def test_train_transform_without_augmentation_is_the_eval_path():
+    image = photo(32, 32)
+    plain = AugmentConfig(scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip=0.0)
+    assert torch.equal(train_transform(plain, 32, MEAN, STD)(image), normalise(eval_transform(32)(image), MEAN, STD))
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        AugmentConfig(),
+        AugmentConfig(color_jitter=0.4),
+        AugmentConfig(auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25),
+        AugmentConfig(auto_augment="augmix-m3-w2"),
+        AugmentConfig(auto_augment="3a", color_jitter=0.3),
+    ],
+)
+def test_train_transform_gives_normalised_tensors(augment):
+    transform = train_transform(augment, 24, MEAN, STD, "bicubic")
+    with seeded(0):
+        first, second = transform(photo(40, 30)), transform(photo(40, 30))
+    assert (first.shape, first.dtype) == ((3, 24, 24), torch.float32)
+    assert not torch.equal(first, second)
+    assert first.abs().max() < 10
+
+
+def test_flip_and_erasing_probabilities_reach_timm():
+    image = photo(16, 16)
+    plain = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
+    straight = train_transform(AugmentConfig(**plain, hflip=0.0), 16, MEAN, STD)(image)
+    flipped = train_transform(AugmentConfig(**plain, hflip=1.0), 16, MEAN, STD)(image)
+    assert torch.equal(flipped, straight.flip(-1))
+    erased = train_transform(AugmentConfig(**plain, hflip=0.0, random_erasing=1.0), 16, MEAN, STD)(image)
+    changed = (erased != straight).any(0)
+    assert 0.01 < changed.float().mean() < 0.5
+
+
+def test_auto_augment_that_timm_rejects_is_one_line():
+    with pytest.raises(UserError, match=r"^augment.auto_augment must be a timm string such as rand-m9-mstd0.5, got 'rand-zz9'"):
+        train_transform(AugmentConfig(auto_augment="rand-zz9"), 16, MEAN, STD)

@@ -1,0 +1,456 @@
+"""Metrics against torchmetrics, scikit-learn, SciPy and plain loops; adversarial inputs; properties over a table of metrics."""
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import log_softmax
+from scipy.stats import entropy as scipy_entropy
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import log_loss, top_k_accuracy_score
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
+
+from gch_bench import metrics
+
+EXACT = {"rel": 1e-12, "abs": 1e-14}  # float64 sums in another order
+
+
+# Plain references: Python loops over the definition.
+
+
+def loop_gaps(confidence, correct, edges):
+    """(count, |mean confidence - accuracy|) of each non-empty bin (lo, hi], the first one closed below."""
+    gaps = []
+    for b, (low, high) in enumerate(itertools.pairwise(edges)):
+        members = [i for i, c in enumerate(confidence) if (low < c or (b == 0 and c == low)) and c <= high]
+        if members:
+            mean_confidence = math.fsum(confidence[i] for i in members) / len(members)
+            accuracy = sum(bool(correct[i]) for i in members) / len(members)
+            gaps.append((len(members), abs(mean_confidence - accuracy)))
+    assert sum(count for count, _ in gaps) == len(confidence)
+    return gaps
+
+
+def loop_ece(confidence, correct, num_bins=15):
+    gaps = loop_gaps(confidence, correct, np.linspace(0, 1, num_bins + 1))
+    return math.fsum(count * gap for count, gap in gaps) / len(confidence)
+
+
+def loop_max_ce(confidence, correct, num_bins=15):
+    return max(gap for _, gap in loop_gaps(confidence, correct, np.linspace(0, 1, num_bins + 1)))
+
+
+def loop_classwise(confidence, correct, prediction, num_bins=15):
+    per_class = []
+    for c in sorted(set(prediction.tolist())):
+        members = prediction == c
+        per_class.append(loop_ece(confidence[members], correct[members], num_bins))
+    return sum(per_class) / len(per_class)
+
+
+def loop_equal_mass(confidence, correct, num_bins=15):
+    """A block of ties goes whole to the first group of np.array_split that holds one of its members."""
+    bins = {}
+    groups = np.array_split(np.sort(confidence), num_bins)
+    for value, hit in zip(confidence, correct, strict=True):
+        home = next(g for g, group in enumerate(groups) if value in group)
+        bins.setdefault(home, []).append((value, bool(hit)))
+    total = 0.0
+    for members in bins.values():
+        total += abs(math.fsum(c for c, _ in members) - sum(hit for _, hit in members))
+    return total / len(confidence)
+
+
+def loop_aurc_in_order(errors):
+    return sum(sum(errors[:k]) / k for k in range(1, len(errors) + 1)) / len(errors)
+
+
+CALIBRATION = {  # name: (function, reference), both of (confidence, correct)
+    "ece": (metrics.expected_calibration_error, loop_ece),
+    "max_ce": (metrics.maximum_calibration_error, loop_max_ce),
+    "equal_mass": (metrics.equal_mass_calibration_error, loop_equal_mass),
+}
+EDGES = np.linspace(0, 1, 16)
+CASES = {  # name: (confidence, correct)
+    "one_wrong": ([0.7], [False]),
+    "one_right": ([1.0], [True]),
+    "zero_and_one": ([0.0, 1.0, 0.0, 1.0], [True, False, False, True]),
+    "every_edge": (EDGES, np.arange(16) % 3 == 0),
+    "beside_edges": (np.concatenate([np.nextafter(EDGES[1:], 0), np.nextafter(EDGES[:-1], 1)]), np.arange(30) % 4 == 0),
+    "all_wrong": (np.linspace(0.01, 0.99, 40), np.zeros(40, bool)),
+    "all_right": (np.linspace(0.01, 0.99, 40), np.ones(40, bool)),
+    "all_tied": (np.full(37, 0.4), np.arange(37) < 11),
+    "tied_blocks": (np.repeat([0.2, 0.5, 0.55, 0.9], [3, 20, 1, 9]), np.arange(33) % 5 < 3),
+    "fewer_than_bins": ([0.3, 0.1, 0.2], [True, False, True]),
+    "float32": (np.linspace(0, 1, 16, dtype=np.float32), np.arange(16) % 2 == 0),
+}
+
+
+def random_case(seed, num_samples=400):
+    rng = np.random.default_rng(seed)
+    confidence = rng.random(num_samples)
+    return confidence, rng.random(num_samples) < confidence**2
+
+
+def random_logp(seed, num_samples=300, num_classes=7, scale=2.0):
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, num_classes, num_samples)
+    logits = scale * rng.standard_normal((num_samples, num_classes)) + 1.5 * np.eye(num_classes)[label]
+    return log_softmax(logits, axis=1), label
+
+
+def cell(seed=0, num_classes=7, num_samples=300):
+    logp, label = random_logp(seed, num_samples, num_classes)
+    return pd.DataFrame({"id": np.arange(num_samples), "label": label, **metrics.sample_atoms(logp, label)._asdict()})
+
+
+# Atoms.
+
+
+def test_atoms_match_other_libraries():
+    logp, label = random_logp(0, num_classes=9)
+    atoms = metrics.sample_atoms(logp, label)
+    p, hot = np.exp(logp), np.eye(9)[label]
+    np.testing.assert_array_equal(atoms.prediction, torch.from_numpy(logp).argmax(1).numpy())
+    np.testing.assert_array_equal(atoms.confidence, p.max(axis=1))
+    np.testing.assert_array_equal(atoms.nll, -logp[np.arange(len(label)), label])
+    assert atoms.nll.mean() == pytest.approx(log_loss(label, p / p.sum(1, keepdims=True), labels=range(9)), rel=1e-12)
+    np.testing.assert_allclose(atoms.brier, ((p - hot) ** 2).sum(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(atoms.entropy, scipy_entropy(p, axis=1), rtol=1e-12)
+    assert atoms.top5.mean() == pytest.approx(top_k_accuracy_score(label, p, k=5, labels=range(9)), abs=1e-15)
+    assert 0 < atoms.top5.sum() < len(label)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 6])
+def test_top_k_matches_torchmetrics(k):
+    logp, label = random_logp(1)
+    expected = multiclass_accuracy(torch.from_numpy(logp), torch.from_numpy(label), 7, average="micro", top_k=k)
+    assert round(metrics.top_k_accuracy(logp, label, k) * len(label)) == round(float(expected) * len(label))
+    assert 0 < expected < 1
+
+
+def test_top_k_breaks_ties_in_class_order_as_stable_sort_does():
+    logits = np.random.default_rng(2).integers(0, 3, (200, 9)).astype(float)
+    label = np.random.default_rng(3).integers(0, 9, 200)
+    logp = log_softmax(logits, axis=1)
+    order = np.argsort(-logits, axis=1, kind="stable")
+    atoms = metrics.sample_atoms(logp, label)
+    np.testing.assert_array_equal(atoms.prediction, order[:, 0])
+    np.testing.assert_array_equal(atoms.top5, [lab in row[:5] for lab, row in zip(label, order, strict=True)])
+    for k in range(1, 10):
+        expected = np.mean([lab in row[:k] for lab, row in zip(label, order, strict=True)])
+        assert metrics.top_k_accuracy(logp, label, k) == expected
+    assert metrics.top_k_accuracy(logp, label, 1) == (atoms.prediction == label).mean()
+
+
+def test_atoms_of_certain_predictions():
+    logp = np.array([[0.0, -np.inf, -np.inf], [0.0, -np.inf, -np.inf], [0.0, -1000.0, -2000.0]])
+    atoms = metrics.sample_atoms(logp, [0, 1, 1])
+    np.testing.assert_array_equal(atoms.confidence, [1, 1, 1])
+    np.testing.assert_array_equal(atoms.nll, [0, -np.log(np.finfo(float).tiny), 1000])
+    np.testing.assert_array_equal(atoms.brier, [0, 2, 2])
+    np.testing.assert_array_equal(atoms.entropy, [0, 0, 0])
+    np.testing.assert_array_equal(atoms.top5, [True, True, True])
+
+
+def test_brier_keeps_precision_near_certainty():
+    logp = np.log(np.array([[1 - 2.0**-30, 2.0**-30]]))
+    assert metrics.sample_atoms(logp, [0]).brier[0] == pytest.approx(2 * 2.0**-60, rel=1e-6)
+
+
+def test_one_class_and_few_classes():
+    atoms = metrics.sample_atoms(np.zeros((3, 1)), [0, 0, 0])
+    np.testing.assert_array_equal(np.stack(atoms), np.array([[0], [1], [0], [0], [1], [0]]) * np.ones((1, 3)))
+    logp, label = random_logp(4, num_classes=5)
+    assert metrics.sample_atoms(logp, label).top5.all()
+    assert metrics.top_k_accuracy(logp, label, 6) == 1
+
+
+def test_atoms_do_not_depend_on_the_batch_and_leave_input_alone():
+    logp, label = random_logp(5)
+    before = logp.copy()
+    whole = metrics.sample_atoms(logp, label)
+    np.testing.assert_array_equal(logp, before)
+    parts = [metrics.sample_atoms(logp[i : i + 37], label[i : i + 37]) for i in range(0, 300, 37)]
+    for name in ("prediction", "confidence", "nll", "top5"):
+        np.testing.assert_array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name))
+
+
+# Calibration.
+
+
+@pytest.mark.parametrize(("norm", "name"), [("l1", "ece"), ("max", "max_ce")])
+@pytest.mark.parametrize("seed", range(5))
+def test_calibration_matches_torchmetrics(norm, name, seed):
+    logp, label = random_logp(seed, num_samples=500)
+    atoms = metrics.sample_atoms(logp, label)
+    assert np.abs(atoms.confidence[:, None] - EDGES).min() > 1e-6  # torchmetrics has bins [lo, hi) and works in float32
+    expected = multiclass_calibration_error(torch.from_numpy(np.exp(logp)), torch.from_numpy(label), 7, n_bins=15, norm=norm)
+    got = CALIBRATION[name][0](atoms.confidence, atoms.prediction == label)
+    assert got == pytest.approx(float(expected), abs=5e-7)
+    assert got > 0.01
+
+
+@pytest.mark.parametrize("num_bins", [1, 2, 7, 15])
+@pytest.mark.parametrize("name", CALIBRATION)
+@pytest.mark.parametrize("case", CASES)
+def test_calibration_matches_loops(case, name, num_bins):
+    confidence, correct = (np.asarray(values) for values in CASES[case])
+    function, reference = CALIBRATION[name]
+    expected = reference(confidence.astype(float), correct, num_bins)
+    assert function(confidence, correct, num_bins) == pytest.approx(expected, **EXACT)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bins_match_scikit_learn(case):
+    confidence, correct = (np.asarray(values) for values in CASES[case])
+    confidence = confidence.astype(float)
+    bins = metrics.calibration_bins(confidence, correct, 15)
+    accuracy, mean_confidence = calibration_curve(correct, confidence, n_bins=15, pos_label=True)  # its bins are (lo, hi] too
+    filled = bins.count > 0
+    np.testing.assert_allclose(bins.accuracy[filled], accuracy, rtol=1e-13)
+    np.testing.assert_allclose(bins.mean_confidence[filled], mean_confidence, rtol=1e-13)
+    assert np.isnan(bins.accuracy[~filled]).all()
+    assert np.isnan(bins.mean_confidence[~filled]).all()
+    assert bins.count.sum() == len(confidence)
+
+
+def test_edges_belong_to_the_lower_bin():
+    np.testing.assert_array_equal(metrics.bin_index(EDGES, 15), [0, *range(15)])
+    np.testing.assert_array_equal(metrics.bin_index(np.nextafter(EDGES[:-1], 1), 15), range(15))
+
+
+def test_hand_computed_calibration():
+    confidence, correct = [0.1, 0.3, 0.8, 1.0], [True, False, True, False]
+    assert metrics.expected_calibration_error(confidence, correct, 2) == pytest.approx(0.5 * 0.3 + 0.5 * 0.4, **EXACT)
+    assert metrics.maximum_calibration_error(confidence, correct, 2) == pytest.approx(0.4, **EXACT)
+    classwise = metrics.classwise_calibration_error(confidence, correct, [0, 4, 4, 4], 6, 2)
+    assert classwise == pytest.approx((0.9 + (0.3 + 0.8) / 3) / 2, **EXACT)  # class 4: |0.3| + |0.8 - 1 + 1.0| over 3
+    assert metrics.equal_mass_calibration_error([0.1, 0.2, 0.2, 0.9], correct, 2) == pytest.approx(
+        (abs(0.5 - 2) + 0.9) / 4, **EXACT
+    )
+
+
+def test_equal_mass_is_array_split_without_ties():
+    confidence, correct = random_case(0, 101)
+    order = np.argsort(confidence)
+    groups = np.array_split(order, 15)
+    expected = sum(len(g) * abs(confidence[g].mean() - correct[g].mean()) for g in groups) / 101
+    assert metrics.equal_mass_calibration_error(confidence, correct) == pytest.approx(expected, **EXACT)
+    assert expected != pytest.approx(metrics.expected_calibration_error(confidence, correct), rel=1e-3)
+
+
+@pytest.mark.parametrize("num_bins", [1, 4, 15])
+def test_classwise_matches_loops_and_one_class_is_ece(num_bins):
+    confidence, correct = random_case(1)
+    prediction = np.random.default_rng(2).integers(0, 9, 400) ** 2 // 9
+    got = metrics.classwise_calibration_error(confidence, correct, prediction, 20, num_bins)
+    assert got == pytest.approx(loop_classwise(confidence, correct, prediction, num_bins), **EXACT)
+    alone = metrics.classwise_calibration_error(confidence, correct, np.full(400, 3), 20, num_bins)
+    assert alone == pytest.approx(metrics.expected_calibration_error(confidence, correct, num_bins), **EXACT)
+
+
+# Risk-coverage.
+
+
+def test_aurc_matches_loops():
+    confidence, correct = random_case(3)
+    errors = (~correct[np.argsort(-confidence)]).astype(int).tolist()
+    assert metrics.area_under_risk_coverage(confidence, correct) == pytest.approx(loop_aurc_in_order(errors), **EXACT)
+
+
+def test_aurc_with_ties_is_the_mean_over_their_orders():
+    confidence, correct = [0.9, 0.5, 0.5, 0.5, 0.5, 0.2], [True, False, True, True, False, False]
+    orders = [[0, *middle, 1] for middle in itertools.permutations([1, 0, 0, 1])]
+    expected = np.mean([loop_aurc_in_order(errors) for errors in orders])
+    assert metrics.area_under_risk_coverage(confidence, correct) == pytest.approx(expected, **EXACT)
+    assert len({loop_aurc_in_order(errors) for errors in orders}) > 1
+
+
+def test_aurc_extremes():
+    assert metrics.area_under_risk_coverage([0.3, 0.3, 1.0], [True] * 3) == 0
+    assert metrics.area_under_risk_coverage([0.3, 0.0, 1.0], [False] * 3) == 1
+    assert metrics.area_under_risk_coverage([0.9, 0.1], [True, False]) == 0.25
+    assert metrics.area_under_risk_coverage([0.1, 0.9], [True, False]) == 0.75
+
+
+# Properties over the table.
+
+SCORES = {name: function for name, (function, _) in CALIBRATION.items()}
+SCORES["aurc"] = metrics.area_under_risk_coverage
+SCORES["classwise"] = lambda confidence, correct: metrics.classwise_calibration_error(
+    confidence, correct, np.nan_to_num(np.ravel(confidence) * 1e6).astype(int) % 3, 3
+)
+samples = st.lists(
+    st.tuples(st.one_of(st.floats(0, 1), st.sampled_from(EDGES.tolist())), st.booleans()), min_size=1, max_size=40
+)
+
+
+@pytest.mark.parametrize("name", SCORES)
+@settings(max_examples=25, deadline=None)
+@given(samples=samples, seed=st.integers(0, 1000))
+def test_scores_are_fractions_and_do_not_depend_on_order(name, samples, seed):
+    confidence, correct = (np.array(values) for values in zip(*samples, strict=True))
+    order = np.random.default_rng(seed).permutation(len(samples))
+    score = SCORES[name](confidence, correct)
+    assert -1e-12 <= score <= 1 + 1e-12
+    assert SCORES[name](confidence[order], correct[order]) == pytest.approx(score, rel=1e-12, abs=1e-12)
+    assert SCORES[name](confidence.tolist(), correct.astype(int)) == score
+
+
+@pytest.mark.parametrize("name", CALIBRATION)
+@settings(max_examples=25, deadline=None)
+@given(samples=samples, num_bins=st.integers(1, 20))
+def test_calibration_matches_loops_on_any_input(name, samples, num_bins):
+    confidence, correct = (np.array(values) for values in zip(*samples, strict=True))
+    function, reference = CALIBRATION[name]
+    assert function(confidence, correct, num_bins) == pytest.approx(
+        reference(confidence, correct, num_bins), rel=1e-12, abs=1e-12
+    )
+
+
+@pytest.mark.parametrize("name", CALIBRATION)
+def test_one_bin_is_the_gap_of_the_means(name):
+    confidence, correct = random_case(4)
+    assert SCORES[name](confidence, correct, 1) == pytest.approx(abs(confidence.mean() - correct.mean()), rel=1e-10)
+
+
+# Summaries.
+
+
+def test_summary_keys_and_values():
+    frame = cell()
+    summary = metrics.summarize(frame, num_classes=7)
+    confidence, prediction = frame["confidence"].to_numpy(), frame["prediction"].to_numpy()
+    correct = prediction == frame["label"].to_numpy()
+    expected = {
+        "n": 300,
+        "top1": correct.mean(),
+        "top5": frame["top5"].mean(),
+        "nll": frame["nll"].mean(),
+        "brier": frame["brier"].mean(),
+        "ece": loop_ece(confidence, correct),
+        "ece_equal_mass": loop_equal_mass(confidence, correct),
+        "ece_classwise": loop_classwise(confidence, correct, prediction),
+        "max_ce": loop_max_ce(confidence, correct),
+        "aurc": loop_aurc_in_order((~correct[np.argsort(-confidence)]).astype(int).tolist()),
+        "entropy": frame["entropy"].mean(),
+        "confidence": confidence.mean(),
+    }
+    assert list(summary) == list(expected)
+    assert summary == pytest.approx(expected, rel=1e-12)
+    assert metrics.summarize({name: frame[name].to_numpy() for name in frame}, 7) == summary
+    assert len({round(value, 6) for value in summary.values()}) == 12  # no two keys can stand in for each other
+
+
+def test_mean_corruption_is_over_severities_then_corruptions_without_clean():
+    cells = {("clean", 0): {"top1": 100.0, "ece": 7.0}}
+    for s in (1, 2, 3):
+        cells["fog", s] = {"top1": 0.1 * s, "ece": 0.0}
+        cells["snow", s] = {"top1": 0.2 * s, "ece": 0.3}
+    assert metrics.mean_corruption(cells, ["top1"]) == {"top1": pytest.approx(0.3)}
+    assert list(metrics.mean_corruption(cells, ["ece", "top1"])) == ["ece", "top1"]
+    del cells["fog", 3]
+    with pytest.raises(ValueError, match=r"same severities, got .*'fog': \[1, 2\]"):
+        metrics.mean_corruption(cells, ["top1"])
+    with pytest.raises(ValueError, match="cells must hold corruptions"):
+        metrics.mean_corruption({("clean", 0): {"top1": 1.0}}, ["top1"])
+
+
+def test_mean_corruption_error_is_a_mean_of_ratios():
+    baseline = {"fog": 0.8, "snow": 0.5}
+    errors = {"snow": [0.1, 0.3], "fog": [0.4, 0.8]}
+    assert metrics.mean_corruption_error(errors, baseline) == pytest.approx((0.2 / 0.5 + 0.6 / 0.8) / 2, **EXACT)
+    assert metrics.mean_corruption_error({name: [e] * 5 for name, e in baseline.items()}, baseline) == pytest.approx(1, **EXACT)
+
+
+@pytest.mark.parametrize(
+    ("errors", "baseline", "message"),
+    [
+        ({"fog": [0.1], "rain": [0.1]}, {"fog": 0.5}, r"unknown \['rain'\]"),
+        ({"fog": [0.1]}, {"fog": 0.5, "snow": 0.5}, r"missing \['snow'\]"),
+        ({}, {}, "must name"),
+        ({"fog": []}, {"fog": 0.5}, "fog"),
+        ({"fog": [0.1, 0.2], "snow": [0.1]}, {"fog": 0.5, "snow": 0.5}, "snow"),
+        ({"fog": [10.0]}, {"fog": 0.5}, "percent"),
+        ({"fog": [math.nan]}, {"fog": 0.5}, "nan"),
+        ({"fog": [0.1]}, {"fog": 81.9}, "81.9"),
+        ({"fog": [0.1]}, {"fog": 0.0}, "fog"),
+    ],
+)
+def test_mean_corruption_error_refuses(errors, baseline, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.mean_corruption_error(errors, baseline)
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize(
+    ("confidence", "correct", "message"),
+    [
+        ([], [], "confidence must be .* got shape"),
+        ([0.5, 0.5], [True], r"correct must be a \(2,\) array"),
+        ([0.5, 1.5], [True, True], r"confidence must be in \[0, 1\], got 1.5"),
+        ([0.5, -0.1], [True, True], r"confidence must be in \[0, 1\], got -0.1"),
+        ([0.5, math.nan], [True, True], r"confidence must be in \[0, 1\], got nan"),
+        ([0.5, 0.5], [1, 2], "correct must be true or false, got 2"),
+        ([[0.5]], [[True]], "confidence must be"),
+    ],
+)
+def test_scores_refuse(name, confidence, correct, message):
+    with pytest.raises(ValueError, match=message) as error:
+        SCORES[name](confidence, correct)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", CALIBRATION)
+def test_scores_refuse_no_bins(name):
+    with pytest.raises(ValueError, match="num_bins must be >= 1, got 0"):
+        SCORES[name]([0.5], [True], 0)
+
+
+def test_classes_are_checked():
+    with pytest.raises(ValueError, match=r"num_bins must be >= 1, got 0"):
+        metrics.classwise_calibration_error([0.5], [True], [0], 1, 0)
+    with pytest.raises(ValueError, match=r"prediction must be integers in 0..2, got .* 3..3"):
+        metrics.classwise_calibration_error([0.5], [True], [3], 3)
+    with pytest.raises(ValueError, match="prediction must be integers"):
+        metrics.classwise_calibration_error([0.5], [True], [1.0], 3)
+    with pytest.raises(ValueError, match=r"label must be integers in 0..5"):
+        metrics.summarize(cell(), num_classes=6)
+    frame = dict(cell().items())
+    frame["nll"] = frame["nll"][:-1]
+    with pytest.raises(ValueError, match=r"nll must be a \(300,\) array"):
+        metrics.summarize(frame, num_classes=7)
+
+
+@pytest.mark.parametrize(
+    ("logp", "labels", "message"),
+    [
+        (np.zeros((0, 3)), [], r"non-empty \(N, C\)"),
+        (np.zeros(3), [0], r"\(N, C\) array, got shape \(3,\)"),
+        ([[3.0, 1.0]], [0], "sum to 1, got a sum of 22.8"),
+        ([[1000.0, 0.0]], [0], "sum to 1, got a sum of inf"),
+        ([[math.nan, 0.0]], [0], "sum to 1, got a sum of nan"),
+        (np.log([[0.5, 0.5]]), [2], r"labels must be integers in 0..1, got .* 2..2"),
+        (np.log([[0.5, 0.5]]), [-1], "labels must be integers"),
+        (np.log([[0.5, 0.5]]), [0, 1], r"labels must be a \(1,\) array"),
+        (np.log([[0.5, 0.5]]), [0.0], "labels must be integers"),
+    ],
+)
+def test_atoms_refuse(logp, labels, message):
+    for call in (metrics.sample_atoms, lambda *args: metrics.top_k_accuracy(*args, 1)):
+        with pytest.raises(ValueError, match=message):
+            call(logp, labels)
+
+
+def test_top_k_refuses_k_below_one():
+    with pytest.raises(ValueError, match="k must be >= 1, got 0"):
+        metrics.top_k_accuracy(np.log([[0.5, 0.5]]), [0], 0)
