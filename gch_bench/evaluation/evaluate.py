@@ -38,7 +38,7 @@ class View(NamedTuple):
 
 
 def log_probabilities(view: View, cell: Cell, images: Tensor, ids: Tensor) -> Tensor:
-    """uint8 images (B, 3, H, W) with ids (B,) -> log-probabilities (B, C), float64 on the CPU.
+    """uint8 images (B, 3, H, W) with ids (B,) on the CPU -> log-probabilities (B, C), float64 on the CPU.
 
     With T noisy passes: the log of the mean softmax over passes whose noise depends on (seed, cell, image id, pass)."""
     if cell != CELL_CLEAN:
@@ -80,7 +80,7 @@ def evaluate_cell(
     with torch.inference_mode():
         for batch in checked(loader, skip_bad, skipped):
             images, ids = batch.images.to(world.device, non_blocking=True), batch.ids
-            logp_BC = log_probabilities(view, cell, images, ids.to(world.device)).numpy()
+            logp_BC = log_probabilities(view, cell, images, ids).numpy()
             if not np.isfinite(logp_BC).any(1).all():
                 raise UserError(f"the network's output for {cell.corruption}-{cell.severity} is not finite: its weights are broken")
             atoms = sample_atoms(logp_BC, batch.labels.numpy())

@@ -1,0 +1,78 @@
+"""What a run shows on rank 0: progress bars in a terminal, plain lines elsewhere, tables in both."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from gch_bench.training.loop import Progress as TrainingProgress
+
+QUIET_SECONDS = 10.0  # between plain lines
+
+
+class Display:
+    """Prints on the main process only; elsewhere every method does nothing."""
+
+    def __init__(self, main: bool) -> None:
+        self.main = main
+        self.terminal = main and sys.stdout.isatty()
+        self.console = Console(quiet=not main, soft_wrap=True, highlight=False)
+
+    def line(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        self.console.print(f"WARNING: {text}", markup=False, style="bold yellow")
+
+    @contextmanager
+    def bar(self, what: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
+        """A progress bar over `total` units; yields advance(units, note)."""
+        if self.terminal:
+            columns = (
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
+                TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+            )  # fmt: skip
+            with Progress(*columns, console=self.console) as progress:
+                task = progress.add_task(what, total=total, note="")
+                yield lambda units, note: progress.update(task, advance=units, note=note)
+            return
+        start = shown = time.monotonic()
+        done = 0
+
+        def advance(units: int, note: str) -> None:
+            nonlocal shown, done
+            done += units
+            now = time.monotonic()
+            if now - shown >= QUIET_SECONDS or done >= total:
+                eta = (now - start) / max(done, 1) * (total - done)
+                self.line(f"{what}: {done}/{total} {unit}  {note}  ETA {eta:.0f} s")
+                shown = now
+
+        yield advance
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:
+        """A table whose first column is text and the rest numbers; `notes` are printed under it."""
+        table = Table(title=title, title_justify="left")
+        for i, column in enumerate(columns):
+            table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
+        self.console.print(table)
+        for note in notes:
+            self.line(note)
+
+
+def training_note(progress: TrainingProgress, epochs: int) -> str:
+    return (
+        f"epoch {progress.epoch + 1}/{epochs}  loss {progress.loss:.3f}  top-1 {progress.top1:.1%}"
+        f"  {progress.images_per_second:.0f} img/s"
+    )
+
+
+def metric_cells(row: Mapping[str, float]) -> list[str]:
+    """top-1 and ECE in percent, NLL in nats, as table cells."""
+    return [f"{row['top1']:.2%}", f"{row['ece']:.2%}", f"{row['nll']:.4f}"]

@@ -1,0 +1,108 @@
+"""Where metrics go besides the run folder. A logger has `metrics(values, step)`, `records(folder)` and `close()`.
+
+Names: train/loss, train/top1, train/lr; clean/top1, clean/ece, clean/nll; shift/<corruption>/<severity>/{top1,ece,nll};
+shift/mean/... (mean over severities, then over corruptions).
+"""
+
+import csv
+from pathlib import Path
+from typing import Any, Protocol
+
+import pandas as pd
+
+from gch_bench.config import Config
+from gch_bench.errors import UserError
+from gch_bench.metrics import CLEAN, mean_corruption
+from gch_bench.records import writing
+
+LOGGED = ("top1", "ece", "nll")
+
+
+class Logger(Protocol):
+    def metrics(self, values: dict[str, float], step: int) -> None: ...
+
+    def records(self, folder: Path) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class NoLogger:
+    """logger=none: the run folder's own files only."""
+
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        pass
+
+    def records(self, folder: Path) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class CsvLogger(NoLogger):
+    """logger=csv: metrics.csv in the run folder, one row per (step, name); a resumed run appends."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "metrics.csv"
+
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        with writing(self.path), open(self.path, "a", newline="") as file:
+            rows = csv.writer(file)
+            if file.tell() == 0:
+                rows.writerow(["step", "name", "value"])
+            rows.writerows([step, name, value] for name, value in values.items())
+
+
+class WandbLogger:
+    """logger=wandb: offline by default, which needs no account and no network; `wandb sync` uploads it later."""
+
+    def __init__(self, config: Config, folder: Path) -> None:
+        import wandb
+
+        self.wandb = wandb
+        try:
+            self.run = wandb.init(
+                project=config.logger.project,
+                entity=config.logger.entity,
+                mode=config.logger.mode,  # type: ignore[arg-type]
+                name=folder.name,
+                dir=str(folder),
+                config=config.as_dict(),
+                settings=wandb.Settings(console="off", silent=True, x_disable_stats=True, disable_git=True, save_code=False),
+            )
+        except (wandb.errors.Error, OSError) as error:
+            raise UserError(f"wandb could not start ({error}): choose logger=csv or logger=none") from error
+
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        self.run.log(values, step=step)
+
+    def records(self, folder: Path) -> None:
+        artifact = self.wandb.Artifact(f"records-{folder.name}", type="records")
+        artifact.add_dir(str(folder / "records"), name="records")
+        artifact.add_file(str(folder / "summary.csv"))
+        artifact.add_file(str(folder / "run.json"))
+        self.run.log_artifact(artifact)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+def open_logger(config: Config, folder: Path, main: bool) -> Logger:
+    """The logger of the config on the main process, NoLogger elsewhere."""
+    if not main or config.logger.name == "none":
+        return NoLogger()
+    return CsvLogger(folder) if config.logger.name == "csv" else WandbLogger(config, folder)
+
+
+def evaluation_metrics(summary: pd.DataFrame) -> dict[str, float]:
+    """summary.csv's rows as logged names -> values."""
+    rows: dict[tuple[str, int], dict[str, Any]] = {
+        (row["corruption"], row["severity"]): row for row in summary.to_dict("records")  # type: ignore[misc]
+    }  # fmt: skip
+    values = {}
+    for (name, severity), row in rows.items():
+        prefix = CLEAN if name == CLEAN else f"shift/{name}/{severity}"
+        values |= {f"{prefix}/{key}": row[key] for key in LOGGED}
+    if any(name != CLEAN for name, _ in rows):
+        values |= {f"shift/mean/{key}": value for key, value in mean_corruption(rows, LOGGED).items()}
+    return values

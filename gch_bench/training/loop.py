@@ -1,0 +1,213 @@
+"""The training loop: plain PyTorch over timm's parts, one process or many.
+
+Randomness: order and augmentation depend on (seed, epoch, image id); noise and mixing draw from the global generators, which
+are seeded by (seed, rank) and stored in every checkpoint. A run stopped at any step and resumed ends in the same weights.
+"""
+
+import random
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from gch_bench import distributed
+from gch_bench.config import RecipeConfig
+from gch_bench.data.images import BadImage
+from gch_bench.data.loaders import Batch, TrainLoader, checked
+from gch_bench.distributed import World
+from gch_bench.errors import UserError
+from gch_bench.rng import seed_of
+from gch_bench.training import checkpoint
+from gch_bench.training.checkpoint import Position
+from gch_bench.training.optim import Optimisation, create
+
+CHECK_EVERY = 20  # optimiser steps between looks at the loss: a look waits for the GPU
+AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Stopped(Exception):
+    """Ctrl-C or SIGTERM: training stopped at a step boundary, its checkpoint written."""
+
+    def __init__(self, number: int, path: Path) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}; continue with the same command from {path}")
+        self.exit_code = 128 + number
+
+
+class Progress(NamedTuple):
+    """What a training display needs."""
+
+    epoch: int
+    step: int
+    steps_per_epoch: int
+    loss: float
+    top1: float
+    images_per_second: float
+    lr: float
+
+
+class TrainingJob(NamedTuple):
+    """One training: what is trained, on what, how, and where its checkpoint lies."""
+
+    model: nn.Module  # on world.device
+    loader: TrainLoader
+    recipe: RecipeConfig
+    num_classes: int
+    seed: int
+    folder: Path
+    config_hash: str
+    world: World
+    skip_bad: bool
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoints" / "last.pt"
+
+
+def train(job: TrainingJob, report: Any, skipped: list[BadImage]) -> nn.Module:
+    """Train to the end of the recipe, from the folder's checkpoint if there is one; returns what to evaluate (EMA if on).
+
+    `report(Progress)` is called every few steps and at the end of every epoch, on every process.
+
+    Raises:
+        UserError: non-finite loss (the last good checkpoint is kept), unreadable image, unwritable folder, foreign checkpoint.
+        Stopped: Ctrl-C or SIGTERM, after the checkpoint.
+    """
+    world, recipe = job.world, job.recipe
+    seed_all(seed_of(job.seed, "training", world.rank))
+    steps = job.loader.steps_per_epoch // recipe.grad_accumulation
+    if steps == 0:
+        raise UserError(
+            f"recipe.batch_size={recipe.batch_size} must be at most the number of training images; lower recipe.batch_size"
+        )
+    optimisation = create(recipe, job.model, job.num_classes, steps, world.device)
+    position = Position(0, 0)
+    if job.checkpoint.exists():
+        content = checkpoint.read(job.checkpoint)
+        if content["config_hash"] != job.config_hash:
+            raise UserError(f"{job.checkpoint} belongs to another configuration: choose another output= folder")
+        position = checkpoint.restore(content, job.model, optimisation, world)
+    else:
+        optimisation.scheduler.step_update(0)
+    wrapped: nn.Module = job.model
+    if world.parallel:
+        wrapped = DistributedDataParallel(job.model, device_ids=[world.device.index] if world.device.type == "cuda" else None)
+    if recipe.compile:
+        wrapped = torch.compile(wrapped)  # type: ignore[assignment]
+    with _stop_requests() as requests:
+        for epoch in range(position.epoch, recipe.epochs):
+            start = position.step if epoch == position.epoch else 0
+            _train_epoch(job, wrapped, optimisation, epoch, start, steps, report, skipped, requests)
+            done = Position(epoch + 1, 0)
+            checkpoint.save(job.checkpoint, job.model, optimisation, done, job.config_hash, job.num_classes, world)
+    return optimisation.ema.module if optimisation.ema is not None else job.model
+
+
+def _train_epoch(
+    job: TrainingJob,
+    wrapped: nn.Module,
+    optimisation: Optimisation,
+    epoch: int,
+    start: int,
+    steps: int,
+    report: Any,
+    skipped: list[BadImage],
+    requests: list[int],
+) -> None:
+    world, accumulation = job.world, job.recipe.grad_accumulation
+    wrapped.train()
+    batches = checked(job.loader.epoch(epoch, start * accumulation), job.skip_bad, skipped)
+    sums = torch.zeros(3, device=world.device, dtype=torch.float64)  # loss * n, correct, n since the last look
+    since = time.perf_counter()
+    for step in range(start, steps):
+        for part in range(accumulation):
+            batch = next(batches, None)
+            if batch is None:  # unreadable images were skipped and the epoch ran dry
+                break
+            last = part == accumulation - 1
+            with wrapped.no_sync() if world.parallel and not last else nullcontext():  # type: ignore[operator]
+                sums += _backward(job, wrapped, optimisation, batch)
+        update = epoch * steps + step + 1
+        looking = step + 1 == steps or (step + 1) % CHECK_EVERY == 0 or world.device.type == "cpu"
+        stop = requests[0] if requests else 0
+        stopping = distributed.any_process(bool(stop), world)
+        if looking or stopping:
+            _refuse_non_finite(job, sums, epoch, step)
+        _update(job, optimisation, update)
+        if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
+            loss, correct, images = distributed.total(sums.clone(), world).tolist()
+            rate = images / (time.perf_counter() - since)
+            lr = optimisation.optimizer.param_groups[0]["lr"]
+            report(Progress(epoch, step + 1, steps, loss / max(images, 1), correct / max(images, 1), rate, lr))
+            sums.zero_()
+            since = time.perf_counter()
+        if stopping:
+            here = Position(epoch, step + 1) if step + 1 < steps else Position(epoch + 1, 0)
+            checkpoint.save(job.checkpoint, job.model, optimisation, here, job.config_hash, job.num_classes, world)
+            raise Stopped(stop or signal.SIGTERM, job.checkpoint)
+
+
+def _backward(job: TrainingJob, wrapped: nn.Module, optimisation: Optimisation, batch: Batch) -> Tensor:
+    """Forward and backward of one batch: (loss * n, correct, n), float64."""
+    world, recipe = job.world, job.recipe
+    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    images = batch.images.to(world.device, non_blocking=True, memory_format=layout)
+    labels = targets = batch.labels.to(world.device, non_blocking=True)
+    if optimisation.mixup is not None and len(images) % 2 == 0:  # timm mixes pairs
+        images, targets = optimisation.mixup(images, labels)
+    elif optimisation.mixup is not None:
+        targets = nn.functional.one_hot(labels, job.num_classes).float()
+    with torch.autocast(world.device.type, AMP.get(recipe.amp), enabled=recipe.amp != "none"):
+        logits = wrapped(images)
+    loss = optimisation.loss(logits.float(), targets)
+    optimisation.scaler.scale(loss / recipe.grad_accumulation).backward()
+    correct = (logits.detach().argmax(1) == labels).sum()
+    return torch.stack([loss.detach().double() * len(labels), correct.double(), correct.new_tensor(len(labels)).double()])
+
+
+def _update(job: TrainingJob, optimisation: Optimisation, update: int) -> None:
+    optimizer, scaler = optimisation.optimizer, optimisation.scaler
+    if job.recipe.grad_clip is not None:
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(job.model.parameters(), job.recipe.grad_clip)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    optimisation.scheduler.step_update(update)
+    if optimisation.ema is not None:
+        optimisation.ema.update(job.model, step=update)
+
+
+def _refuse_non_finite(job: TrainingJob, sums: Tensor, epoch: int, step: int) -> None:
+    """Before the update, so that no checkpoint ever holds weights that a non-finite loss has touched."""
+    if distributed.any_process(not bool(torch.isfinite(sums[0])), job.world):
+        kept = f"the last good checkpoint is {job.checkpoint}" if job.checkpoint.exists() else "no checkpoint was written yet"
+        raise UserError(
+            f"the training loss is not finite at epoch {epoch + 1}, step {step + 1}: lower recipe.lr or noise.gamma, or set"
+            f" recipe.grad_clip; {kept}"
+        )
+
+
+def seed_all(seed: int) -> None:
+    """Seed the global generators of random, numpy and torch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """Within the context SIGINT and SIGTERM are noted in the list, to be obeyed at the next step boundary."""
+    requests: list[int] = []
+    before = {number: signal.signal(number, lambda n, frame: requests.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield requests
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,67 @@
+"""Recipe -> timm's optimiser, schedule, mixing, loss and weight averaging."""
+
+from typing import Any, NamedTuple
+
+import torch
+from timm.data import Mixup
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from gch_bench.config import RecipeConfig
+from gch_bench.errors import UserError
+
+
+class Optimisation(NamedTuple):
+    """Everything that moves the weights."""
+
+    optimizer: torch.optim.Optimizer
+    scheduler: Any  # timm Scheduler, stepped per update
+    scaler: torch.amp.GradScaler  # enabled for fp16 only
+    mixup: Mixup | None
+    loss: nn.Module
+    ema: ModelEmaV3 | None
+
+
+def create(recipe: RecipeConfig, model: nn.Module, num_classes: int, steps_per_epoch: int, device: torch.device) -> Optimisation:
+    """Optimisation of `model` (unwrapped, on its device) under the recipe.
+
+    Raises:
+        UserError: an optimiser or schedule that timm does not know, fp16 without a GPU.
+    """
+    if recipe.amp == "fp16" and device.type != "cuda":
+        raise UserError("recipe.amp must be none or bf16 without a GPU, got 'fp16'")
+    try:
+        optimizer = create_optimizer_v2(
+            model, opt=recipe.optimizer, lr=recipe.scaled_lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum
+        )
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            sched=recipe.schedule,
+            num_epochs=recipe.epochs,
+            decay_milestones=recipe.milestones,
+            decay_rate=recipe.decay_rate,
+            min_lr=recipe.min_lr,
+            warmup_epochs=recipe.warmup_epochs,
+            warmup_lr=recipe.scaled_lr / 100,
+            step_on_epochs=False,
+            updates_per_epoch=steps_per_epoch,
+        )
+    except (AssertionError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"recipe.optimizer={recipe.optimizer}, recipe.schedule={recipe.schedule}: {error}") from error
+    if scheduler is None:
+        raise UserError(f"recipe.schedule must be a schedule of timm (cosine, multistep, step, ...), got {recipe.schedule!r}")
+    mixup = None
+    if recipe.mixup > 0 or recipe.cutmix > 0:
+        mixup = Mixup(
+            mixup_alpha=recipe.mixup, cutmix_alpha=recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=num_classes
+        )
+    loss: nn.Module = nn.CrossEntropyLoss()
+    if mixup is not None:
+        loss = SoftTargetCrossEntropy()
+    elif recipe.label_smoothing > 0:
+        loss = LabelSmoothingCrossEntropy(recipe.label_smoothing)
+    ema = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
+    return Optimisation(optimizer, scheduler, torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16"), mixup, loss, ema)
