@@ -85,8 +85,7 @@ def _run(config: Config, world: World) -> None:
         summary = _evaluate(job, model, status)
         if world.main:
             status.finish(weights_digest(model), trained - started, time.monotonic() - trained)
-            steps = int(config.recipe.epochs) if config.recipe else 0
-            logger.metrics(evaluation_metrics(summary), steps)
+            logger.metrics(evaluation_metrics(summary), status.content.get("updates", 0))
             logger.records(job.folder)
             _show(job, summary)
     finally:
@@ -146,6 +145,7 @@ def _train(job: Job, logger: Logger, status: "RunFile") -> nn.Module:
     )
     skipped: list[BadImage] = []
     steps = loader.steps_per_epoch // recipe.grad_accumulation
+    status.content["updates"] = recipe.epochs * steps
     with job.display.bar("train", recipe.epochs * steps, "steps") as advance:
         done = 0
 
@@ -170,9 +170,7 @@ def _evaluate(job: Job, model: nn.Module, status: "RunFile") -> pd.DataFrame:
         config.evaluation.precision, config.noise.mc_samples if job.protocol.noise_at_test != "off" else 0, config.seed,
     )  # fmt: skip
     transform = eval_transform(data.size, config.data.resize, config.data.interpolation)
-    loader = eval_loader(
-        data.val, transform, config.evaluation.batch_size, config.data.workers, world.rank, world.size
-    )
+    loader = eval_loader(data.val, transform, config.evaluation.batch_size, config.data.workers, world.rank, world.size)
     cells = missing_cells(job.folder, job.cells, facts)
     distributed.wait(world)
     skipped: list[BadImage] = []

@@ -4,7 +4,9 @@ Names: train/loss, train/top1, train/lr; clean/top1, clean/ece, clean/nll; shift
 shift/mean/... (mean over severities, then over corruptions).
 """
 
+import contextlib
 import csv
+import os
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -78,7 +80,8 @@ class WandbLogger:
 
     def records(self, folder: Path) -> None:
         artifact = self.wandb.Artifact(f"records-{folder.name}", type="records")
-        artifact.add_dir(str(folder / "records"), name="records")
+        with open(os.devnull, "w") as quiet, contextlib.redirect_stderr(quiet):  # wandb announces the folder on stderr
+            artifact.add_dir(str(folder / "records"), name="records")
         artifact.add_file(str(folder / "summary.csv"))
         artifact.add_file(str(folder / "run.json"))
         self.run.log_artifact(artifact)

@@ -1,0 +1,20 @@
+"""Evaluate trained weights, clean and under corruption: python evaluate.py model=resnet50 model.checkpoint=FILE data=..."""
+
+import hydra
+from omegaconf import DictConfig
+
+from gch_bench.cli import entry, plain, reported
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="evaluate")
+def main(config: DictConfig) -> None:
+    with reported():
+        config.recipe = None  # a data set may name its default recipe; nothing is trained here
+        values = plain(config)
+        from gch_bench.job import train_and_evaluate  # after --help: torch takes seconds to import
+
+        train_and_evaluate(values)
+
+
+if __name__ == "__main__":
+    entry(main)

@@ -1,0 +1,125 @@
+"""Comparison of finished runs: clean and mean-over-corruptions metrics, and paired differences from the first run."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from gch_bench.errors import UserError
+from gch_bench.metrics import CLEAN, mean_corruption, summarize
+from gch_bench.records import CELL_CLEAN, Cell, read_json, read_record, recorded_cells
+from gch_bench.report.statistics import Interval, paired_differences
+
+METRICS = {"top1": "top-1 %", "ece": "ECE %", "nll": "NLL"}
+
+
+class Run(NamedTuple):
+    """A finished run: its folder, run.json, and rows per cell."""
+
+    folder: Path
+    facts: dict[str, Any]
+    cells: dict[Cell, pd.DataFrame]
+
+    @property
+    def label(self) -> str:
+        return f"{self.facts['config']['noise']['name']} ({self.folder.name})"
+
+
+class Comparison(NamedTuple):
+    """A table as text: `columns`, `rows` of strings, and notes that belong under it."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+    def markdown(self) -> str:
+        lines = [self.columns, ["---"] + ["---:"] * (len(self.columns) - 1), *self.rows]
+        table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return f"**{self.title}**\n\n{table}\n\n" + "".join(f"- {note}\n" for note in self.notes)
+
+
+def read_run(folder: Path) -> Run:
+    """A finished run's records.
+
+    Raises:
+        UserError: no run there, an unfinished one, or an unreadable file.
+    """
+    facts = read_json(folder / "run.json")
+    if facts.get("status") != "finished":
+        raise UserError(f"{folder} holds an unfinished run: finish it with the command it was started with, {facts.get('command')}")
+    found = recorded_cells(folder, {"protocol": facts["protocol_id"], "weights": facts["weights"]})
+    if CELL_CLEAN not in found:
+        raise UserError(f"{folder} has no clean record: run its command again, {facts.get('command')}")
+    return Run(folder, facts, {cell: read_record(folder, cell) for cell in found})
+
+
+def compare(runs: list[Run], num_resamples: int = 1000, level: float = 0.95) -> Comparison:
+    """Runs side by side on the cells they share, with paired bootstrap intervals of their differences from the first.
+
+    Raises:
+        UserError: no run, or runs on different images.
+    """
+    if not runs:
+        raise UserError("runs must be a list of run folders, got []; pass runs=[FOLDER,FOLDER]")
+    shared = sorted(set.intersection(*(set(run.cells) for run in runs)) - {CELL_CLEAN})
+    columns = ["", *(run.label for run in runs), *(f"{run.label} - {runs[0].label}" for run in runs[1:])]
+    rows = []
+    for part, cells in ((CLEAN, [CELL_CLEAN]), ("shift", shared)):
+        if not cells:
+            continue
+        means = [_means(run, cells) for run in runs]
+        try:
+            differences = [
+                paired_differences([runs[0].cells[c] for c in cells], [run.cells[c] for c in cells], num_resamples, level=level)
+                for run in runs[1:]
+            ]
+        except ValueError as error:
+            raise UserError(f"the runs were not evaluated on the same images: {error}") from error
+        for key, name in METRICS.items():
+            values = [_number(key, mean[key]) for mean in means]
+            rows.append([f"{part} {name}", *values, *(_interval(key, each[key]) for each in differences)])
+    return Comparison("Comparison of runs", columns, rows, _notes(runs, shared, num_resamples, level))
+
+
+def _means(run: Run, cells: list[Cell]) -> dict[str, float]:
+    classes = run.facts["data"]["num_classes"]
+    rows = {cell: summarize(run.cells[cell], classes) for cell in cells}
+    return rows[CELL_CLEAN] if CELL_CLEAN in rows else mean_corruption(rows, METRICS)
+
+
+def _scale(key: str) -> float:
+    return 1.0 if key == "nll" else 100.0
+
+
+def _number(key: str, value: float, sign: str = "") -> str:
+    return f"{_scale(key) * value:{sign}.{4 if key == 'nll' else 2}f}"
+
+
+def _interval(key: str, value: Interval) -> str:
+    estimate, low, high = (_number(key, part, "+") for part in value)
+    return f"{estimate} [{low}, {high}]"
+
+
+def _notes(runs: list[Run], shared: list[Cell], num_resamples: int, level: float) -> list[str]:
+    names = sorted({cell.corruption for cell in shared})
+    severities = sorted({cell.severity for cell in shared})
+    images = len(runs[0].cells[CELL_CLEAN])
+    notes = [
+        f"{images} images per cell; shift: mean over severities {severities}, then over {len(names)} corruptions"
+        f" ({', '.join(names)})" if names else f"{images} images; no corruption was evaluated in all of these runs"
+    ]  # fmt: skip
+    if len(runs) > 1:
+        notes.append(
+            f"differences: paired over images, [{level:.0%} percentile interval of {num_resamples} bootstrap resamples];"
+            " they say nothing about other training seeds"
+        )
+    protocols = {run.facts["protocol_id"] for run in runs}
+    if len(protocols) > 1:
+        notes.append(f"WARNING: the runs follow DIFFERENT PROTOCOLS and are not comparable: {', '.join(sorted(protocols))}")
+    else:
+        notes.append(f"protocol {protocols.pop()}")
+    for run in runs:
+        notes += [f"WARNING: {run.label}: {warning}" for warning in run.facts["warnings"]]
+        notes.append(f"{run.label}: {run.folder}, commit {run.facts['commit']}, seed {run.facts['config']['seed']}")
+    return notes

@@ -1,0 +1,60 @@
+"""Shared by all tests: configurations as the command line composes them, and the command line itself."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from gch_bench.cli import plain, reported
+from gch_bench.config import Config
+from hydra import compose, initialize_config_dir
+
+REPOSITORY = Path(__file__).parent.parent
+# A run of seconds: the real data, loop, evaluation and records on a tiny network.
+TINY = (
+    "model=custom", "model.factory=tinynet:tinynet", "noise.stages=[late]", "recipe.epochs=2", "recipe.batch_size=64",
+    "recipe.lr=0.01", "data.size=32", "corruptions=quick", "logger=none", "threads=1",
+)  # fmt: skip
+
+
+def configuration(*overrides: str, name: str = "train") -> Config:
+    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+        return plain(compose(name, overrides=list(overrides)))
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
+    """Run an entry point in an empty folder, as a user would: cli("train.py", "noise=gch", ...)."""
+
+    def run(script: str, *arguments: str, launcher: tuple[str, ...] = (), timeout: float = 300) -> subprocess.CompletedProcess:
+        command = [sys.executable, *launcher, str(REPOSITORY / script), *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=timeout)
+
+    return run
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1", "WANDB_SILENT": "true"}
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The one line that an entry point prints for these overrides; asserts exit code 2 and nothing more on stderr."""
+
+    def run(*overrides: str, name: str = "train") -> str:
+        with pytest.raises(SystemExit) as stopped, reported():
+            config = configuration(*overrides, name=name)
+            from gch_bench.job import train_and_evaluate
+
+            train_and_evaluate(config)
+        lines = capsys.readouterr().err.splitlines()
+        assert stopped.value.code == 2
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("error: ")
+        return lines[0]
+
+    return run
+
+

@@ -1,0 +1,245 @@
+"""The main job through its real entry points and code paths, on a tiny network."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import REPOSITORY, TINY, configuration, environment
+from gch_bench.job import train_and_evaluate
+from gch_bench.metrics import summarize
+from gch_bench.records import COLUMNS
+
+CELLS = 1 + 4 * 2  # clean, and corruptions=quick: four corruptions at two severities
+
+
+def run_tiny(folder: Path, *overrides: str, name: str = "train") -> dict:
+    train_and_evaluate(configuration(*TINY, f"output={folder}", *overrides, name=name))
+    return json.loads((folder / "run.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def gch_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "gch"
+    run_tiny(folder, "noise=gch", "logger=csv")
+    return folder
+
+
+def test_run_folder(gch_run: Path) -> None:
+    facts = json.loads((gch_run / "run.json").read_text())
+    summary = pd.read_csv(gch_run / "summary.csv")
+    assert facts["status"] == "finished"
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", facts["commit"])
+    assert facts["stages"] == [{"stage": "late", "module": "late", "height": 4, "width": 4}]
+    assert facts["config"]["noise"]["gamma"] == 1.0
+    assert set(facts) >= {"protocol_id", "versions", "hardware", "data", "timings", "weights", "command"}
+    assert list(summary)[:8] == ["corruption", "severity", "n", "top1", "top5", "nll", "brier", "ece"]
+    assert len(summary) == CELLS
+    assert tuple(summary.loc[0, ["corruption", "severity"]]) == ("clean", 0)
+    assert (summary["n"] == 360).all()
+    assert summary["top1"].between(0, 1).all()
+    assert (gch_run / "checkpoints" / "last.pt").exists()
+    assert not list(gch_run.rglob("*.tmp"))
+
+
+def test_records_give_the_summary_again(gch_run: Path) -> None:
+    summary = pd.read_csv(gch_run / "summary.csv").set_index(["corruption", "severity"])
+    files = sorted((gch_run / "records").iterdir())
+    assert [file.stem for file in files] == sorted(f"{name}-{severity}" for name, severity in summary.index)
+    for file in files:
+        rows = pd.read_parquet(file)
+        name, severity = file.stem.rsplit("-", 1)
+        assert list(rows) == COLUMNS
+        assert rows["id"].tolist() == list(range(360))
+        np.testing.assert_allclose(pd.Series(summarize(rows, 10)), summary.loc[(name, int(severity))], rtol=1e-12)
+
+
+def test_accuracy_is_of_a_trained_network(gch_run: Path) -> None:
+    clean = pd.read_parquet(gch_run / "records" / "clean-0.parquet")
+    assert (clean["label"] == clean["prediction"]).mean() > 0.3, "ten classes: chance is 0.1"
+
+
+def test_csv_logger_holds_the_summary(gch_run: Path) -> None:
+    logged = pd.read_csv(gch_run / "metrics.csv").groupby("name")["value"].last()
+    clean = pd.read_csv(gch_run / "summary.csv").iloc[0]
+    assert logged["clean/ece"] == pytest.approx(clean["ece"], rel=1e-9)
+    assert {"train/loss", "train/top1", "train/lr", "shift/mean/nll", "shift/gaussian_noise/3/top1"} <= set(logged.index)
+
+
+def test_again_does_nothing_and_a_new_cell_only_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_tiny(tmp_path / "run", "recipe.epochs=1", "corruptions.names=[brightness]")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    capsys.readouterr()
+    run_tiny(tmp_path / "run", "recipe.epochs=1", "corruptions.names=[brightness]")
+    assert "nothing left to do" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    run_tiny(tmp_path / "run", "recipe.epochs=1", "corruptions.names=[brightness,contrast]")
+    records = tmp_path / "run" / "records"
+    assert (records / "brightness-1.parquet").stat().st_mtime_ns == before[records / "brightness-1.parquet"]
+    assert len(pd.read_csv(tmp_path / "run" / "summary.csv")) == 1 + 2 * 2
+
+
+def test_default_folder_is_stable_and_separates_configurations() -> None:
+    base = configuration("noise=gch").run_folder
+    assert base == configuration("noise=gch", "logger=none", "threads=1", "corruptions=quick").run_folder
+    others = [configuration("noise=gch", override).run_folder for override in ("seed=1", "noise.gamma=2", "recipe.epochs=9")]
+    assert len({base, *others}) == 4
+    assert re.fullmatch(r"runs/digits-resnet18-gch-s0-[0-9a-f]{8}", base)
+
+
+@pytest.mark.parametrize("noise", ["none", "dropblock"])
+def test_same_seed_same_weights(tmp_path: Path, noise: str) -> None:
+    overrides = (f"noise={noise}", "recipe.epochs=1", "corruptions=none")
+    first = run_tiny(tmp_path / "a", *overrides)
+    second = run_tiny(tmp_path / "b", *overrides, "data.workers=2")
+    other = run_tiny(tmp_path / "c", *overrides, "seed=1")
+    assert first["weights"] == second["weights"] != other["weights"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stop_and_resume_is_the_same_run(tmp_path: Path, number: signal.Signals) -> None:
+    """Stopped in the middle of training, then continued: the same weights as a run that was never stopped."""
+    overrides = [
+        *TINY, "noise=gch", "recipe.epochs=8", "recipe.mixup=0.2", "recipe.ema_decay=0.9", "corruptions=none", "recipe.batch_size=16",
+    ]  # fmt: skip
+    command = [sys.executable, str(REPOSITORY / "train.py"), *overrides, f"output={tmp_path / 'stopped'}"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env={**environment(), "PYTHONUNBUFFERED": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )  # fmt: skip
+    checkpoint = tmp_path / "stopped" / "checkpoints" / "last.pt"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, errors
+    assert len(errors.splitlines()) == 1
+    position = torch.load(checkpoint, weights_only=True)["position"]
+    assert 1 <= position["epoch"] < 8
+    settings = [item for item in overrides if item not in TINY]
+    continued = run_tiny(tmp_path / "stopped", *settings)
+    straight = run_tiny(tmp_path / "straight", *settings)
+    assert continued["weights"] == straight["weights"]
+    assert len(continued["sessions"]) == 2
+
+
+def test_every_switch_of_the_loop(tmp_path: Path) -> None:
+    facts = run_tiny(
+        tmp_path / "run", "noise=gch_wick", "recipe.mixup=0.2", "recipe.cutmix=1.0", "recipe.label_smoothing=0.1",
+        "recipe.ema_decay=0.9", "recipe.grad_accumulation=2", "recipe.grad_clip=1.0", "recipe.amp=bf16", "recipe.channels_last=true",
+        "recipe.augment.auto_augment=rand-m5-mstd0.5", "recipe.augment.random_erasing=0.2", "recipe.optimizer=sgd",
+        "recipe.schedule=multistep", "recipe.milestones=[1]", "evaluation.precision=bf16", "recipe.epochs=3",
+    )  # fmt: skip
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
+    assert facts["protocol"]["precision"] == "bf16"
+    assert state["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.001), "0.01 divided by 10 at epoch 1"
+    assert not torch.equal(state["model"]["head.weight"], state["model_ema"]["head.weight"])
+
+
+def test_compile(tmp_path: Path) -> None:
+    facts = run_tiny(tmp_path / "run", "noise=gch", "recipe.compile=true", "recipe.epochs=1", "corruptions=none")
+    assert facts["status"] == "finished"
+
+
+@pytest.mark.parametrize("recipe", ["imagenet_90ep", "finetune", "cifar10"])
+def test_recipes(tmp_path: Path, recipe: str) -> None:
+    facts = run_tiny(tmp_path / "run", f"recipe={recipe}", "recipe.epochs=1", "recipe.batch_size=128", "corruptions=none")
+    assert facts["config"]["recipe"]["name"] == recipe
+
+
+def test_two_processes(tmp_path: Path, cli) -> None:
+    """DDP under torchrun: trains, and every image has exactly one row although 360 images do not divide evenly in 2 x 7."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    done = cli("train.py", *TINY, "noise=gch", f"output={tmp_path / 'run'}", "evaluation.batch_size=7", launcher=launcher)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["processes"] == 2
+    assert done.stdout.count("protocol:") == 1, "only rank 0 prints"
+    assert pd.read_parquet(tmp_path / "run" / "records" / "brightness-3.parquet")["id"].tolist() == list(range(360))
+    alone = tmp_path / "alone"
+    weights = tmp_path / "run" / "checkpoints" / "last.pt"
+    run_tiny(alone, "noise=gch", f"model.checkpoint={weights}", name="evaluate")
+    assert_same_records(tmp_path / "run", alone)
+
+
+def assert_same_records(first: Path, second: Path) -> None:
+    for file in (first / "records").iterdir():
+        one, two = pd.read_parquet(file), pd.read_parquet(second / "records" / file.name)
+        pd.testing.assert_frame_equal(one[["id", "label"]], two[["id", "label"]])
+        np.testing.assert_allclose(one["nll"], two["nll"], atol=2e-5)  # float32 sums in another order
+        np.testing.assert_allclose(one["confidence"], two["confidence"], atol=1e-5)
+
+
+@pytest.mark.parametrize("noise", ["gch", "dropout", "dropblock", "additive_green"])
+def test_noise_at_test_time_is_independent_of_batches(gch_run: Path, tmp_path: Path, noise: str) -> None:
+    weights = gch_run / "checkpoints" / "last.pt"
+    common = (
+        f"noise={noise}", "noise.eval=true", "noise.mc_samples=3", f"model.checkpoint={weights}", "corruptions.names=[gaussian_noise]",
+    )  # fmt: skip
+    facts = run_tiny(tmp_path / "a", *common, "evaluation.batch_size=64", name="evaluate")
+    run_tiny(tmp_path / "b", *common, "evaluation.batch_size=23", "data.workers=2", name="evaluate")
+    assert facts["protocol"]["noise_at_test"] == "on-T3"
+    assert_same_records(tmp_path / "a", tmp_path / "b")
+    quiet = pd.read_parquet(gch_run / "records" / "clean-0.parquet")
+    noisy = pd.read_parquet(tmp_path / "a" / "records" / "clean-0.parquet")
+    assert not np.allclose(quiet["confidence"], noisy["confidence"], atol=1e-4)
+
+
+def test_one_site_is_said_loudly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = run_tiny(tmp_path / "run", "noise=gch", "noise.stages=[pool]", "recipe.epochs=1", "corruptions=none")
+    out = capsys.readouterr().out
+    assert len(facts["warnings"]) == 1
+    assert "1x1" in facts["warnings"][0]
+    assert "IDENTITY" in facts["warnings"][0]
+    assert out.count(f"WARNING: {facts['warnings'][0]}") == 2, "at the start and under the table"
+
+
+def test_own_checkpoint_is_a_plain_state_dict(gch_run: Path, tmp_path: Path) -> None:
+    facts = run_tiny(
+        tmp_path / "run", "recipe=finetune", f"model.checkpoint={gch_run / 'checkpoints' / 'last.pt'}", "recipe.epochs=1",
+        "corruptions=none",
+    )  # fmt: skip
+    assert facts["status"] == "finished"
+
+
+def test_report(gch_run: Path, tmp_path: Path, cli) -> None:
+    run_tiny(tmp_path / "none", "noise=none")
+    done = cli("report.py", f"runs=[{tmp_path / 'none'},{gch_run}]", f"output={tmp_path / 'table.md'}")
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "table.md").read_text()
+    first, second = (pd.read_csv(folder / "summary.csv").iloc[0] for folder in (tmp_path / "none", gch_run))
+    row = next(line for line in table.splitlines() if line.startswith("| clean top-1"))
+    assert f"| {first['top1']:.2%} ".replace("%", "") in row
+    assert f"{100 * (second['top1'] - first['top1']):+.2f} [" in row
+    assert "shift ECE %" in done.stdout
+    again = cli("report.py", f"runs=[{tmp_path / 'nowhere'}]")
+    assert (again.returncode, len(again.stderr.splitlines())) == (2, 1)
+
+
+def test_help_lists_every_group_and_choice(cli) -> None:
+    done = cli("train.py", "--help")
+    assert done.returncode == 0
+    for group in ("model", "noise", "data", "corruptions", "recipe", "logger"):
+        choices = sorted(file.stem for file in (REPOSITORY / "configs" / group).glob("*.yaml"))
+        assert f"{group}: {', '.join(choices)}" in done.stdout
+
+
+def test_local_settings_give_roots(tmp_path: Path) -> None:
+    """configs/local/default.yaml: data roots by name, found without typing them."""
+    from hydra import compose, initialize_config_dir
+
+    configs = tmp_path / "configs"
+    subprocess.run(["cp", "-r", str(REPOSITORY / "configs"), str(configs)], check=True)
+    (configs / "local").mkdir(exist_ok=True)
+    (configs / "local" / "default.yaml").write_text("# @package _global_\nroots: {imagenet: /data/in1k}\n")
+    with initialize_config_dir(str(configs), version_base="1.3"):
+        assert compose("train", overrides=["data=imagenet"]).data.root == "/data/in1k"
+
+
