@@ -9,8 +9,7 @@ from gch_bench.cli import entry, plain, reported
 @hydra.main(version_base="1.3", config_path="configs", config_name="evaluate")
 def main(config: DictConfig) -> None:
     with reported():
-        config.recipe = None  # a data set may name its default recipe; nothing is trained here
-        values = plain(config)
+        values = plain(config, train=False)
         from gch_bench.job import train_and_evaluate  # after --help: torch takes seconds to import
 
         train_and_evaluate(values)

@@ -71,13 +71,35 @@ def build(model: ModelConfig, noise: NoiseConfig, num_classes: int, size: int) -
 
 def build_network(config: ModelConfig, num_classes: int, size: int) -> tuple[nn.Module, list[str]]:
     """The backbone without noise, and warnings."""
+    warnings: list[str] = []
     if config.factory:
-        network, warnings = _from_factory(config, num_classes), []
+        network = _from_factory(config, num_classes)
     else:
         network, warnings = _from_timm(config, num_classes, size)
+    _try_forward(network, config, num_classes, size)
     if config.checkpoint:
         load_weights(network, config.checkpoint, config.reset_head)
     return network, warnings
+
+
+def _try_forward(network: nn.Module, config: ModelConfig, num_classes: int, size: int) -> None:
+    """Refuse now what would break, or mean something else, in the first step."""
+    name = config.factory or config.name
+    network.eval()
+    try:
+        with torch.no_grad():
+            logits = network(torch.zeros(1, 3, size, size))
+    except Exception as error:  # a foreign forward may raise anything
+        raise UserError(
+            f"model {name} with model.kwargs={config.kwargs} cannot take {size}x{size} images: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        network.train()
+    if not isinstance(logits, torch.Tensor) or logits.shape != (1, num_classes):
+        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise UserError(
+            f"model {name} must give logits of shape (B, {num_classes}) for {num_classes} classes, got {got} at B = 1"
+        )
 
 
 def _from_timm(config: ModelConfig, num_classes: int, size: int) -> tuple[nn.Module, list[str]]:
@@ -93,7 +115,7 @@ def _from_timm(config: ModelConfig, num_classes: int, size: int) -> tuple[nn.Mod
     while True:
         try:
             network = timm.create_model(
-                config.name, pretrained=config.pretrained, num_classes=num_classes, **wanted, **config.kwargs
+                config.name, pretrained=config.pretrained, num_classes=num_classes, **wanted, **(config.kwargs or {})
             )
             break
         except TypeError as error:  # not every backbone takes every option: leave out those this one has no word for
@@ -119,7 +141,7 @@ def _from_factory(config: ModelConfig, num_classes: int) -> nn.Module:
     takes_classes = "num_classes" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     classes = {"num_classes": num_classes} if takes_classes else {}
     try:
-        network = function(**{**classes, **config.kwargs})
+        network = function(**{**classes, **(config.kwargs or {})})
     except (TypeError, ValueError) as error:
         raise UserError(f"model.factory={config.factory} with model.kwargs={config.kwargs}: {error}") from error
     if not isinstance(network, nn.Module):
@@ -138,7 +160,9 @@ def load_weights(network: nn.Module, path: str, reset_head: bool = False) -> Non
     except FileNotFoundError as error:
         raise UserError(f"model.checkpoint={path}: no such file") from error
     except Exception as error:  # torch, zipfile, pickle and safetensors each raise their own
-        raise UserError(f"model.checkpoint={path} cannot be read, it is truncated or no state dict of tensors: {error}") from error
+        raise UserError(
+            f"model.checkpoint={path} cannot be read, it is truncated or no state dict of tensors: {error}"
+        ) from error
     state = {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in state.items()}
     own = network.state_dict()
     heads = _head_keys(network)
@@ -155,8 +179,8 @@ def load_weights(network: nn.Module, path: str, reset_head: bool = False) -> Non
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys() - heads)
     misfits = [key for key in misfits if key not in heads]
     if missing or unexpected or misfits:
-        what = [f"{len(keys)} keys {kind} (first: {keys[0]})"
-                for kind, keys in (("missing", missing), ("unknown", unexpected), ("of another shape", misfits)) if keys]  # fmt: skip
+        kinds = {"missing": missing, "unknown": unexpected, "of another shape": misfits}
+        what = [f"{len(keys)} keys {kind} (first: {keys[0]})" for kind, keys in kinds.items() if keys]
         raise UserError(
             f"model.checkpoint={path} holds another architecture than {type(network).__name__}: {'; '.join(what)};"
             " choose the model= it was trained with"

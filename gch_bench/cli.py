@@ -15,9 +15,10 @@ from gch_bench.config import Config, parse
 from gch_bench.errors import UserError
 
 
-def plain(config: DictConfig) -> Config:
-    """The composed Hydra config as a checked Config; beyond this nothing sees Hydra."""
-    return parse(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))  # type: ignore[arg-type]
+def plain(config: DictConfig, train: bool = True) -> Config:
+    """The composed Hydra config as a checked Config, without a recipe unless `train`. Beyond this nothing sees Hydra."""
+    values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    return parse(values if train else {**values, "recipe": None})
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ class ModelConfig:
     reset_head: bool = False  # drop the checkpoint's classifier when it has another number of classes
     output_stride: int | None = None  # dilate so that the last map is size / output_stride, where the backbone can
     factory: str | None = None
-    kwargs: dict[str, Any] = field(default_factory=dict)
+    kwargs: dict[str, Any] | None = None  # further arguments of the constructor
 
     def __post_init__(self) -> None:
         check(self.output_stride in (None, 8, 16, 32), "model.output_stride", "8, 16, 32 or null", self.output_stride)
@@ -74,7 +74,19 @@ class NoiseConfig:
     @property
     def options(self) -> dict[str, Any]:
         """What is set of the law's and kernel's options."""
-        names = ("gamma", "beta", "energy", "boundary", "mass", "match_variance", "per_channel", "p", "block_size", "sigma", "relative")
+        names = (
+            "gamma",
+            "beta",
+            "energy",
+            "boundary",
+            "mass",
+            "match_variance",
+            "per_channel",
+            "p",
+            "block_size",
+            "sigma",
+            "relative",
+        )
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
@@ -195,7 +207,7 @@ class Config:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What determines the weights and each cell: not where files lie, how a run is watched, or which cells are asked for."""
+        """What determines the weights and each cell: not where files lie, how a run is watched, which cells are asked for."""
         plain = self.as_dict()
         for name in ("logger", "output", "resume", "threads", "device"):
             plain.pop(name)

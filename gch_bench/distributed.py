@@ -69,3 +69,10 @@ def gather(value: Any, world: World) -> list[Any]:
 def wait(world: World) -> None:
     if world.parallel:
         dist.barrier()
+
+
+def share(tensors: dict[str, torch.Tensor], world: World) -> None:
+    """Overwrite every process's tensors, in place, with rank 0's."""
+    if world.parallel:
+        for tensor in tensors.values():
+            dist.broadcast(tensor, 0)

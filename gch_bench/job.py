@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,9 +30,10 @@ from gch_bench.errors import UserError
 from gch_bench.evaluation.cells import missing_cells, parameter_set, wanted_cells
 from gch_bench.evaluation.evaluate import View, evaluate_cell
 from gch_bench.loggers import Logger, evaluation_metrics, open_logger
-from gch_bench.metrics import CLEAN, mean_corruption
-from gch_bench.records import Cell
+from gch_bench.metrics import mean_corruption
+from gch_bench.records import CELL_CLEAN, Cell
 from gch_bench.training.loop import Progress, Stopped, TrainingJob, train
+from gch_bench.training.optim import create
 
 
 class Job(NamedTuple):
@@ -75,17 +77,18 @@ def _run(config: Config, world: World) -> None:
         job.display.line(f"nothing left to do: {job.folder} holds this run")
         _show(job, pd.read_csv(job.folder / "summary.csv"))
         return
+    training = _training(job) if config.recipe is not None else None
     distributed.wait(world)  # all have looked before anyone writes
     status.begin()
     logger = open_logger(config, job.folder, world.main)
     started = time.monotonic()
     try:
-        model = _train(job, logger, status) if config.recipe is not None else job.built.model.to(world.device)
+        model = _train(job, training, logger, status) if training else job.built.model.to(world.device)
         trained = time.monotonic()
         summary = _evaluate(job, model, status)
         if world.main:
             status.finish(weights_digest(model), trained - started, time.monotonic() - trained)
-            logger.metrics(evaluation_metrics(summary), status.content.get("updates", 0))
+            logger.metrics(evaluation_metrics(summary), training.recipe.epochs * training.steps if training else 0)
             logger.records(job.folder)
             _show(job, summary)
     finally:
@@ -129,36 +132,57 @@ def _load(config: Config, world: World) -> DataSource:
     return data
 
 
-def _train(job: Job, logger: Logger, status: "RunFile") -> nn.Module:
+def _training(job: Job) -> TrainingJob:
+    """The training of a run, ready to start. Raises UserError on what the recipe gets wrong."""
     config, world, recipe = job.config, job.world, job.config.recipe
-    assert recipe is not None and job.data.train is not None
+    assert recipe is not None
+    assert job.data.train is not None
     share = world.size * recipe.grad_accumulation
     if recipe.batch_size % share:
-        raise UserError(f"recipe.batch_size must be a multiple of processes x grad_accumulation = {share}, got {recipe.batch_size}")
+        raise UserError(
+            f"recipe.batch_size must be a multiple of processes x grad_accumulation = {share}, got {recipe.batch_size}"
+        )
     transform = train_transform(recipe.augment, job.data.size, job.built.mean, job.built.std, config.data.interpolation)  # type: ignore[arg-type]
     loader = train_loader(
         job.data.train, transform, recipe.batch_size // share, config.seed, config.data.workers, world.rank, world.size
     )
-    model = job.built.model.to(world.device, memory_format=torch.channels_last if recipe.channels_last else torch.contiguous_format)
-    task = TrainingJob(
-        model, loader, recipe, len(job.data.classes), config.seed, job.folder, identity_hash(config), world, config.data.skip_bad
-    )
-    skipped: list[BadImage] = []
     steps = loader.steps_per_epoch // recipe.grad_accumulation
-    status.content["updates"] = recipe.epochs * steps
-    with job.display.bar("train", recipe.epochs * steps, "steps") as advance:
+    if steps == 0:
+        raise UserError(f"recipe.batch_size must be at most the number of training images, got {recipe.batch_size}; lower it")
+    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    model = job.built.model.to(world.device).to(memory_format=layout)
+    classes = len(job.data.classes)
+    return TrainingJob(
+        model=model,
+        optimisation=create(recipe, model, classes, steps, world.device),
+        loader=loader,
+        recipe=recipe,
+        num_classes=classes,
+        seed=config.seed,
+        folder=job.folder,
+        config_hash=identity_hash(config),
+        world=world,
+        skip_bad=config.data.skip_bad,
+    )
+
+
+def _train(job: Job, training: TrainingJob, logger: Logger, status: "RunFile") -> nn.Module:
+    epochs, steps = training.recipe.epochs, training.steps
+    skipped: list[BadImage] = []
+    with job.display.bar("train", epochs * steps, "steps") as advance:
         done = 0
 
         def report(progress: Progress) -> None:
             nonlocal done
             step = progress.epoch * steps + progress.step
-            advance(step - done, training_note(progress, recipe.epochs))
+            advance(step - done, training_note(progress, epochs))
             done = step
-            logger.metrics({f"train/{key}": getattr(progress, key) for key in ("loss", "top1", "lr", "images_per_second")}, step)
+            logger.metrics(
+                {f"train/{key}": getattr(progress, key) for key in ("loss", "top1", "lr", "images_per_second")}, step
+            )
 
-        model = train(task, report, skipped)
-    gathered = {image for part in distributed.gather(skipped, world) for image in part}
-    status.note_skipped("train", sorted(gathered))
+        model = train(training, report, skipped)
+    status.note_skipped("train", skipped)
     return model
 
 
@@ -177,11 +201,11 @@ def _evaluate(job: Job, model: nn.Module, status: "RunFile") -> pd.DataFrame:
     with job.display.bar("evaluate", len(cells) * len(data.val), "images") as advance:
         for number, cell in enumerate(cells):
             note = f"cell {number + 1}/{len(cells)} {cell.corruption}-{cell.severity}"
-            atoms = evaluate_cell(view, cell, loader, len(data.val), world, config.data.skip_bad, skipped,
-                                  lambda images, note=note: advance(images * world.size, note))  # fmt: skip
+            step = partial(advance, note=note)
+            atoms = evaluate_cell(view, cell, loader, len(data.val), world, config.data.skip_bad, skipped, step)
             if world.main:
                 records.write_record(job.folder, cell, atoms, facts)
-    status.note_skipped("val", sorted({image for part in distributed.gather(skipped, world) for image in part}))
+    status.note_skipped("val", skipped)
     if not world.main:
         return pd.DataFrame()
     return records.write_summary(job.folder, records.recorded_cells(job.folder, facts), len(data.classes))
@@ -205,7 +229,9 @@ class RunFile:
         self.content = records.read_json(self.path)
         differing = _differences(self.content.get("identity", {}), json.loads(json.dumps(job.config.identity)))
         if differing:
-            raise UserError(f"{job.folder} holds another run (it differs in {', '.join(differing[:5])}): choose another output=")
+            raise UserError(
+                f"{job.folder} holds another run (it differs in {', '.join(differing[:5])}): choose another output="
+            )
 
     def finished_weights(self) -> str | None:
         """The digest of the weights of a finished run, else None."""
@@ -239,7 +265,9 @@ class RunFile:
         }
         self.write()
 
-    def note_skipped(self, split: str, images: list[BadImage]) -> None:
+    def note_skipped(self, split: str, skipped: list[BadImage]) -> None:
+        """Record every process's skipped images; all must call it."""
+        images = sorted({image for part in distributed.gather(skipped, self.job.world) for image in part})
         if images:
             self.content["skipped"][split] = {"count": len(images), "images": [image._asdict() for image in images]}
             self.job.display.warn(f"{len(images)} unreadable {split} images were skipped; run.json names them")
@@ -287,7 +315,9 @@ def _banner(job: Job) -> None:
     noise = f"{config.noise.name} at {stages} [{config.noise.law}: {options}]" if stages else "none"
     kwargs = f" {config.model.kwargs}" if config.model.kwargs else ""
     show.line(f"data:     {job.data.description}")
-    show.line(f"model:    {config.model.factory or config.model.name}{kwargs}, output stride {config.model.output_stride or 'native'}")
+    show.line(
+        f"model:    {config.model.factory or config.model.name}{kwargs}, output stride {config.model.output_stride or 'native'}"
+    )
     show.line(f"noise:    {noise}")
     show.line(f"protocol: {job.protocol.id}")
     show.line(f"run:      {job.folder} (seed {config.seed}, {job.world.size} x {job.world.device})")
@@ -297,8 +327,8 @@ def _banner(job: Job) -> None:
 
 def _show(job: Job, summary: pd.DataFrame) -> None:
     """The run's table: clean, and each corruption's mean over severities."""
-    cells = {(row["corruption"], row["severity"]): row for row in summary.to_dict("records")}
-    clean = cells.pop((CLEAN, 0))
+    cells: dict[Cell, Any] = {Cell(row["corruption"], row["severity"]): row for row in summary.to_dict("records")}
+    clean = cells.pop(CELL_CLEAN)
     rows = [["clean", *metric_cells(clean)]]
     keys = ("top1", "ece", "nll")
     for name in dict.fromkeys(name for name, _ in cells):

@@ -102,7 +102,7 @@ def evaluation_metrics(summary: pd.DataFrame) -> dict[str, float]:
     rows: dict[tuple[str, int], dict[str, Any]] = {
         (row["corruption"], row["severity"]): row for row in summary.to_dict("records")  # type: ignore[misc]
     }  # fmt: skip
-    values = {}
+    values: dict[str, float] = {}
     for (name, severity), row in rows.items():
         prefix = CLEAN if name == CLEAN else f"shift/{name}/{severity}"
         values |= {f"{prefix}/{key}": row[key] for key in LOGGED}

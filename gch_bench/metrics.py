@@ -172,7 +172,7 @@ def summarize(atoms: Any, num_classes: int, num_bins: int = NUM_BINS) -> dict[st
     }
 
 
-def mean_corruption(cells: Mapping[tuple[str, int], Mapping[str, float]], keys: Iterable[str]) -> dict[str, float]:
+def mean_corruption(cells: Mapping[Any, Mapping[str, float]], keys: Iterable[str]) -> dict[str, float]:
     """Mean of each key over severities within a corruption, then over corruptions; cells named CLEAN are left out.
 
     cells maps (corruption, severity) to a summary row (see summarize). ValueError: no corrupted cell, or corruptions with

@@ -1,9 +1,9 @@
 """The run folder: run.json, summary.csv, records/<corruption>-<severity>.parquet. Every file appears whole or not at all.
 
-    run.json      configuration, commit, versions, hardware, protocol id, data fingerprint, stages, warnings, timings
-    summary.csv   one row per cell, derived from the records; the clean row is `clean,0`; fractions, not percent
-    records/      one row per image: id, label, prediction, confidence, nll, brier, top5, entropy
-    checkpoints/  last.pt
+run.json      configuration, commit, versions, hardware, protocol id, data fingerprint, stages, warnings, timings
+summary.csv   one row per cell, derived from the records; the clean row is `clean,0`; fractions, not percent
+records/      one row per image: id, label, prediction, confidence, nll, brier, top5, entropy
+checkpoints/  last.pt
 """
 
 import contextlib

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+
 from gch_bench.cli import plain, reported
 from gch_bench.config import Config
-from hydra import compose, initialize_config_dir
+from gch_bench.job import train_and_evaluate
 
 REPOSITORY = Path(__file__).parent.parent
 # A run of seconds: the real data, loop, evaluation and records on a tiny network.
@@ -21,7 +23,7 @@ TINY = (
 
 def configuration(*overrides: str, name: str = "train") -> Config:
     with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
-        return plain(compose(name, overrides=list(overrides)))
+        return plain(compose(name, overrides=list(overrides)), train=name == "train")
 
 
 @pytest.fixture
@@ -45,10 +47,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
     def run(*overrides: str, name: str = "train") -> str:
         with pytest.raises(SystemExit) as stopped, reported():
-            config = configuration(*overrides, name=name)
-            from gch_bench.job import train_and_evaluate
-
-            train_and_evaluate(config)
+            train_and_evaluate(configuration(*overrides, name=name))
         lines = capsys.readouterr().err.splitlines()
         assert stopped.value.code == 2
         assert len(lines) == 1, lines
@@ -56,5 +55,3 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return lines[0]
 
     return run
-
-

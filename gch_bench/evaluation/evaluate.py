@@ -18,6 +18,7 @@ from gch_bench.data.images import BadImage
 from gch_bench.data.loaders import Batch, checked
 from gch_bench.data.transforms import normalise
 from gch_bench.distributed import World
+from gch_bench.errors import UserError
 from gch_bench.metrics import sample_atoms
 from gch_bench.noise.inject import image_seeds
 from gch_bench.records import CELL_CLEAN, Cell
@@ -82,10 +83,12 @@ def evaluate_cell(
             images, ids = batch.images.to(world.device, non_blocking=True), batch.ids
             logp_BC = log_probabilities(view, cell, images, ids).numpy()
             if not np.isfinite(logp_BC).any(1).all():
-                raise UserError(f"the network's output for {cell.corruption}-{cell.severity} is not finite: its weights are broken")
+                raise UserError(
+                    f"the network's output for {cell.corruption}-{cell.severity} is not finite: its weights are broken"
+                )
             atoms = sample_atoms(logp_BC, batch.labels.numpy())
             parts.append(pd.DataFrame({"id": ids.numpy(), "label": batch.labels.numpy(), **atoms._asdict()}))
-            progress(len(ids))
+            progress(len(ids) * world.size)  # the other processes keep pace
     rows = pd.concat([part for gathered in distributed.gather(parts, world) for part in gathered]).sort_values("id")
     bad = len({image for gathered in distributed.gather(skipped, world) for image in gathered})
     if len(rows) != num_images - bad or rows["id"].duplicated().any():

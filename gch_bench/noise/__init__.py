@@ -2,7 +2,7 @@
 
 from gch_bench.noise.inject import Touched, inject
 from gch_bench.noise.kernels import DirichletGreen, MassiveGreen, PeriodicGreen, White
-from gch_bench.noise.mechanism import Additive, GaussianChaosNoise, Gate, HardMask, Mechanism, make_mechanism
+from gch_bench.noise.mechanism import Additive, Gate, GaussianChaosNoise, HardMask, Mechanism, make_mechanism
 
 __all__ = [
     "Additive",

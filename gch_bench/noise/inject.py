@@ -94,7 +94,9 @@ class StageHook:
         """
         if not isinstance(output, Tensor) or output.ndim not in (3, 4):
             kind = f"{output.ndim}-d tensor" if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(f"stage {self.touched.stage} ({self.touched.module}) must give a 4-d map or 3-d tokens, got {kind}")
+            raise ValueError(
+                f"stage {self.touched.stage} ({self.touched.module}) must give a 4-d map or 3-d tokens, got {kind}"
+            )
         if output.ndim == 3:
             prefix, height, width = self.token_grid(output.shape[1])
             return prefix, output[:, prefix:].transpose(1, 2).unflatten(2, (height, width))

@@ -6,6 +6,7 @@ parameters and no buffers, so a state dict never shows it. Without a generator, 
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from typing import Any
 
 import torch
 from timm.layers.drop import DropBlock2d
@@ -217,7 +218,7 @@ LAWS: dict[str, tuple[Callable[..., Mechanism], tuple[str, ...], bool]] = {
 }
 
 
-def make_mechanism(law: str, kernel: str, options: Mapping[str, object]) -> Mechanism:
+def make_mechanism(law: str, kernel: str, options: Mapping[str, Any]) -> Mechanism:
     """A mechanism from names: `law` of LAWS, `kernel` of KERNELS, and flat options, of which each takes its own.
 
     Raises:

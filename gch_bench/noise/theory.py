@@ -24,7 +24,7 @@ def log_ratio_variance(kernel: Kernel, height: int, width: int, gamma: float) ->
 
 
 def flip_probability(log_margin: Tensor | float, log_ratio_sd: Tensor | float) -> Tensor:
-    """P(the order of two positive features flips) = Phi(-m / s) for a log-margin m > 0 and log-ratio sd s (sample-wise gate)."""
+    """P(the order of two positive features flips) = Phi(-m / s): log-margin m > 0, log-ratio sd s (sample-wise gate)."""
     ratio = torch.as_tensor(log_margin, dtype=torch.float64) / torch.as_tensor(log_ratio_sd, dtype=torch.float64)
     return torch.special.ndtr(-ratio)
 

@@ -47,7 +47,9 @@ def read_run(folder: Path) -> Run:
     """
     facts = read_json(folder / "run.json")
     if facts.get("status") != "finished":
-        raise UserError(f"{folder} holds an unfinished run: finish it with the command it was started with, {facts.get('command')}")
+        raise UserError(
+            f"{folder} holds an unfinished run: finish it with the command it was started with, {facts.get('command')}"
+        )
     found = recorded_cells(folder, {"protocol": facts["protocol_id"], "weights": facts["weights"]})
     if CELL_CLEAN not in found:
         raise UserError(f"{folder} has no clean record: run its command again, {facts.get('command')}")

@@ -31,7 +31,7 @@ def rng_state(device: torch.device) -> dict[str, Any]:
     _, keys, position, *_ = np.random.get_state()
     return {
         "python": random.getstate(),
-        "numpy": (torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position)),  # type: ignore[call-overload]
+        "numpy": (torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position)),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
     }
@@ -48,7 +48,13 @@ def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
 
 
 def save(
-    path: Path, model: nn.Module, optimisation: Optimisation, position: Position, config_hash: str, num_classes: int, world: World
+    path: Path,
+    model: nn.Module,
+    optimisation: Optimisation,
+    position: Position,
+    config_hash: str,
+    num_classes: int,
+    world: World,
 ) -> None:
     """Write a checkpoint from rank 0; every process must call it (the generators' states are gathered).
 
@@ -74,7 +80,8 @@ def save(
         try:
             torch.save(content, file)
         except RuntimeError as error:  # torch's archive writer hides the OSError of a full disk
-            raise OSError(getattr(error.__context__, "errno", None), getattr(error.__context__, "strerror", None) or str(error)) from error
+            cause = error.__context__
+            raise cause if isinstance(cause, OSError) else OSError(str(error)) from error
 
     write_atomic(path, write)
 
@@ -90,7 +97,9 @@ def read(path: Path) -> dict[str, Any]:
         if not isinstance(content, dict) or not {"model", "position", "config_hash"} <= content.keys():
             raise ValueError("not a checkpoint of this program")
     except Exception as error:  # torch, zipfile and pickle each raise their own
-        raise UserError(f"checkpoint {path} cannot be read, it is truncated or foreign: {error}; delete it to start afresh") from error
+        raise UserError(
+            f"checkpoint {path} cannot be read, it is truncated or foreign: {error}; delete it to start afresh"
+        ) from error
     return content
 
 

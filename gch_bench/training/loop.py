@@ -26,7 +26,7 @@ from gch_bench.errors import UserError
 from gch_bench.rng import seed_of
 from gch_bench.training import checkpoint
 from gch_bench.training.checkpoint import Position
-from gch_bench.training.optim import Optimisation, create
+from gch_bench.training.optim import Optimisation
 
 CHECK_EVERY = 20  # optimiser steps between looks at the loss: a look waits for the GPU
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,6 +56,7 @@ class TrainingJob(NamedTuple):
     """One training: what is trained, on what, how, and where its checkpoint lies."""
 
     model: nn.Module  # on world.device
+    optimisation: Optimisation
     loader: TrainLoader
     recipe: RecipeConfig
     num_classes: int
@@ -64,6 +65,11 @@ class TrainingJob(NamedTuple):
     config_hash: str
     world: World
     skip_bad: bool
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in an epoch."""
+        return self.loader.steps_per_epoch // self.recipe.grad_accumulation
 
     @property
     def checkpoint(self) -> Path:
@@ -81,12 +87,7 @@ def train(job: TrainingJob, report: Any, skipped: list[BadImage]) -> nn.Module:
     """
     world, recipe = job.world, job.recipe
     seed_all(seed_of(job.seed, "training", world.rank))
-    steps = job.loader.steps_per_epoch // recipe.grad_accumulation
-    if steps == 0:
-        raise UserError(
-            f"recipe.batch_size={recipe.batch_size} must be at most the number of training images; lower recipe.batch_size"
-        )
-    optimisation = create(recipe, job.model, job.num_classes, steps, world.device)
+    optimisation = job.optimisation
     position = Position(0, 0)
     if job.checkpoint.exists():
         content = checkpoint.read(job.checkpoint)
@@ -103,24 +104,24 @@ def train(job: TrainingJob, report: Any, skipped: list[BadImage]) -> nn.Module:
     with _stop_requests() as requests:
         for epoch in range(position.epoch, recipe.epochs):
             start = position.step if epoch == position.epoch else 0
-            _train_epoch(job, wrapped, optimisation, epoch, start, steps, report, skipped, requests)
+            _train_epoch(job, wrapped, epoch, start, report, skipped, requests)
             done = Position(epoch + 1, 0)
             checkpoint.save(job.checkpoint, job.model, optimisation, done, job.config_hash, job.num_classes, world)
-    return optimisation.ema.module if optimisation.ema is not None else job.model
+    trained = optimisation.ema.module if optimisation.ema is not None else job.model
+    distributed.share(trained.state_dict(), world)  # batch-norm statistics differ between processes: rank 0's are saved
+    return trained
 
 
 def _train_epoch(
     job: TrainingJob,
     wrapped: nn.Module,
-    optimisation: Optimisation,
     epoch: int,
     start: int,
-    steps: int,
     report: Any,
     skipped: list[BadImage],
     requests: list[int],
 ) -> None:
-    world, accumulation = job.world, job.recipe.grad_accumulation
+    world, optimisation, steps, accumulation = job.world, job.optimisation, job.steps, job.recipe.grad_accumulation
     wrapped.train()
     batches = checked(job.loader.epoch(epoch, start * accumulation), job.skip_bad, skipped)
     sums = torch.zeros(3, device=world.device, dtype=torch.float64)  # loss * n, correct, n since the last look
@@ -132,14 +133,14 @@ def _train_epoch(
                 break
             last = part == accumulation - 1
             with wrapped.no_sync() if world.parallel and not last else nullcontext():  # type: ignore[operator]
-                sums += _backward(job, wrapped, optimisation, batch)
+                sums += _backward(job, wrapped, batch)
         update = epoch * steps + step + 1
         looking = step + 1 == steps or (step + 1) % CHECK_EVERY == 0 or world.device.type == "cpu"
         stop = requests[0] if requests else 0
         stopping = distributed.any_process(bool(stop), world)
         if looking or stopping:
             _refuse_non_finite(job, sums, epoch, step)
-        _update(job, optimisation, update)
+        _update(job, update)
         if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
             loss, correct, images = distributed.total(sums.clone(), world).tolist()
             rate = images / (time.perf_counter() - since)
@@ -153,9 +154,9 @@ def _train_epoch(
             raise Stopped(stop or signal.SIGTERM, job.checkpoint)
 
 
-def _backward(job: TrainingJob, wrapped: nn.Module, optimisation: Optimisation, batch: Batch) -> Tensor:
+def _backward(job: TrainingJob, wrapped: nn.Module, batch: Batch) -> Tensor:
     """Forward and backward of one batch: (loss * n, correct, n), float64."""
-    world, recipe = job.world, job.recipe
+    world, recipe, optimisation = job.world, job.recipe, job.optimisation
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     images = batch.images.to(world.device, non_blocking=True, memory_format=layout)
     labels = targets = batch.labels.to(world.device, non_blocking=True)
@@ -171,7 +172,8 @@ def _backward(job: TrainingJob, wrapped: nn.Module, optimisation: Optimisation, 
     return torch.stack([loss.detach().double() * len(labels), correct.double(), correct.new_tensor(len(labels)).double()])
 
 
-def _update(job: TrainingJob, optimisation: Optimisation, update: int) -> None:
+def _update(job: TrainingJob, update: int) -> None:
+    optimisation = job.optimisation
     optimizer, scaler = optimisation.optimizer, optimisation.scaler
     if job.recipe.grad_clip is not None:
         scaler.unscale_(optimizer)
@@ -185,7 +187,7 @@ def _update(job: TrainingJob, optimisation: Optimisation, update: int) -> None:
 
 
 def _refuse_non_finite(job: TrainingJob, sums: Tensor, epoch: int, step: int) -> None:
-    """Before the update, so that no checkpoint ever holds weights that a non-finite loss has touched."""
+    """Called before every checkpoint, so that none ever holds weights that a non-finite loss has touched."""
     if distributed.any_process(not bool(torch.isfinite(sums[0])), job.world):
         kept = f"the last good checkpoint is {job.checkpoint}" if job.checkpoint.exists() else "no checkpoint was written yet"
         raise UserError(

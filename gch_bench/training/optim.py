@@ -25,7 +25,9 @@ class Optimisation(NamedTuple):
     ema: ModelEmaV3 | None
 
 
-def create(recipe: RecipeConfig, model: nn.Module, num_classes: int, steps_per_epoch: int, device: torch.device) -> Optimisation:
+def create(
+    recipe: RecipeConfig, model: nn.Module, num_classes: int, steps_per_epoch: int, device: torch.device
+) -> Optimisation:
     """Optimisation of `model` (unwrapped, on its device) under the recipe.
 
     Raises:
@@ -56,7 +58,10 @@ def create(recipe: RecipeConfig, model: nn.Module, num_classes: int, steps_per_e
     mixup = None
     if recipe.mixup > 0 or recipe.cutmix > 0:
         mixup = Mixup(
-            mixup_alpha=recipe.mixup, cutmix_alpha=recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=num_classes
+            mixup_alpha=recipe.mixup,
+            cutmix_alpha=recipe.cutmix,
+            label_smoothing=recipe.label_smoothing,
+            num_classes=num_classes,
         )
     loss: nn.Module = nn.CrossEntropyLoss()
     if mixup is not None:

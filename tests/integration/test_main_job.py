@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import REPOSITORY, TINY, configuration, environment
+
 from gch_bench.job import train_and_evaluate
 from gch_bench.metrics import summarize
 from gch_bench.records import COLUMNS
@@ -107,12 +108,23 @@ def test_same_seed_same_weights(tmp_path: Path, noise: str) -> None:
 def test_stop_and_resume_is_the_same_run(tmp_path: Path, number: signal.Signals) -> None:
     """Stopped in the middle of training, then continued: the same weights as a run that was never stopped."""
     overrides = [
-        *TINY, "noise=gch", "recipe.epochs=8", "recipe.mixup=0.2", "recipe.ema_decay=0.9", "corruptions=none", "recipe.batch_size=16",
-    ]  # fmt: skip
+        *TINY,
+        "noise=gch",
+        "recipe.epochs=8",
+        "recipe.mixup=0.2",
+        "recipe.ema_decay=0.9",
+        "corruptions=none",
+        "recipe.batch_size=16",
+    ]
     command = [sys.executable, str(REPOSITORY / "train.py"), *overrides, f"output={tmp_path / 'stopped'}"]
     process = subprocess.Popen(
-        command, cwd=tmp_path, env={**environment(), "PYTHONUNBUFFERED": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )  # fmt: skip
+        command,
+        cwd=tmp_path,
+        env={**environment(), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     checkpoint = tmp_path / "stopped" / "checkpoints" / "last.pt"
     deadline = time.monotonic() + 120
     while not checkpoint.exists() and time.monotonic() < deadline:
@@ -132,11 +144,24 @@ def test_stop_and_resume_is_the_same_run(tmp_path: Path, number: signal.Signals)
 
 def test_every_switch_of_the_loop(tmp_path: Path) -> None:
     facts = run_tiny(
-        tmp_path / "run", "noise=gch_wick", "recipe.mixup=0.2", "recipe.cutmix=1.0", "recipe.label_smoothing=0.1",
-        "recipe.ema_decay=0.9", "recipe.grad_accumulation=2", "recipe.grad_clip=1.0", "recipe.amp=bf16", "recipe.channels_last=true",
-        "recipe.augment.auto_augment=rand-m5-mstd0.5", "recipe.augment.random_erasing=0.2", "recipe.optimizer=sgd",
-        "recipe.schedule=multistep", "recipe.milestones=[1]", "evaluation.precision=bf16", "recipe.epochs=3",
-    )  # fmt: skip
+        tmp_path / "run",
+        "noise=gch_wick",
+        "recipe.mixup=0.2",
+        "recipe.cutmix=1.0",
+        "recipe.label_smoothing=0.1",
+        "recipe.ema_decay=0.9",
+        "recipe.grad_accumulation=2",
+        "recipe.grad_clip=1.0",
+        "recipe.amp=bf16",
+        "recipe.channels_last=true",
+        "recipe.augment.auto_augment=rand-m5-mstd0.5",
+        "recipe.augment.random_erasing=0.2",
+        "recipe.optimizer=sgd",
+        "recipe.schedule=multistep",
+        "recipe.milestones=[1]",
+        "evaluation.precision=bf16",
+        "recipe.epochs=3",
+    )
     state = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
     assert facts["protocol"]["precision"] == "bf16"
     assert state["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.001), "0.01 divided by 10 at epoch 1"
@@ -181,8 +206,12 @@ def assert_same_records(first: Path, second: Path) -> None:
 def test_noise_at_test_time_is_independent_of_batches(gch_run: Path, tmp_path: Path, noise: str) -> None:
     weights = gch_run / "checkpoints" / "last.pt"
     common = (
-        f"noise={noise}", "noise.eval=true", "noise.mc_samples=3", f"model.checkpoint={weights}", "corruptions.names=[gaussian_noise]",
-    )  # fmt: skip
+        f"noise={noise}",
+        "noise.eval=true",
+        "noise.mc_samples=3",
+        f"model.checkpoint={weights}",
+        "corruptions.names=[gaussian_noise]",
+    )
     facts = run_tiny(tmp_path / "a", *common, "evaluation.batch_size=64", name="evaluate")
     run_tiny(tmp_path / "b", *common, "evaluation.batch_size=23", "data.workers=2", name="evaluate")
     assert facts["protocol"]["noise_at_test"] == "on-T3"
@@ -203,9 +232,12 @@ def test_one_site_is_said_loudly(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_own_checkpoint_is_a_plain_state_dict(gch_run: Path, tmp_path: Path) -> None:
     facts = run_tiny(
-        tmp_path / "run", "recipe=finetune", f"model.checkpoint={gch_run / 'checkpoints' / 'last.pt'}", "recipe.epochs=1",
+        tmp_path / "run",
+        "recipe=finetune",
+        f"model.checkpoint={gch_run / 'checkpoints' / 'last.pt'}",
+        "recipe.epochs=1",
         "corruptions=none",
-    )  # fmt: skip
+    )
     assert facts["status"] == "finished"
 
 
@@ -241,5 +273,3 @@ def test_local_settings_give_roots(tmp_path: Path) -> None:
     (configs / "local" / "default.yaml").write_text("# @package _global_\nroots: {imagenet: /data/in1k}\n")
     with initialize_config_dir(str(configs), version_base="1.3"):
         assert compose("train", overrides=["data=imagenet"]).data.root == "/data/in1k"
-
-
