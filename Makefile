@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 RUN := runs/demo
 DEMO := model=resnet18_quarter recipe.epochs=15 seed=0
 
-.PHONY: demo test lint bench clean
+.PHONY: install demo test lint bench clean
 .DELETE_ON_ERROR:
+
+install: $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	$(BIN)/python train.py noise=none $(DEMO) output=$(RUN)/none

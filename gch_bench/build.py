@@ -31,6 +31,7 @@ class Built(NamedTuple):
     """A network with its noise, the normalisation its images need, and what a user must be told about it."""
 
     model: nn.Module
+    mechanism: str  # law, kernel and their options, "none" without noise
     stages: list[Stage]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -66,7 +67,7 @@ def build(model: ModelConfig, noise: NoiseConfig, num_classes: int, size: int) -
         ]
     facts = getattr(network, "pretrained_cfg", None) or {}
     mean, std = tuple(facts.get("mean", IMAGENET_MEAN)), tuple(facts.get("std", IMAGENET_STD))
-    return Built(network, stages, mean, std, warnings)
+    return Built(network, str(mechanism or "none"), stages, mean, std, warnings)
 
 
 def build_network(config: ModelConfig, num_classes: int, size: int) -> tuple[nn.Module, list[str]]:

@@ -29,8 +29,8 @@ class Display:
         self.console.print(f"WARNING: {text}", markup=False, style="bold yellow")
 
     @contextmanager
-    def bar(self, what: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
-        """A progress bar over `total` units; yields advance(units, note)."""
+    def bar(self, what: str, total: int, unit: str) -> Iterator[Callable[[str, int], None]]:
+        """A progress bar over `total` units; yields advance(note, units)."""
         if self.terminal:
             columns = (
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
@@ -38,12 +38,12 @@ class Display:
             )  # fmt: skip
             with Progress(*columns, console=self.console) as progress:
                 task = progress.add_task(what, total=total, note="")
-                yield lambda units, note: progress.update(task, advance=units, note=note)
+                yield lambda note, units: progress.update(task, advance=units, note=note)
             return
         start = shown = time.monotonic()
         done = 0
 
-        def advance(units: int, note: str) -> None:
+        def advance(note: str, units: int) -> None:
             nonlocal shown, done
             done += units
             now = time.monotonic()

@@ -175,7 +175,7 @@ def _train(job: Job, training: TrainingJob, logger: Logger, status: "RunFile") -
         def report(progress: Progress) -> None:
             nonlocal done
             step = progress.epoch * steps + progress.step
-            advance(step - done, training_note(progress, epochs))
+            advance(training_note(progress, epochs), step - done)
             done = step
             logger.metrics(
                 {f"train/{key}": getattr(progress, key) for key in ("loss", "top1", "lr", "images_per_second")}, step
@@ -201,7 +201,7 @@ def _evaluate(job: Job, model: nn.Module, status: "RunFile") -> pd.DataFrame:
     with job.display.bar("evaluate", len(cells) * len(data.val), "images") as advance:
         for number, cell in enumerate(cells):
             note = f"cell {number + 1}/{len(cells)} {cell.corruption}-{cell.severity}"
-            step = partial(advance, note=note)
+            step = partial(advance, note)
             atoms = evaluate_cell(view, cell, loader, len(data.val), world, config.data.skip_bad, skipped, step)
             if world.main:
                 records.write_record(job.folder, cell, atoms, facts)
@@ -246,6 +246,7 @@ class RunFile:
             "protocol_id": job.protocol.id,
             "protocol": asdict(job.protocol),
             "warnings": job.built.warnings,
+            "mechanism": job.built.mechanism,
             "stages": [stage._asdict() for stage in job.built.stages],
             "data": {
                 "description": job.data.description,
@@ -311,8 +312,7 @@ def job_facts(job: Job, weights: str) -> dict[str, str]:
 def _banner(job: Job) -> None:
     config, show = job.config, job.display
     stages = ", ".join(f"{stage.stage} ({stage.module}, {stage.height}x{stage.width})" for stage in job.built.stages)
-    options = ", ".join(f"{key}={value}" for key, value in config.noise.options.items())
-    noise = f"{config.noise.name} at {stages} [{config.noise.law}: {options}]" if stages else "none"
+    noise = f"{config.noise.name} at {stages}: {job.built.mechanism}" if stages else "none"
     kwargs = f" {config.model.kwargs}" if config.model.kwargs else ""
     show.line(f"data:     {job.data.description}")
     show.line(
@@ -333,9 +333,9 @@ def _show(job: Job, summary: pd.DataFrame) -> None:
     keys = ("top1", "ece", "nll")
     for name in dict.fromkeys(name for name, _ in cells):
         own = {cell: row for cell, row in cells.items() if cell[0] == name}
-        rows.append([name, *metric_cells(mean_corruption(own, keys))])  # type: ignore[arg-type]
+        rows.append([name, *metric_cells(mean_corruption(own, keys))])
     with suppress(ValueError):  # corruptions at different severities have no common mean
-        rows.append(["mean over corruptions", *metric_cells(mean_corruption(cells, keys))])  # type: ignore[arg-type]
+        rows.append(["mean over corruptions", *metric_cells(mean_corruption(cells, keys))])
     notes = [f"WARNING: {warning}" for warning in job.built.warnings]
     job.display.table(
         f"{job.folder.name}: {int(clean['n'])} images per cell, mean over severities",

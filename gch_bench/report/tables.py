@@ -20,10 +20,6 @@ class Run(NamedTuple):
     facts: dict[str, Any]
     cells: dict[Cell, pd.DataFrame]
 
-    @property
-    def label(self) -> str:
-        return f"{self.facts['config']['noise']['name']} ({self.folder.name})"
-
 
 class Comparison(NamedTuple):
     """A table as text: `columns`, `rows` of strings, and notes that belong under it."""
@@ -65,7 +61,8 @@ def compare(runs: list[Run], num_resamples: int = 1000, level: float = 0.95) -> 
     if not runs:
         raise UserError("runs must be a list of run folders, got []; pass runs=[FOLDER,FOLDER]")
     shared = sorted(set.intersection(*(set(run.cells) for run in runs)) - {CELL_CLEAN})
-    columns = ["", *(run.label for run in runs), *(f"{run.label} - {runs[0].label}" for run in runs[1:])]
+    labels = _labels(runs)
+    columns = ["", *labels, *(f"{label} - {labels[0]}" for label in labels[1:])]
     rows = []
     for part, cells in ((CLEAN, [CELL_CLEAN]), ("shift", shared)):
         if not cells:
@@ -82,6 +79,12 @@ def compare(runs: list[Run], num_resamples: int = 1000, level: float = 0.95) -> 
             values = [_number(key, mean[key]) for mean in means]
             rows.append([f"{part} {name}", *values, *(_interval(key, each[key]) for each in differences)])
     return Comparison("Comparison of runs", columns, rows, _notes(runs, shared, num_resamples, level))
+
+
+def _labels(runs: list[Run]) -> list[str]:
+    """The noise mechanisms' names where they tell the runs apart, else the folders'."""
+    names = [run.facts["config"]["noise"]["name"] for run in runs]
+    return names if len(set(names)) == len(names) else [run.folder.name for run in runs]
 
 
 def _means(run: Run, cells: list[Cell]) -> dict[str, float]:
@@ -121,7 +124,7 @@ def _notes(runs: list[Run], shared: list[Cell], num_resamples: int, level: float
         notes.append(f"WARNING: the runs follow DIFFERENT PROTOCOLS and are not comparable: {', '.join(sorted(protocols))}")
     else:
         notes.append(f"protocol {protocols.pop()}")
-    for run in runs:
-        notes += [f"WARNING: {run.label}: {warning}" for warning in run.facts["warnings"]]
-        notes.append(f"{run.label}: {run.folder}, commit {run.facts['commit']}, seed {run.facts['config']['seed']}")
+    for run, label in zip(runs, _labels(runs), strict=True):
+        notes += [f"WARNING: {label}: {warning}" for warning in run.facts["warnings"]]
+        notes.append(f"{label}: {run.folder}, commit {run.facts['commit']}, seed {run.facts['config']['seed']}")
     return notes

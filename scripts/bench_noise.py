@@ -1,0 +1,114 @@
+"""What noise costs: python scripts/bench_noise.py [--model resnet50 --size 224 --batch 64 --steps 3] (make bench)
+
+Times, in one run: the whole training step (forward, backward, SGD) without noise, and each mechanism's own forward and
+backward on the very feature map of stage L4, dtype and memory layout included. The share is the second over the first: the
+direct difference of two whole steps would drown in the step's own jitter. Medians; the range says how noisy the machine was.
+"""
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import timm
+import torch
+import yaml
+from gch_bench.config import NoiseConfig
+from gch_bench.noise.inject import find_stage
+from gch_bench.noise.mechanism import Mechanism, make_mechanism
+from gch_bench.records import provenance
+from torch import Tensor, nn
+
+NAMES = (
+    "gch",
+    "gch_wick",
+    "lognormal_iid",
+    "hard_mask",
+    "additive",
+    "additive_green",
+    "dropout",
+    "spatial_dropout",
+    "dropblock",
+)
+
+
+def timed(action: Callable[[], object], repeats: int, device: torch.device) -> list[float]:
+    """Seconds of each of `repeats` calls, after one that is not counted."""
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        action()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return seconds[1:]
+
+
+def stage_output(model: nn.Module, images: Tensor, stage: str) -> Tensor:
+    kept: list[Tensor] = []
+    handle = model.get_submodule(find_stage(model, stage)).register_forward_hook(lambda m, i, output: kept.append(output))
+    with torch.no_grad():
+        model(images)
+    handle.remove()
+    return kept[0]
+
+
+def mechanism(name: str) -> Mechanism:
+    with open(f"configs/noise/{name}.yaml") as file:
+        config = NoiseConfig(**yaml.safe_load(file))
+    assert config.law is not None
+    return make_mechanism(config.law, config.kernel, config.options)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for option, default in (("size", 224), ("batch", 64), ("steps", 3), ("repeats", 30)):
+        parser.add_argument(f"--{option}", type=int, default=default)
+    parser.add_argument("--model", default="resnet50")
+    parser.add_argument("--stage", default="L4")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    model = timm.create_model(options.model).to(device).to(memory_format=torch.channels_last)
+    images = torch.randn(options.batch, 3, options.size, options.size, device=device).to(memory_format=torch.channels_last)
+    labels = torch.randint(1000, (options.batch,), device=device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    facts = provenance()
+    gpu = facts["hardware"]["gpus"][0] if device.type == "cuda" else None
+    machine = gpu or f"{facts['hardware']['processor']}, {torch.get_num_threads()} threads"
+    print(f"{options.model}, {options.size} px, batch {options.batch}, stage {options.stage}; {machine}; {platform.system()};"
+          f" torch {torch.__version__}; commit {facts['commit']}")  # fmt: skip
+    seconds = timed(step, options.steps, device)
+    whole = statistics.median(seconds)
+    print(f"training step without noise: {whole:.3f} s ({min(seconds):.3f}..{max(seconds):.3f}, {options.steps} steps)")
+    features = stage_output(model, images, options.stage)
+    gradient = torch.randn_like(features)
+    print(
+        f"feature map {tuple(features.shape)}\n\n| noise | ms a step | range | share of the step | of dropblock |\n|---|---:|---:|---:|---:|"
+    )
+    own = {}
+    for name in NAMES:
+        noise = mechanism(name).train()
+        leaf = features.clone().requires_grad_()
+
+        def forward_backward(noise: Mechanism = noise, leaf: Tensor = leaf) -> None:
+            leaf.grad = None
+            noise(leaf).backward(gradient)
+
+        own[name] = timed(forward_backward, options.repeats, device)
+    reference = statistics.median(own["dropblock"])
+    for name, times in own.items():
+        median = statistics.median(times)
+        spread = f"{1000 * min(times):.2f}..{1000 * max(times):.2f}"
+        print(f"| {name} | {1000 * median:.2f} | {spread} | {median / whole:.3%} | {median / reference:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
