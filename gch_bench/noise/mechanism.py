@@ -143,6 +143,9 @@ class HardMask(FieldNoise):
     def transform(self, psi_BHW: Tensor) -> Tensor:
         return hard_mask(psi_BHW, self.p)
 
+    def extra_repr(self) -> str:
+        return f"p={self.p:g}, {super().extra_repr()}"
+
     def apply_noise(self, features: Tensor) -> Tensor:
         return features * self.draw(features)
 
@@ -166,6 +169,9 @@ class Additive(FieldNoise):
     def transform(self, psi_BHW: Tensor) -> Tensor:
         return self.sigma * psi_BHW
 
+    def extra_repr(self) -> str:
+        return f"sigma={self.sigma:g}{' x feature RMS' if self.relative else ''}, {super().extra_repr()}"
+
     def apply_noise(self, features: Tensor) -> Tensor:
         noise = self.draw(features)
         if self.relative:
@@ -177,9 +183,13 @@ class Additive(FieldNoise):
 class LayerNoise(Mechanism):
     """A library's own noise layer (torch's Dropout, timm's DropBlock2d) as a mechanism."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, **options: float) -> None:
         super().__init__()
         self.layer = layer
+        self.options = options  # for the description alone: timm's layer does not print its own
+
+    def __repr__(self) -> str:
+        return f"{type(self.layer).__name__}({', '.join(f'{name}={value:g}' for name, value in self.options.items())})"
 
     def train(self, mode: bool = True) -> "LayerNoise":
         super().train(mode)
@@ -194,7 +204,7 @@ class LayerNoise(Mechanism):
 def _dropout(layer: type[nn.Module]) -> Callable[..., Mechanism]:
     def make(p: float) -> Mechanism:
         check_probability("p", p)
-        return LayerNoise(layer(p))
+        return LayerNoise(layer(p), p=p)
 
     return make
 
@@ -203,7 +213,7 @@ def _dropblock(p: float, block_size: int) -> Mechanism:
     check_probability("p", p)
     if not isinstance(block_size, int) or block_size < 1:
         raise ValueError(f"block_size must be an integer >= 1, got {block_size!r}")
-    return LayerNoise(DropBlock2d(drop_prob=p, block_size=block_size))
+    return LayerNoise(DropBlock2d(drop_prob=p, block_size=block_size), p=p, block_size=block_size)
 
 
 # law -> (constructor, the options it takes, does it take a kernel)
