@@ -1,8 +1,8 @@
 """Correlation kernels of Gaussian fields on an H x W grid: which covariance psi has.
 
 Shapes: B batch, H x W grid, N = H*W sites (row-major). Every kernel here is diagonal in a separable orthonormal basis,
-so a field is two small matrix products: psi_BHW = S_HH^T @ (amplitude_HW * z_BHW) @ S_WW with z iid N(0, 1), and
-Var psi and Cov psi are closed sums over the same amplitudes. Source: VKD (arXiv 2603.17365); the definitions that its
+so a field is two small matrix products: psi_BHW = S_HH^T @ (amplitude_HW * z_BHW) @ S_WW with z iid N(0, 1) (on small grids
+their one dense product), and Var psi and Cov psi are closed sums over the same amplitudes. Source: VKD (arXiv 2603.17365); the definitions that its
 abstract does not fix are this project's (docs/definitions.md).
 """
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 BOUNDARIES = ("outside", "inside")
+DENSE_SITES = 256  # up to 16 x 16: one dense product is faster than two small ones and their launches
 
 
 def check_number(name: str, value: float, low: float, strict: bool = False) -> None:
@@ -37,6 +38,11 @@ class Spectrum(NamedTuple):
     amplitude_HW: Tensor
 
 
+def _dense_root(spectrum: Spectrum) -> Tensor:
+    """The matrix R with Cov psi = R^T R on the free sites: modes x sites, float64."""
+    return spectrum.amplitude_HW.flatten()[:, None] * torch.kron(spectrum.basis_HH, spectrum.basis_WW)
+
+
 def sine_basis(n: int) -> tuple[Tensor, Tensor]:
     """Orthonormal DST-I basis (n, n) and the eigenvalues (n,) of the path Laplacian pinned to 0 just outside."""
     k = torch.arange(1, n + 1, dtype=torch.float64)
@@ -53,7 +59,7 @@ def hartley_basis(n: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A stationary law of Gaussian fields with energy scale ``beta``: Cov psi = G / beta.
+    """A law of Gaussian fields with energy scale ``beta``: Cov psi = G / beta.
 
     Args:
         beta: inverse temperature, > 0.
@@ -89,11 +95,15 @@ class Kernel:
     ) -> Tensor:
         """Independent fields psi ~ N(0, Cov): (batch, height, width). Without ``generator``: torch's global one."""
         device = torch.device(device or (generator.device if generator is not None else "cpu"))
-        basis_HH, basis_WW, amplitude_HW = _on_device(self, height, width, device, dtype)
+        spectrum, root_NN = _on_device(self, height, width, device, dtype)
+        basis_HH, basis_WW, amplitude_HW = spectrum
         z_BHW = torch.randn(batch, *amplitude_HW.shape, generator=generator, device=device, dtype=dtype)
         # The field stays in `dtype` inside autocast, where matmul would drop to half precision.
         with torch.autocast(device.type, enabled=False):
-            psi_BHW = basis_HH.T @ (amplitude_HW * z_BHW) @ basis_WW
+            if root_NN is not None:
+                psi_BHW = (z_BHW.flatten(1) @ root_NN).view_as(z_BHW)
+            else:
+                psi_BHW = basis_HH.T @ (amplitude_HW * z_BHW) @ basis_WW
         return self._padded(psi_BHW)
 
     def variance(self, height: int, width: int) -> Tensor:
@@ -114,8 +124,8 @@ class Kernel:
         return diagonal_N[:, None] + diagonal_N[None, :] - 2 * green_NN
 
     def _dense(self, spectrum: Spectrum) -> Tensor:
-        basis_MN = torch.kron(spectrum.basis_HH, spectrum.basis_WW)
-        green_NN = basis_MN.T @ (spectrum.amplitude_HW.flatten()[:, None] ** 2 * basis_MN)
+        root_NN = _dense_root(spectrum)
+        green_NN = root_NN.T @ root_NN
         free_N = self._padded(torch.ones_like(spectrum.amplitude_HW)).flatten().bool()
         full_NN = torch.zeros(len(free_N), len(free_N), dtype=torch.float64)
         full_NN[torch.outer(free_N, free_N)] = green_NN.flatten()  # pinned sites have covariance 0
@@ -231,8 +241,13 @@ def _spectrum(kernel: Kernel, height: int, width: int) -> Spectrum:
 
 @lru_cache(maxsize=256)
 @torch.inference_mode(False)
-def _on_device(kernel: Kernel, height: int, width: int, device: torch.device, dtype: torch.dtype) -> Spectrum:
-    return Spectrum(*(matrix.to(device, dtype) for matrix in _spectrum(kernel, height, width)))
+def _on_device(
+    kernel: Kernel, height: int, width: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Spectrum, Tensor | None]:
+    """The spectrum in `dtype` on `device`, and on a small grid the dense root (modes x sites), which samples in one product."""
+    spectrum = _spectrum(kernel, height, width)
+    root_NN = _dense_root(spectrum).to(device, dtype) if spectrum.amplitude_HW.numel() <= DENSE_SITES else None
+    return Spectrum(*(matrix.to(device, dtype) for matrix in spectrum)), root_NN
 
 
 @lru_cache(maxsize=256)

@@ -8,7 +8,8 @@ def samplewise_gate(psi_BHW: Tensor, gamma: float) -> Tensor:
 
     (B, H, W) -> (B, H, W), > 0. Written as a softmax over the sites, so that no gamma overflows. Source: VKD, theory 1.2.
     """
-    return (gamma * psi_BHW.flatten(1)).softmax(1).view_as(psi_BHW) * psi_BHW[0].numel()
+    psi_BN = psi_BHW.flatten(1)
+    return (gamma * psi_BN).softmax(1).view_as(psi_BHW) * psi_BN.shape[1]
 
 
 def wick_gate(psi_BHW: Tensor, variance_HW: Tensor, gamma: float) -> Tensor:
