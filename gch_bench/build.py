@@ -138,8 +138,11 @@ def _from_factory(config: ModelConfig, num_classes: int) -> nn.Module:
         function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:
         raise UserError(f"model.factory={config.factory}: {error}; it must be importable from here") from error
-    parameters = inspect.signature(function).parameters
-    takes_classes = "num_classes" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    try:
+        parameters = inspect.signature(function).parameters
+        takes_classes = "num_classes" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    except ValueError:  # some built-in callables have no signature
+        takes_classes = True
     classes = {"num_classes": num_classes} if takes_classes else {}
     try:
         network = function(**{**classes, **(config.kwargs or {})})

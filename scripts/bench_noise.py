@@ -15,11 +15,12 @@ from collections.abc import Callable
 import timm
 import torch
 import yaml
+from torch import Tensor, nn
+
 from gch_bench.config import NoiseConfig
 from gch_bench.noise.inject import find_stage
 from gch_bench.noise.mechanism import Mechanism, make_mechanism
 from gch_bench.records import provenance
-from torch import Tensor, nn
 
 NAMES = (
     "gch",
@@ -92,7 +93,8 @@ def main() -> None:
     features = stage_output(model, images, options.stage)
     gradient = torch.randn_like(features)
     print(
-        f"feature map {tuple(features.shape)}\n\n| noise | ms a step | range | share of the step | of dropblock |\n|---|---:|---:|---:|---:|"
+        f"feature map {tuple(features.shape)}\n"
+        "\n| noise | ms a step | range | share of the step | of dropblock |\n|---|---:|---:|---:|---:|"
     )
     own: dict[str, list[float]] = {name: [] for name in NAMES}
     mechanisms = {name: mechanism(name).train() for name in NAMES}

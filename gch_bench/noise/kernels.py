@@ -2,8 +2,8 @@
 
 Shapes: B batch, H x W grid, N = H*W sites (row-major). Every kernel here is diagonal in a separable orthonormal basis,
 so a field is two small matrix products: psi_BHW = S_HH^T @ (amplitude_HW * z_BHW) @ S_WW with z iid N(0, 1) (on small grids
-their one dense product), and Var psi and Cov psi are closed sums over the same amplitudes. Source: VKD (arXiv 2603.17365); the definitions that its
-abstract does not fix are this project's (docs/definitions.md).
+one dense product), and Var psi and Cov psi are closed sums over the same amplitudes. Source: VKD (arXiv 2603.17365); the
+definitions that its abstract does not fix are this project's (docs/definitions.md).
 """
 
 import math

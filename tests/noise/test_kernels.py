@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from gch_bench.noise import DirichletGreen, MassiveGreen, PeriodicGreen, White
 from gch_bench.noise.kernels import DENSE_SITES, KERNELS, Kernel, _on_device, variance_on
 
@@ -55,14 +56,20 @@ def test_covariance_is_the_dense_inverse(kernel: Kernel, beta: float) -> None:
     for height, width in grids_of(kernel):
         covariance = replace(kernel, beta=beta).covariance(height, width)
         np.testing.assert_allclose(covariance, dense_covariance(kernel, height, width) / beta, atol=1e-12)
-        np.testing.assert_allclose(replace(kernel, beta=beta).variance(height, width).flatten(), covariance.diagonal(), atol=1e-13)
+        np.testing.assert_allclose(
+            replace(kernel, beta=beta).variance(height, width).flatten(), covariance.diagonal(), atol=1e-13
+        )
 
 
 def test_figures_of_the_theory() -> None:
     kernel = DirichletGreen()
-    figures = {
-        7: (0.3022, 0.3974, 0.4890), 14: (None, 0.4735, 0.5886), 28: (None, 0.5605, None), 56: (None, 0.6556, 0.8025), 1: (0.25,) * 3,
-    }  # fmt: skip
+    figures: dict[int, tuple[float | None, ...]] = {
+        1: (0.25, 0.25, 0.25),
+        7: (0.3022, 0.3974, 0.4890),
+        14: (None, 0.4735, 0.5886),
+        28: (None, 0.5605, None),
+        56: (None, 0.6556, 0.8025),
+    }
     for side, expected in figures.items():
         variance = kernel.variance(side, side)
         for value, figure in zip((variance.min(), variance.mean(), variance.max()), expected, strict=True):

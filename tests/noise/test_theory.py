@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from gch_bench.noise import DirichletGreen, Gate, GaussianChaosNoise, HardMask, White
-from gch_bench.noise import theory
+from scipy.stats import norm
+
+from gch_bench.noise import DirichletGreen, Gate, GaussianChaosNoise, HardMask, White, theory
 from gch_bench.noise.kernels import KERNELS
 from gch_bench.noise.laws import hard_mask, samplewise_gate, wick_gate
-from scipy.stats import norm
 
 COUNT = 40_000
 SIGMA = 5  # standard errors allowed
@@ -88,7 +88,10 @@ def test_intrinsic_roughness(side: int, figure: float) -> None:
     gamma, beta = 0.7, 2.0
     resistance = DirichletGreen().resistance(side, side)
     site = np.arange(side**2).reshape(side, side)
-    edges = [*zip(site[:-1].ravel(), site[1:].ravel(), strict=True), *zip(site[:, :-1].ravel(), site[:, 1:].ravel(), strict=True)]
+    edges = [
+        *zip(site[:-1].ravel(), site[1:].ravel(), strict=True),
+        *zip(site[:, :-1].ravel(), site[:, 1:].ravel(), strict=True),
+    ]
     expected = gamma**2 / beta * sum(float(resistance[x, y]) for x, y in edges)
     assert theory.roughness(DirichletGreen(beta), side, side, gamma) == pytest.approx(expected, rel=1e-10)
 

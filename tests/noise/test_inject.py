@@ -1,0 +1,200 @@
+"""Injection into timm backbones: stages, layouts, prefix tokens, copies, compilation."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from gch_bench.noise import GaussianChaosNoise, Mechanism, Touched, inject
+from gch_bench.noise.inject import image_seeds, stage_grids, stage_hooks, stage_modules
+from gch_bench.noise.mechanism import LayerNoise
+
+MOBILE = {"L1": "blocks.1", "L2": "blocks.2", "L3": "blocks.4", "L4": "blocks.6"}
+VIT = {f"L{i + 1}": f"blocks.{3 * i + 2}" for i in range(4)}
+# name -> (kwargs, image size, stages, layout, grid of L4)
+BACKBONES = {
+    "resnet18": ({"output_stride": 16}, 64, {f"L{i}": f"layer{i}" for i in (1, 2, 3, 4)}, "NCHW", (4, 4)),
+    "resnet50": ({}, 64, {f"L{i}": f"layer{i}" for i in (1, 2, 3, 4)}, "NCHW", (2, 2)),
+    "convnext_tiny": ({}, 64, {f"L{i + 1}": f"stages.{i}" for i in range(4)}, "NCHW", (2, 2)),
+    "efficientnet_b0": ({"output_stride": 16}, 64, MOBILE, "NCHW", (4, 4)),
+    "mobilenetv3_large_100": ({}, 64, MOBILE, "NCHW", (2, 2)),
+    "vit_small_patch16_224": ({"img_size": 64}, 64, VIT, "NLC", (4, 4)),
+    "deit_small_patch16_224": ({"img_size": 64}, 64, VIT, "NLC", (4, 4)),
+    "vit_small_patch14_reg4_dinov2": ({"img_size": 70}, 70, VIT, "NLC", (5, 5)),
+    "swin_tiny_patch4_window7_224": ({"img_size": 64}, 64, {f"L{i + 1}": f"layers.{i}" for i in range(4)}, "NHWC", (2, 2)),
+    "mixer_s16_224": ({"img_size": 64}, 64, {f"L{i + 1}": f"blocks.{2 * i + 1}" for i in range(4)}, "NLC", (4, 4)),
+}  # fmt: skip
+
+
+class Ramp(Mechanism):
+    """A known gate: site i of the row-major grid is multiplied by i + 2."""
+
+    def apply_noise(self, features: Tensor) -> Tensor:
+        height, width = features.shape[2:]
+        return features * torch.arange(2, height * width + 2, dtype=features.dtype).view(1, 1, height, width)
+
+
+def make(name: str) -> tuple[nn.Module, Tensor]:
+    kwargs, size, *_ = BACKBONES[name]
+    torch.manual_seed(0)
+    return timm.create_model(name, num_classes=5, **kwargs), torch.randn(2, 3, size, size)
+
+
+def output_of(model: nn.Module, module: str, images: Tensor) -> Tensor:
+    """The module's output, after whatever its hooks did."""
+    kept: list[Tensor] = []
+    handle = model.get_submodule(module).register_forward_hook(lambda m, i, output: kept.append(output))
+    with torch.no_grad():
+        model(images)
+    handle.remove()
+    return kept[0]
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_backbone(name: str) -> None:
+    """Stages, state dict, eval mode, and the gate on the right axis, by a gate that is known."""
+    _, _, stages, layout, grid = BACKBONES[name]
+    model, images = make(name)
+    model.eval()
+    keys, clean_logits = list(model.state_dict()), model(images)
+    clean = output_of(model, stages["L4"], images)
+    assert stage_modules(model) == stages
+    assert inject(model, Ramp(), ["L4"]) == [Touched("L4", stages["L4"])]
+    assert stage_grids(model, images) == {"L4": grid}
+    assert list(model.state_dict()) == keys
+    assert torch.equal(model(images), clean_logits), "eval mode is untouched"
+    stage_hooks(model)[0].test = True
+    noisy = output_of(model, stages["L4"], images)
+    gate = torch.arange(2, grid[0] * grid[1] + 2, dtype=torch.float32).view(grid)
+    if layout == "NCHW":
+        expected = clean * gate
+    elif layout == "NHWC":
+        expected = clean * gate[:, :, None]
+    else:
+        prefix = clean.shape[1] - gate.numel()
+        assert prefix == getattr(model, "num_prefix_tokens", 0)
+        expected = clean * torch.cat([torch.ones(prefix), gate.flatten()])[:, None]
+    torch.testing.assert_close(noisy, expected)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_training_gradients_and_channels_last(name: str) -> None:
+    model, images = make(name)
+    model = model.to(memory_format=torch.channels_last).train()
+    inject(model, GaussianChaosNoise(), ["L2", "L4"])
+    images = images.to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(images).float().square().sum()
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    if BACKBONES[name][3] == "NCHW":
+        assert output_of(model, BACKBONES[name][2]["L4"], images).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_one_gate_for_all_channels_in_training() -> None:
+    model, images = make("resnet18")
+    inject(model, GaussianChaosNoise(), ["L4"])
+    hook = stage_hooks(model)[0]
+    kept: list[Tensor] = []
+    model.layer4.register_forward_hook(lambda m, i, output: kept.append(output), prepend=True)
+    model.train()
+    noisy = output_of(model, "layer4", images)
+    ratio = torch.where(kept[0] > 1e-3, noisy / kept[0], torch.nan)
+    gate = ratio.nanmean(1, keepdim=True)
+    assert torch.nanmean((ratio - gate).abs()) < 1e-5
+    assert hook.touched == Touched("L4", "layer4")
+
+
+def test_deep_copies_are_independent() -> None:
+    model, _ = make("resnet18")
+    inject(model, GaussianChaosNoise(), ["L4"])
+    twin, ema = copy.deepcopy(model), ModelEmaV3(model)
+    mechanisms = [stage_hooks(network)[0].mechanism for network in (model, twin, ema)]
+    assert len({id(mechanism) for mechanism in mechanisms}) == 3
+    stage_hooks(model)[0].test = True
+    mechanisms[0].gamma = 9.0
+    assert not stage_hooks(twin)[0].test
+    assert mechanisms[1].gamma == mechanisms[2].gamma == 1.0
+    ema.update(model, step=1)
+
+
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+@pytest.mark.parametrize("mechanism", [GaussianChaosNoise(), LayerNoise(nn.Dropout(0.5))], ids=["gch", "dropout"])
+def test_compile(backend: str, mechanism: Mechanism) -> None:
+    torch._dynamo.reset()
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    inject(network, mechanism, ["0"])
+    compiled, images = torch.compile(network, backend=backend), torch.randn(2, 3, 12, 12)
+    compiled.train()
+    first, second = compiled(images), compiled(images)
+    assert not torch.equal(first, second), "every call draws anew"
+    torch.manual_seed(0)
+    expected = network(images)
+    torch.manual_seed(0)
+    torch.testing.assert_close(compiled(images), expected)
+    compiled.eval()
+    torch.testing.assert_close(compiled(images), network(images))
+    first.sum().backward()
+
+
+def test_train_and_test_switches() -> None:
+    model, images = make("resnet18")
+    inject(model, GaussianChaosNoise(), ["L4"], train=False, test=True)
+    model.eval()
+    assert not torch.equal(model(images), model(images))
+    assert torch.equal(output_of(model.train(), "layer4", images), output_of(model, "layer4", images))
+
+
+@pytest.mark.parametrize("mechanism", [GaussianChaosNoise(), LayerNoise(nn.Dropout(0.5))], ids=["gch", "dropout"])
+def test_image_seeds_make_noise_independent_of_the_batch(mechanism: Mechanism) -> None:
+    model = nn.Sequential(nn.Identity(), nn.Identity())
+    inject(model, mechanism, ["0", "1"], test=True)
+    model.eval()
+    images, seeds = torch.rand(6, 3, 5, 5), [11, 12, 13, 14, 15, 16]
+    state = torch.get_rng_state()
+    with image_seeds(model, seeds):
+        together = model(images)
+    with image_seeds(model, seeds[::-1]):
+        reversed_order = model(images.flip(0))
+    with image_seeds(model, seeds[2:3]):
+        alone = model(images[2:3])
+    assert torch.equal(reversed_order.flip(0), together)
+    assert torch.equal(alone, together[2:3])
+    assert torch.equal(torch.get_rng_state(), state)
+    with image_seeds(model, seeds[:2]), pytest.raises(ValueError, match=r"one seed per image \(6\), got 2"):
+        model(images)
+    assert not torch.equal(model(images), model(images)), "outside the context: the global generator"
+
+
+def test_bad_input() -> None:
+    model, images = make("resnet18")
+    with pytest.raises(
+        ValueError, match=r"unknown stage 'L5' of ResNet: choose one of L1 \(layer1\), .*, or a module name inside conv1"
+    ):
+        inject(model, GaussianChaosNoise(), ["L4", "L5"])
+    assert not stage_hooks(model), "nothing is attached then"
+    for stages in ([], "L4"):
+        with pytest.raises(ValueError, match="stages must be a non-empty list"):
+            inject(model, GaussianChaosNoise(), stages)
+    with pytest.raises(ValueError, match="layer4 twice"):
+        inject(model, GaussianChaosNoise(), ["L4", "layer4"])
+    inject(model, GaussianChaosNoise(), ["fc"])
+    with pytest.raises(ValueError, match=r"stage fc \(fc\) must give a 4-d map or 3-d tokens, got 2-d tensor"):
+        stage_grids(model, images)
+    unused = nn.Sequential(nn.Identity())
+    unused.add_module("aside", nn.Identity())
+    unused.forward = unused[0].forward
+    inject(unused, GaussianChaosNoise(), ["aside"])
+    with pytest.raises(ValueError, match="never called"):
+        stage_grids(unused, images)
+
+
+def test_tokens_without_a_grid() -> None:
+    model = nn.Sequential(nn.Flatten(2))
+    inject(model, GaussianChaosNoise(), ["0"])
+    assert stage_grids(model, torch.zeros(1, 9, 2, 1)) == {"0": (3, 3)}
+    with pytest.raises(ValueError, match="gives 7 tokens"):
+        model.train()(torch.zeros(1, 7, 2, 1))
