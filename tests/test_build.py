@@ -39,7 +39,7 @@ def test_one_site_is_warned_of() -> None:
 
 
 def test_bad_models_and_noise() -> None:
-    with pytest.raises(UserError, match="unknown model 'resnet5O'.*close: .*resnet50"):
+    with pytest.raises(UserError, match=r"unknown model 'resnet5O'.*close: .*resnet50"):
         build(ModelConfig("resnet5O"), GCH, 10, 64)
     wrong = [
         (NoiseConfig("gch", "samplewise", stages=["layer9"]), r"noise.stages=\['layer9'\]: unknown stage"),
