@@ -237,7 +237,7 @@ def parse(values: dict[str, Any]) -> Config:
 
 
 def _build(kind: type, values: Any, path: str) -> Any:
-    check(isinstance(values, dict), path or "config", "a mapping", values)
+    check(isinstance(values, dict), path.rstrip(".") or "config", "a mapping", values)
     hints = typing.get_type_hints(kind)
     known = {f.name: f for f in fields(kind)}
     for key in values:
