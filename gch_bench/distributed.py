@@ -24,13 +24,14 @@ class World(NamedTuple):
 
 
 def start(device: str = "auto") -> World:
-    """Join the group that torchrun (or SLURM with one task a GPU) announces in the environment; alone without one.
+    """Join the group that torchrun, or srun with one task a GPU, announces in the environment; alone without one.
 
     `device`: auto (CUDA where there is one), cpu or cuda. Backend: nccl on CUDA, gloo on the CPU."""
     if "RANK" not in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
-        os.environ.update(
-            RANK=os.environ["SLURM_PROCID"], WORLD_SIZE=os.environ["SLURM_NTASKS"], LOCAL_RANK=os.environ["SLURM_LOCALID"]
-        )
+        slurm = os.environ
+        slurm.update(RANK=slurm["SLURM_PROCID"], WORLD_SIZE=slurm["SLURM_NTASKS"], LOCAL_RANK=slurm["SLURM_LOCALID"])
+        slurm.setdefault("MASTER_ADDR", slurm.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
+        slurm.setdefault("MASTER_PORT", str(20000 + int(slurm["SLURM_JOB_ID"]) % 20000))  # one port a job
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     here = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")

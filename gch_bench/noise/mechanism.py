@@ -12,7 +12,7 @@ import torch
 from timm.layers.drop import DropBlock2d
 from torch import Tensor, nn
 
-from gch_bench.noise.kernels import KERNELS, DirichletGreen, Kernel, check_choice, check_number, variance_on
+from gch_bench.noise.kernels import KERNELS, DirichletGreen, Kernel, PeriodicGreen, check_choice, check_number, variance_on
 from gch_bench.noise.laws import hard_mask, samplewise_gate, wick_gate
 
 NORMALIZATIONS = ("samplewise", "wick")
@@ -38,12 +38,16 @@ class Mechanism(nn.Module):
 
 
 class FieldNoise(Mechanism):
-    """Base of the mechanisms that draw a Gaussian field; its kernel's matrices are cached per (H, W, device, dtype)."""
+    """Base of the mechanisms that draw a Gaussian field; injection is multiplicative unless `apply_noise` says otherwise.
+
+    The kernel's matrices are cached per (H, W, device, dtype).
+    """
 
     def __init__(self, kernel: Kernel, per_channel: bool = False) -> None:
         super().__init__()
         self.kernel = kernel
         self.per_channel = per_channel
+        self.identity_on_one_site = isinstance(kernel, PeriodicGreen)  # one site has the removed zero mode alone
 
     def transform(self, psi_BHW: Tensor) -> Tensor:
         """The law: Gaussian fields (B, H, W) -> gates (or additive noise) (B, H, W)."""
@@ -62,11 +66,14 @@ class FieldNoise(Mechanism):
 
     @torch.compiler.disable  # cached matrices: traced, every compiled graph would rebuild them
     def draw(self, features: Tensor) -> Tensor:
-        """Draws for features (B, C, H, W), in their dtype: (B, 1, H, W), or (B, C, H, W) per channel."""
+        """Draws for features (B, C, H, W): (B, 1, H, W), or (B, C, H, W) per channel; float32 whatever their dtype."""
         batch, channels, height, width = features.shape
         channels = channels if self.per_channel else 1
         noise = self.gate(batch * channels, height, width, device=features.device)
-        return noise.view(batch, channels, height, width).to(features.dtype)
+        return noise.view(batch, channels, height, width)
+
+    def apply_noise(self, features: Tensor) -> Tensor:
+        return features * self.draw(features).to(features.dtype)
 
     def extra_repr(self) -> str:
         shared = ", per_channel" if self.per_channel else ""
@@ -91,16 +98,13 @@ class Gate(FieldNoise):
         check_choice("normalization", normalization, NORMALIZATIONS)
         self.gamma = gamma
         self.normalization = normalization
-        self.identity_on_one_site = normalization == "samplewise"
+        self.identity_on_one_site |= normalization == "samplewise"
 
     def transform(self, psi_BHW: Tensor) -> Tensor:
         if self.normalization == "samplewise":
             return samplewise_gate(psi_BHW, self.gamma)
         _, height, width = psi_BHW.shape
         return wick_gate(psi_BHW, variance_on(self.kernel, height, width, psi_BHW.device, psi_BHW.dtype), self.gamma)
-
-    def apply_noise(self, features: Tensor) -> Tensor:
-        return features * self.draw(features)
 
     def extra_repr(self) -> str:
         return f"gamma={self.gamma:g}, {self.normalization}, {super().extra_repr()}"
@@ -133,21 +137,17 @@ class GaussianChaosNoise(Gate):
 class HardMask(FieldNoise):
     """Thresholded Gaussian field: keep the 1-p share of sites where psi is largest, scaled to spatial mean one."""
 
-    identity_on_one_site = True
-
     def __init__(self, kernel: Kernel, p: float = 0.1, per_channel: bool = False) -> None:
         super().__init__(kernel, per_channel)
         check_probability("p", p)
         self.p = p
+        self.identity_on_one_site = True
 
     def transform(self, psi_BHW: Tensor) -> Tensor:
         return hard_mask(psi_BHW, self.p)
 
     def extra_repr(self) -> str:
         return f"p={self.p:g}, {super().extra_repr()}"
-
-    def apply_noise(self, features: Tensor) -> Tensor:
-        return features * self.draw(features)
 
 
 class Additive(FieldNoise):
@@ -175,9 +175,8 @@ class Additive(FieldNoise):
     def apply_noise(self, features: Tensor) -> Tensor:
         noise = self.draw(features)
         if self.relative:
-            rms_B111 = features.detach().float().square().mean((1, 2, 3), keepdim=True).sqrt()
-            noise = noise * rms_B111.to(features.dtype)
-        return features + noise
+            noise = noise * features.detach().float().square().mean((1, 2, 3), keepdim=True).sqrt()
+        return features + noise.to(features.dtype)
 
 
 class LayerNoise(Mechanism):
@@ -202,14 +201,14 @@ class LayerNoise(Mechanism):
 
 
 def _dropout(layer: type[nn.Module]) -> Callable[..., Mechanism]:
-    def make(p: float) -> Mechanism:
+    def make(p: float = 0.1) -> Mechanism:
         check_probability("p", p)
         return LayerNoise(layer(p), p=p)
 
     return make
 
 
-def _dropblock(p: float, block_size: int) -> Mechanism:
+def _dropblock(p: float = 0.1, block_size: int = 7) -> Mechanism:
     check_probability("p", p)
     if not isinstance(block_size, int) or block_size < 1:
         raise ValueError(f"block_size must be an integer >= 1, got {block_size!r}")

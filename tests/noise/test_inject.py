@@ -43,6 +43,28 @@ def make(name: str) -> tuple[nn.Module, Tensor]:
     return timm.create_model(name, num_classes=5, **kwargs), torch.randn(2, 3, size, size)
 
 
+class Recorded(GaussianChaosNoise):
+    """GCh that keeps the gates it drew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates: list[Tensor] = []
+
+    def transform(self, psi_BHW: Tensor) -> Tensor:
+        self.gates.append(super().transform(psi_BHW))
+        return self.gates[-1]
+
+
+def times(clean: Tensor, gate_BHW: Tensor, layout: str) -> Tensor:
+    """What a gate should make of a stage's output; prefix tokens are left alone."""
+    if layout == "NCHW":
+        return clean * gate_BHW[:, None]
+    if layout == "NHWC":
+        return clean * gate_BHW[..., None]
+    prefix = torch.ones(len(gate_BHW), clean.shape[1] - gate_BHW[0].numel())
+    return clean * torch.cat([prefix, gate_BHW.flatten(1)], 1)[..., None]
+
+
 def output_of(model: nn.Module, module: str, images: Tensor) -> Tensor:
     """The module's output, after whatever its hooks did."""
     kept: list[Tensor] = []
@@ -68,16 +90,52 @@ def test_backbone(name: str) -> None:
     assert torch.equal(model(images), clean_logits), "eval mode is untouched"
     stage_hooks(model)[0].test = True
     noisy = output_of(model, stages["L4"], images)
-    gate = torch.arange(2, grid[0] * grid[1] + 2, dtype=torch.float32).view(grid)
-    if layout == "NCHW":
-        expected = clean * gate
-    elif layout == "NHWC":
-        expected = clean * gate[:, :, None]
-    else:
-        prefix = clean.shape[1] - gate.numel()
-        assert prefix == getattr(model, "num_prefix_tokens", 0)
-        expected = clean * torch.cat([torch.ones(prefix), gate.flatten()])[:, None]
-    torch.testing.assert_close(noisy, expected)
+    gate_1HW = torch.arange(2, grid[0] * grid[1] + 2, dtype=torch.float32).view(1, *grid)
+    torch.testing.assert_close(noisy, times(clean, gate_1HW, layout))
+    if layout == "NLC":
+        assert clean.shape[1] - gate_1HW.numel() == getattr(model, "num_prefix_tokens", 0)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_training_mode_multiplies_every_stage_by_its_gate(name: str) -> None:
+    _, _, stages, layout, _ = BACKBONES[name]
+    model, images = make(name)
+    noise, clean, noisy = Recorded(), [], []
+    inject(model, noise, list(stages))
+    for module in map(model.get_submodule, stages.values()):
+        module.register_forward_hook(lambda m, i, output: clean.append(output.clone()), prepend=True)
+        module.register_forward_hook(lambda m, i, output: noisy.append(output.clone()))
+    model.train()
+    with torch.no_grad():
+        model(images)
+        noise.gamma = 0.0
+        model(images)
+    for i, (gate, before, after) in enumerate(zip(noise.gates, clean, noisy, strict=True)):
+        torch.testing.assert_close(after, times(before, gate, layout))
+        assert torch.allclose(before, after) == (i >= 4), "gamma = 0 is the identity"
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "grids"),
+    [
+        ("resnet18", (64, 96), {"L4": (2, 3)}),
+        ("swin_tiny_patch4_window7_224", (64, 128), {"L3": (4, 8), "L4": (2, 4)}),
+        ("vit_small_patch16_224", (48, 96), {"patch_embed": (3, 6), "L4": (3, 6)}),  # before and after the class token joins
+    ],
+)
+def test_maps_that_are_not_square(name: str, size: tuple[int, int], grids: dict[str, tuple[int, int]]) -> None:
+    sized = {} if name == "resnet18" else {"img_size": size}
+    model, images = timm.create_model(name, num_classes=5, **sized).eval(), torch.randn(2, 3, *size)
+    for stage, (height, width) in grids.items():
+        (touched,) = inject(model, Ramp(), [stage])
+        clean = output_of(model, touched.module, images)
+        hook = next(hook for hook in stage_hooks(model) if hook.touched == touched)
+        hook.test = True
+        noisy = output_of(model, touched.module, images)
+        hook.test = False
+        gate_1HW = torch.arange(2, height * width + 2, dtype=torch.float32).view(1, height, width)
+        torch.testing.assert_close(noisy, times(clean, gate_1HW, BACKBONES[name][3]))
+    assert stage_grids(model, images) == grids
 
 
 @pytest.mark.parametrize("name", BACKBONES)

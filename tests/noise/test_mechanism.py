@@ -11,6 +11,7 @@ from timm.layers.drop import DropBlock2d
 
 from gch_bench.config import NoiseConfig
 from gch_bench.noise import Additive, DirichletGreen, Gate, GaussianChaosNoise, HardMask, Mechanism, White, make_mechanism
+from gch_bench.noise.kernels import KERNELS
 from gch_bench.noise.mechanism import LAWS, LayerNoise
 
 PRESETS = {path.stem: path for path in sorted((REPOSITORY / "configs" / "noise").glob("*.yaml"))}
@@ -43,6 +44,7 @@ def test_every_preset_is_a_layer_like_dropout(name: str) -> None:
     first, second = noise(features), noise(features)
     assert first.shape == features.shape
     assert not torch.equal(first, second)
+    assert noise(features[:0]).shape == (0, 6, 8, 8), "an empty batch"
     assert not list(noise.state_dict())
     assert "\n" not in str(noise)
 
@@ -51,13 +53,20 @@ def test_every_preset_is_a_layer_like_dropout(name: str) -> None:
 def test_mean_of_the_output_is_the_input(name: str) -> None:
     """Mean-one gates and zero-mean noise leave the expected feature: 5 standard errors over 6,400 draws of a 4x4 map.
 
-    Not DropBlock, whose own rescaling is by the batch's kept share. Sample-wise gates: the mean over sites, exactly."""
+    Sample-wise gates: the mean over sites, exactly. DropBlock: the mean over the batch, by its own rescaling."""
     torch.manual_seed(1)
     noise = build(name).train()
-    if name == "dropblock":
-        return
     pooled = noise(torch.full((6400, 1, 4, 4), 2.0)).mean((1, 2, 3)).double()
     assert abs(float(pooled.mean()) - 2) < max(5 * float(pooled.std()) / math.sqrt(6400), 1e-6)
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_one_site_identity_is_declared(law: str, kernel: str) -> None:
+    """On a 1x1 map a mechanism changes something, or says that it does not. Also: every option has a default."""
+    torch.manual_seed(0)
+    noise, features = make_mechanism(law, kernel, {}).train(), torch.ones(64, 3, 1, 1)
+    assert torch.equal(noise(features), features) == noise.identity_on_one_site
 
 
 def test_dropout_and_dropblock_are_the_libraries_own() -> None:
@@ -114,6 +123,11 @@ def test_field_is_fp32_inside_autocast_and_cast_once() -> None:
     assert plain.dtype == torch.float32
     assert out.dtype == torch.bfloat16
     assert torch.equal(out[:, 0], plain.bfloat16())
+    additive, features = Additive(White(), sigma=0.3), torch.randn(2, 3, 7, 7).bfloat16()
+    torch.manual_seed(0)
+    field = additive.gate(2, 7, 7)[:, None] * features.float().square().mean((1, 2, 3), keepdim=True).sqrt()
+    torch.manual_seed(0)
+    assert torch.equal(additive.train()(features), features + field.bfloat16())
 
 
 def test_gate_of_the_public_layer() -> None:

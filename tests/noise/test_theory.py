@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import norm
+from timm.layers.drop import DropBlock2d
 
 from gch_bench.noise import DirichletGreen, Gate, GaussianChaosNoise, HardMask, White, theory
 from gch_bench.noise.kernels import KERNELS
@@ -96,6 +97,14 @@ def test_intrinsic_roughness(side: int, figure: float) -> None:
     assert theory.roughness(DirichletGreen(beta), side, side, gamma) == pytest.approx(expected, rel=1e-10)
 
 
+def test_roughness_of_samples() -> None:
+    """3, by Monte Carlo on a non-square map; the standard error is that of the samples."""
+    log_xi = gates("samplewise", 3, 5).log()
+    rough = log_xi.diff(dim=1).square().sum((1, 2)) + log_xi.diff(dim=2).square().sum((1, 2))
+    expected = theory.roughness(DirichletGreen(1.5), 3, 5, 0.8)
+    assert abs(float(rough.mean()) - expected) < SIGMA * float(rough.std()) / math.sqrt(COUNT)
+
+
 def test_roughness_with_boundary_edges() -> None:
     """3: with the pinned field's boundary edges, exactly |U| gamma^2 / beta."""
     side, boundary = 5, np.zeros((5, 5))
@@ -118,8 +127,11 @@ def test_iid_masks_are_singular() -> None:
     infinite = float((mask == 0).any(1).double().mean())
     expected = 1 - (1 - p) ** 2
     assert abs(infinite - expected) < SIGMA * math.sqrt(expected * (1 - expected) / COUNT)
-    squared = (mask[:, 0] - 1) ** 2
-    assert abs(float(squared.mean()) - theory.iid_mask_distortion(p) ** 2) < SIGMA * float(squared.std()) / math.sqrt(COUNT)
+    for spread in (1.0, 1e-3):  # the relative distortion does not shrink as the sites become parallel
+        features = torch.exp(spread * torch.randn(2, dtype=torch.float64))
+        squared = ((mask - 1) * features).square().sum(1) / features.square().sum()
+        error = float(squared.std()) / math.sqrt(COUNT)
+        assert abs(float(squared.mean()) - theory.iid_mask_distortion(p) ** 2) < SIGMA * error
 
 
 def test_pooled_distortion() -> None:
@@ -130,6 +142,15 @@ def test_pooled_distortion() -> None:
     squared = (pooled - 1) ** 2
     assert abs(float(squared.mean()) - expected) < SIGMA * float(squared.std()) / math.sqrt(COUNT)
     assert float(((gates("samplewise", 4, 4, gamma).mean((1, 2)) - 1) ** 2).max()) < 1e-12
+
+
+def test_dropblock_removes_coherent_regions() -> None:
+    """4: its pooled distortion on a constant map is above that of an iid mask with the same share of dropped sites."""
+    torch.manual_seed(2)
+    mask = DropBlock2d(0.1, block_size=3)(torch.ones(COUNT, 1, 8, 8))
+    squared, dropped = (mask.double().mean((1, 2, 3)) - 1) ** 2, float((mask == 0).double().mean())
+    iid = theory.pooled_distortion(theory.iid_mask_distortion(dropped) ** 2 * torch.eye(64))
+    assert float(squared.mean()) - SIGMA * float(squared.std()) / math.sqrt(COUNT) > 2 * iid
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.99])
