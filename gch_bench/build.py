@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import inspect
+import os
 from typing import Any, NamedTuple
 
 import timm
@@ -60,10 +61,10 @@ def build(model: ModelConfig, noise: NoiseConfig, num_classes: int, size: int) -
         except ValueError as error:
             raise UserError(f"noise.stages={list(noise.stages)}: {error}") from error
         warnings += [
-            f"stage {stage.stage} ({stage.module}) has a 1x1 map at {size}x{size} images: noise={noise.name} is exactly the"
-            " IDENTITY there; use larger images (data.size), a smaller model.output_stride or an earlier stage"
+            f"stage {stage.stage} ({stage.module}) has a {stage.height}x{stage.width} map at {size}x{size} images:"
+            f" noise={noise.name} is exactly the IDENTITY there; use larger images (data.size), a smaller model.output_stride or an earlier stage"
             for stage in stages
-            if stage.height * stage.width == 1 and mechanism.identity_on_one_site
+            if mechanism.is_identity_on(stage.height, stage.width)
         ]
     facts = getattr(network, "pretrained_cfg", None) or {}
     mean, std = tuple(facts.get("mean", IMAGENET_MEAN)), tuple(facts.get("std", IMAGENET_STD))
@@ -159,10 +160,10 @@ def load_weights(network: nn.Module, path: str, reset_head: bool = False) -> Non
     Raises:
         UserError: unreadable or truncated file; another architecture; another class count (unless reset_head).
     """
+    if not os.path.isfile(path):
+        raise UserError(f"model.checkpoint={path}: no such file")
     try:
         state = load_state_dict(path, use_ema=True, weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"model.checkpoint={path}: no such file") from error
     except Exception as error:  # torch, zipfile, pickle and safetensors each raise their own
         raise UserError(
             f"model.checkpoint={path} cannot be read, it is truncated or no state dict of tensors: {error}"

@@ -3,8 +3,6 @@
 `parse(mapping)` turns the plain dictionary of a composed Hydra config into a `Config`; nothing downstream re-checks it.
 """
 
-import hashlib
-import json
 import re
 import types
 import typing
@@ -167,7 +165,7 @@ class RecipeConfig:
 
 @dataclass(frozen=True)
 class LoggerConfig:
-    """Where metrics go besides the run folder: wandb, csv (train.csv) or none."""
+    """Where metrics go besides the run folder: wandb, csv (metrics.csv) or none."""
 
     name: str
     project: str = "gch-bench"
@@ -199,31 +197,31 @@ class Config:
     def __post_init__(self) -> None:
         check(self.resume in ("auto", "never"), "resume", "one of auto, never", self.resume)
         check(self.device in ("auto", "cpu", "cuda"), "device", "one of auto, cpu, cuda", self.device)
-        check(self.seed >= 0, "seed", ">= 0", self.seed)
-        check(self.threads is None or self.threads >= 1, "threads", ">= 1 or null", self.threads)
+        check(0 <= self.seed < 2**63, "seed", ">= 0 and < 2^63", self.seed)
+        check(self.threads is None or 1 <= self.threads <= 1024, "threads", "in 1..1024 or null", self.threads)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What determines the weights and each cell: not where files lie, how a run is watched, which cells are asked for."""
+        """What determines the weights and each cell: not where files lie, how a run is watched, or which cells are wanted."""
         plain = self.as_dict()
         for name in ("logger", "output", "resume", "threads", "device"):
             plain.pop(name)
-        for name in ("root", "download", "workers"):
+        for name in ("root", "download", "workers", "skip_bad"):
             plain["data"].pop(name)
+        plain["evaluation"].pop("batch_size")
         for name in ("name", "names", "severities"):
             plain["corruptions"].pop(name)
         return plain
 
     @property
-    def run_folder(self) -> str:
-        """`output`, or a name under runs/ that is stable for the same identity."""
-        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:8]
+    def run_name(self) -> str:
+        """<data>-<model>-<noise>-s<seed>: the readable part of a run folder's name."""
         model = re.sub(r"[^\w.]+", "_", self.model.factory or self.model.name)
         kind = "" if self.recipe else "eval-"
-        return self.output or f"runs/{kind}{self.data.name}-{model}-{self.noise.name}-s{self.seed}-{digest}"
+        return f"{kind}{self.data.name}-{model}-{self.noise.name}-s{self.seed}"
 
 
 def parse(values: dict[str, Any]) -> Config:

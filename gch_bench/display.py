@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from gch_bench.training.loop import Progress as TrainingProgress
+from gch_bench.training.loop import StepReport
 
 QUIET_SECONDS = 10.0  # between plain lines
 
@@ -20,7 +20,8 @@ class Display:
     def __init__(self, main: bool) -> None:
         self.main = main
         self.terminal = main and sys.stdout.isatty()
-        self.console = Console(quiet=not main, soft_wrap=True, highlight=False)
+        # Elsewhere than in a terminal there is no width to fit into: tables are written whole.
+        self.console = Console(quiet=not main, soft_wrap=True, highlight=False, width=None if self.terminal else 240)
 
     def line(self, text: str) -> None:
         self.console.print(text, markup=False)
@@ -66,7 +67,7 @@ class Display:
             self.line(note)
 
 
-def training_note(progress: TrainingProgress, epochs: int) -> str:
+def training_note(progress: StepReport, epochs: int) -> str:
     return (
         f"epoch {progress.epoch + 1}/{epochs}  loss {progress.loss:.3f}  top-1 {progress.top1:.1%}"
         f"  {progress.images_per_second:.0f} img/s"

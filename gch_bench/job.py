@@ -1,12 +1,8 @@
 """The main job: config -> network with noise -> training -> evaluation, clean and corrupted -> records."""
 
-import hashlib
-import json
 import sys
 import time
 from contextlib import suppress
-from dataclasses import asdict
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +28,8 @@ from gch_bench.evaluation.evaluate import View, evaluate_cell
 from gch_bench.loggers import Logger, evaluation_metrics, open_logger
 from gch_bench.metrics import mean_corruption
 from gch_bench.records import CELL_CLEAN, Cell
-from gch_bench.training.loop import Progress, Stopped, TrainingJob, train
+from gch_bench.runfile import RunFile, identity, identity_hash, weights_digest
+from gch_bench.training.loop import StepReport, Stopped, TrainingJob, train
 from gch_bench.training.optim import create
 
 
@@ -46,6 +43,7 @@ class Job(NamedTuple):
     cells: list[Cell]
     protocol: Protocol
     folder: Path
+    status: RunFile
     display: Display
 
 
@@ -70,24 +68,26 @@ def _run(config: Config, world: World) -> None:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     job = _prepare(config, world)
-    status = RunFile(job)
+    known = job.status.weights
     _banner(job)
-    facts_known = status.finished_weights()
-    if facts_known and not missing_cells(job.folder, job.cells, job_facts(job, facts_known)):
+    if known and not missing_cells(job.folder, job.cells, job_facts(job, known)):
         job.display.line(f"nothing left to do: {job.folder} holds this run")
-        _show(job, pd.read_csv(job.folder / "summary.csv"))
+        if world.main:
+            _show(job, _summary(job, known))
         return
     training = _training(job) if config.recipe is not None else None
     distributed.wait(world)  # all have looked before anyone writes
-    status.begin()
+    job.status.begin(config, job.data, job.built, job.protocol)
     logger = open_logger(config, job.folder, world.main)
     started = time.monotonic()
     try:
-        model = _train(job, training, logger, status) if training else job.built.model.to(world.device)
+        model = _train(job, training, logger) if training else job.built.model.to(world.device)
         trained = time.monotonic()
-        summary = _evaluate(job, model, status)
+        weights = weights_digest(model)
+        _evaluate(job, model, weights)
         if world.main:
-            status.finish(weights_digest(model), trained - started, time.monotonic() - trained)
+            summary = _summary(job, weights, afresh=True)
+            job.status.finish(weights, trained - started, time.monotonic() - trained)
             logger.metrics(evaluation_metrics(summary), training.recipe.epochs * training.steps if training else 0)
             logger.records(job.folder)
             _show(job, summary)
@@ -98,11 +98,10 @@ def _run(config: Config, world: World) -> None:
 def _prepare(config: Config, world: World) -> Job:
     """Load and build everything, and refuse whatever is wrong, before the first byte is written."""
     cells = wanted_cells(config.corruptions)
-    if config.recipe is None and not (config.model.checkpoint or config.model.pretrained):
-        raise UserError("evaluate.py needs trained weights: give model.checkpoint=FILE or model.pretrained=true")
     data = _load(config, world)
     torch.manual_seed(config.seed)  # the initial weights
     built = build(config.model, config.noise, len(data.classes), data.size)
+    _check_weights(config, built, len(data.classes))
     parameters = parameter_set(config.corruptions, data.size)
     own_size = PARAMETER_SETS[parameters].size
     protocol = Protocol(
@@ -119,8 +118,31 @@ def _prepare(config: Config, world: World) -> Job:
         num_images=len(data.val),
         corruption_seed=config.corruptions.seed,
         noise_at_test=f"on-T{config.noise.mc_samples}" if config.noise.eval and config.noise.law else "off",
+        draws=world.device.type,
     )
-    return Job(config, world, data, built, cells, protocol, Path(config.run_folder), Display(world.main))
+    same = identity(config, data, built)
+    folder = Path(config.output or f"runs/{config.run_name}-{identity_hash(same)[:8]}")
+    status = RunFile(folder, same, config.resume, world)
+    return Job(config, world, data, built, cells, protocol, folder, status, Display(world.main))
+
+
+def _check_weights(config: Config, built: Built, num_classes: int) -> None:
+    """Refuse an evaluation of weights that nobody trained; warn of fine-tuning from nothing."""
+    model = config.model
+    given = model.checkpoint or model.pretrained
+    if config.recipe is None:
+        theirs = (getattr(built.model, "pretrained_cfg", None) or {}).get("num_classes")
+        if not given:
+            raise UserError("evaluate.py needs trained weights: give model.checkpoint=FILE or model.pretrained=true")
+        if model.reset_head:
+            raise UserError("model.reset_head=true makes a new classifier, which evaluate.py would not train: use train.py")
+        if model.pretrained and theirs != num_classes:
+            raise UserError(
+                f"model.pretrained=true has {theirs} classes and the data {num_classes}: evaluate.py would score an untrained"
+                " classifier; train one with train.py recipe=finetune"
+            )
+    elif config.recipe.name == "finetune" and not given:
+        built.warnings.append("recipe=finetune starts from random weights: give model.pretrained=true or model.checkpoint=FILE")
 
 
 def _load(config: Config, world: World) -> DataSource:
@@ -160,43 +182,54 @@ def _training(job: Job) -> TrainingJob:
         num_classes=classes,
         seed=config.seed,
         folder=job.folder,
-        config_hash=identity_hash(config),
+        config_hash=identity_hash(job.status.identity),
         world=world,
         skip_bad=config.data.skip_bad,
     )
 
 
-def _train(job: Job, training: TrainingJob, logger: Logger, status: "RunFile") -> nn.Module:
+def _train(job: Job, training: TrainingJob, logger: Logger) -> nn.Module:
     epochs, steps = training.recipe.epochs, training.steps
     skipped: list[BadImage] = []
     with job.display.bar("train", epochs * steps, "steps") as advance:
         done = 0
 
-        def report(progress: Progress) -> None:
+        def report(progress: StepReport) -> None:
             nonlocal done
             step = progress.epoch * steps + progress.step
             advance(training_note(progress, epochs), step - done)
             done = step
-            logger.metrics(
-                {f"train/{key}": getattr(progress, key) for key in ("loss", "top1", "lr", "images_per_second")}, step
-            )
+            logged = ("loss", "top1", "lr", "images_per_second")
+            logger.metrics({f"train/{key}": getattr(progress, key) for key in logged}, step)
 
-        model = train(training, report, skipped)
-    status.note_skipped("train", skipped)
+        try:
+            model = train(training, report, skipped)
+        except Stopped:  # on every process, at the same step
+            _note_skipped(job, "train", skipped)
+            raise
+    _note_skipped(job, "train", skipped)
     return model
 
 
-def _evaluate(job: Job, model: nn.Module, status: "RunFile") -> pd.DataFrame:
+def _evaluate(job: Job, model: nn.Module, weights: str) -> None:
+    """Record the cells that are missing."""
     config, world, data = job.config, job.world, job.data
-    facts = job_facts(job, weights_digest(model))
+    facts = job_facts(job, weights)
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32; only this run's evaluation follows
     view = View(
-        model, job.built.mean, job.built.std, job.protocol.parameters.split("@")[0], config.corruptions.seed,
-        config.evaluation.precision, config.noise.mc_samples if job.protocol.noise_at_test != "off" else 0, config.seed,
-    )  # fmt: skip
+        model=model,
+        mean=job.built.mean,
+        std=job.built.std,
+        parameters=job.protocol.parameters.split("@")[0],
+        corruption_seed=config.corruptions.seed,
+        precision=config.evaluation.precision,
+        noise_passes=config.noise.mc_samples if job.protocol.noise_at_test != "off" else 0,
+        noise_seed=config.seed,
+    )
     transform = eval_transform(data.size, config.data.resize, config.data.interpolation)
     loader = eval_loader(data.val, transform, config.evaluation.batch_size, config.data.workers, world.rank, world.size)
     cells = missing_cells(job.folder, job.cells, facts)
-    distributed.wait(world)
+    distributed.wait(world)  # all have looked before anyone writes
     skipped: list[BadImage] = []
     with job.display.bar("evaluate", len(cells) * len(data.val), "images") as advance:
         for number, cell in enumerate(cells):
@@ -204,108 +237,28 @@ def _evaluate(job: Job, model: nn.Module, status: "RunFile") -> pd.DataFrame:
             step = partial(advance, note)
             atoms = evaluate_cell(view, cell, loader, len(data.val), world, config.data.skip_bad, skipped, step)
             if world.main:
-                records.write_record(job.folder, cell, atoms, facts)
-    status.note_skipped("val", skipped)
-    if not world.main:
-        return pd.DataFrame()
-    return records.write_summary(job.folder, records.recorded_cells(job.folder, facts), len(data.classes))
+                commit = {"commit": str(job.status.content["sessions"][-1]["commit"])}
+                records.write_record(job.folder, cell, atoms, facts | commit)
+    _note_skipped(job, "val", skipped)
 
 
-class RunFile:
-    """run.json: what this run is, kept up to date by the main process."""
-
-    def __init__(self, job: Job) -> None:
-        """Read what the folder holds.
-
-        Raises:
-            UserError: the folder holds another configuration, or a run at all with resume=never.
-        """
-        self.job, self.path = job, job.folder / "run.json"
-        self.content: dict[str, Any] = {}
-        if not self.path.exists():
-            return
-        if job.config.resume == "never":
-            raise UserError(f"{job.folder} already holds a run: choose another output=, delete it, or set resume=auto")
-        self.content = records.read_json(self.path)
-        differing = _differences(self.content.get("identity", {}), json.loads(json.dumps(job.config.identity)))
-        if differing:
-            raise UserError(
-                f"{job.folder} holds another run (it differs in {', '.join(differing[:5])}): choose another output="
-            )
-
-    def finished_weights(self) -> str | None:
-        """The digest of the weights of a finished run, else None."""
-        return self.content.get("weights") if self.content.get("status") == "finished" else None
-
-    def begin(self) -> None:
-        job = self.job
-        parameters = sum(parameter.numel() for parameter in job.built.model.parameters())
-        self.content = {
-            "status": "running",
-            "command": " ".join(sys.argv),
-            "protocol_id": job.protocol.id,
-            "protocol": asdict(job.protocol),
-            "warnings": job.built.warnings,
-            "mechanism": job.built.mechanism,
-            "stages": [stage._asdict() for stage in job.built.stages],
-            "data": {
-                "description": job.data.description,
-                "fingerprint": job.data.fingerprint,
-                "train_fingerprint": job.data.train_fingerprint,
-                "num_classes": len(job.data.classes),
-                "geometry": job.data.geometry,
-            },
-            "parameters": parameters,
-            "processes": job.world.size,
-            "device": str(job.world.device.type),
-            **records.provenance(),
-            "config": job.config.as_dict(),
-            "identity": job.config.identity,
-            "skipped": self.content.get("skipped", {}),
-            "sessions": [*self.content.get("sessions", []), {"started": datetime.now(UTC).isoformat(timespec="seconds")}],
-        }
-        self.write()
-
-    def note_skipped(self, split: str, skipped: list[BadImage]) -> None:
-        """Record every process's skipped images; all must call it."""
-        images = sorted({image for part in distributed.gather(skipped, self.job.world) for image in part})
-        if images:
-            self.content["skipped"][split] = {"count": len(images), "images": [image._asdict() for image in images]}
-            self.job.display.warn(f"{len(images)} unreadable {split} images were skipped; run.json names them")
-
-    def finish(self, weights: str, train_seconds: float, evaluate_seconds: float) -> None:
-        timings = {"train_seconds": round(train_seconds, 2), "evaluate_seconds": round(evaluate_seconds, 2)}
-        self.content["sessions"][-1] |= timings | {"ended": datetime.now(UTC).isoformat(timespec="seconds")}
-        self.content |= {"status": "finished", "weights": weights, "timings": timings}
-        self.write()
-
-    def write(self) -> None:
-        if self.job.world.main:
-            records.write_json(self.path, self.content)
+def _note_skipped(job: Job, split: str, skipped: list[BadImage]) -> None:
+    count = job.status.note_skipped(split, skipped)
+    if count:
+        job.display.warn(f"{count} unreadable {split} images were skipped; {job.status.path} names them")
 
 
-def _differences(first: Any, second: Any, path: str = "") -> list[str]:
-    """Dotted names of the leaves in which two plain configs differ."""
-    if isinstance(first, dict) and isinstance(second, dict):
-        names = sorted(first.keys() | second.keys())
-        return [leaf for name in names for leaf in _differences(first.get(name), second.get(name), f"{path}.{name}".strip("."))]
-    return [] if first == second else [path]
-
-
-def identity_hash(config: Config) -> str:
-    return hashlib.sha256(json.dumps(config.identity, sort_keys=True).encode()).hexdigest()
-
-
-def weights_digest(model: nn.Module) -> str:
-    """16 hex digits over the names and bytes of the state dict: which weights a record was made with."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+def _summary(job: Job, weights: str, afresh: bool = False) -> pd.DataFrame:
+    """summary.csv, written from the records where it is not there, or `afresh`."""
+    path = job.folder / "summary.csv"
+    if path.exists() and not afresh:
+        return pd.read_csv(path)
+    cells = records.recorded_cells(job.folder, job_facts(job, weights))
+    return records.write_summary(job.folder, cells, len(job.data.classes))
 
 
 def job_facts(job: Job, weights: str) -> dict[str, str]:
+    """What a record must have been made with to be this run's."""
     return {"protocol": job.protocol.id, "weights": weights}
 
 

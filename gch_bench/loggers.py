@@ -7,6 +7,7 @@ shift/mean/... (mean over severities, then over corruptions).
 import contextlib
 import csv
 import os
+import re
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -79,7 +80,7 @@ class WandbLogger:
         self.run.log(values, step=step)
 
     def records(self, folder: Path) -> None:
-        artifact = self.wandb.Artifact(f"records-{folder.name}", type="records")
+        artifact = self.wandb.Artifact(re.sub(r"[^\w.-]+", "_", f"records-{folder.name}"), type="records")
         with open(os.devnull, "w") as quiet, contextlib.redirect_stderr(quiet):  # wandb announces the folder on stderr
             artifact.add_dir(str(folder / "records"), name="records")
         artifact.add_file(str(folder / "summary.csv"))
@@ -107,5 +108,6 @@ def evaluation_metrics(summary: pd.DataFrame) -> dict[str, float]:
         prefix = CLEAN if name == CLEAN else f"shift/{name}/{severity}"
         values |= {f"{prefix}/{key}": row[key] for key in LOGGED}
     if any(name != CLEAN for name, _ in rows):
-        values |= {f"shift/mean/{key}": value for key, value in mean_corruption(rows, LOGGED).items()}
+        with contextlib.suppress(ValueError):  # corruptions at different severities have no common mean
+            values |= {f"shift/mean/{key}": value for key, value in mean_corruption(rows, LOGGED).items()}
     return values

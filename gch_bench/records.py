@@ -102,7 +102,7 @@ def record_facts(folder: Path, cell: Cell) -> dict[str, str] | None:
         metadata = pq.read_metadata(folder / "records" / cell.file_name).metadata
     except (OSError, pa.ArrowInvalid):
         return None
-    return {key.decode(): value.decode() for key, value in metadata.items() if key not in (b"pandas", b"ARROW:schema")}
+    return {key.decode(): value.decode() for key, value in (metadata or {}).items() if key not in (b"pandas", b"ARROW:schema")}
 
 
 def read_record(folder: Path, cell: Cell) -> pd.DataFrame:
@@ -117,7 +117,7 @@ def read_record(folder: Path, cell: Cell) -> pd.DataFrame:
 def recorded_cells(folder: Path, facts: dict[str, str]) -> list[Cell]:
     """The cells recorded with exactly these facts: clean first, then by name and severity."""
     cells = []
-    for path in (folder / "records").glob("*.parquet"):
+    for path in (folder / "records").glob("*-[0-5].parquet"):
         name, severity = path.stem.rsplit("-", 1)
         found = record_facts(folder, Cell(name, int(severity)))
         if found is not None and facts.items() <= found.items():

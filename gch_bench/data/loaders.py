@@ -19,6 +19,7 @@ class Sample(NamedTuple):
     image: torch.Tensor
     label: int
     id: int
+    bad: tuple[BadImage, ...] = ()  # unreadable images that this one stands in for
 
 
 class Batch(NamedTuple):
@@ -48,7 +49,7 @@ class EvalDataset(Dataset):
 
 
 class TrainDataset(EvalDataset):
-    """(epoch, id) -> Sample or BadImage, augmented with the draws of (seed, epoch, id)."""
+    """(epoch, id) -> Sample, augmented with the draws of (seed, epoch, id); the next readable image stands in for a bad one."""
 
     def __init__(self, images: ImageSet, transform: Transform, seed: int) -> None:
         super().__init__(images, transform)
@@ -56,8 +57,14 @@ class TrainDataset(EvalDataset):
 
     def __getitem__(self, position: tuple[int, int]) -> Sample | BadImage:  # type: ignore[override]
         epoch, index = position
+        bad: list[BadImage] = []
         with seeded(rng.seed_of(self.seed, "augment", epoch, index)):
-            return super().__getitem__(index)
+            for id_ in (index, *range(index + 1, len(self.images)), *range(index)):
+                sample = super().__getitem__(id_)
+                if isinstance(sample, Sample):  # all batches keep their size, or processes would get out of step
+                    return sample._replace(bad=tuple(bad))
+                bad.append(sample)
+        return bad[0]
 
 
 @contextlib.contextmanager
@@ -85,7 +92,7 @@ def collate(samples: list[Sample | BadImage]) -> Batch:
         images=torch.stack([sample.image for sample in good]) if good else torch.empty(0),
         labels=torch.tensor([sample.label for sample in good], dtype=torch.int64),
         ids=torch.tensor([sample.id for sample in good], dtype=torch.int64),
-        bad=[sample for sample in samples if isinstance(sample, BadImage)],
+        bad=[bad for sample in samples for bad in ([sample] if isinstance(sample, BadImage) else sample.bad)],
     )
 
 

@@ -27,6 +27,7 @@ class Protocol:
     num_images: int
     corruption_seed: int
     noise_at_test: str  # "off", or "on-T10": mean softmax over 10 noisy passes
+    draws: str = "cpu"  # device type of the random draws, which differ between "cpu" and "cuda"
 
     def __post_init__(self) -> None:
         for field in ("mean", "std"):  # 0 and 0.0 are the same protocol, and so are a list and a tuple

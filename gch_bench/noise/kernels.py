@@ -168,6 +168,8 @@ class DirichletGreen(Kernel):
             check_number("energy", self.energy, 0, strict=True)
             if self.beta != 1.0:
                 raise ValueError(f"energy replaces beta: give one of them, got energy={self.energy:g} and beta={self.beta:g}")
+            if self.match_variance:
+                raise ValueError("energy has no effect with match_variance=true: give one of them")
 
     @property
     def pinned(self) -> int:  # type: ignore[override]

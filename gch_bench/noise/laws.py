@@ -20,6 +20,11 @@ def wick_gate(psi_BHW: Tensor, variance_HW: Tensor, gamma: float) -> Tensor:
     return (gamma * psi_BHW - 0.5 * gamma**2 * variance_HW).exp()
 
 
+def sites_kept(sites: int, p: float) -> int:
+    """How many of `sites` a hard mask with drop probability p keeps: round((1-p) sites), at least one."""
+    return max(1, round((1 - p) * sites))
+
+
 def hard_mask(psi_BHW: Tensor, p: float) -> Tensor:
     """Keep the sites where psi is above its p-quantile, scaled to spatial mean one: (B, H, W) -> (B, H, W), values 0 or N/kept.
 
@@ -28,6 +33,6 @@ def hard_mask(psi_BHW: Tensor, p: float) -> Tensor:
     """
     flat_BN = psi_BHW.flatten(1)
     sites = flat_BN.shape[1]
-    kept = max(1, round((1 - p) * sites))
+    kept = sites_kept(sites, p)
     indices = flat_BN.topk(kept, dim=1).indices
     return flat_BN.new_zeros(flat_BN.shape).scatter_(1, indices, sites / kept).view_as(psi_BHW)

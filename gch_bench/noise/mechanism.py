@@ -13,7 +13,7 @@ from timm.layers.drop import DropBlock2d
 from torch import Tensor, nn
 
 from gch_bench.noise.kernels import KERNELS, DirichletGreen, Kernel, PeriodicGreen, check_choice, check_number, variance_on
-from gch_bench.noise.laws import hard_mask, samplewise_gate, wick_gate
+from gch_bench.noise.laws import hard_mask, samplewise_gate, sites_kept, wick_gate
 
 NORMALIZATIONS = ("samplewise", "wick")
 
@@ -26,15 +26,16 @@ def check_probability(name: str, value: float) -> None:
 class Mechanism(nn.Module):
     """Base of all mechanisms: `forward` is `apply_noise` in training mode and the identity in eval mode."""
 
-    # A sample-wise normalised gate on one site is exactly 1: the stage's report says so.
-    identity_on_one_site = False
-
     def apply_noise(self, features: Tensor) -> Tensor:
         """Noisy features, whatever the mode: (B, C, H, W) -> (B, C, H, W)."""
         raise NotImplementedError
 
     def forward(self, features: Tensor) -> Tensor:
         return self.apply_noise(features) if self.training else features
+
+    def is_identity_on(self, height: int, width: int) -> bool:
+        """Whether the noise is exactly nothing on maps of this size, although its strength is not 0."""
+        return False
 
 
 class FieldNoise(Mechanism):
@@ -47,7 +48,6 @@ class FieldNoise(Mechanism):
         super().__init__()
         self.kernel = kernel
         self.per_channel = per_channel
-        self.identity_on_one_site = isinstance(kernel, PeriodicGreen)  # one site has the removed zero mode alone
 
     def transform(self, psi_BHW: Tensor) -> Tensor:
         """The law: Gaussian fields (B, H, W) -> gates (or additive noise) (B, H, W)."""
@@ -75,6 +75,9 @@ class FieldNoise(Mechanism):
     def apply_noise(self, features: Tensor) -> Tensor:
         return features * self.draw(features).to(features.dtype)
 
+    def is_identity_on(self, height: int, width: int) -> bool:
+        return height * width == 1 and isinstance(self.kernel, PeriodicGreen)  # one site has the removed zero mode alone
+
     def extra_repr(self) -> str:
         shared = ", per_channel" if self.per_channel else ""
         return f"{self.kernel}{shared}"
@@ -98,13 +101,15 @@ class Gate(FieldNoise):
         check_choice("normalization", normalization, NORMALIZATIONS)
         self.gamma = gamma
         self.normalization = normalization
-        self.identity_on_one_site |= normalization == "samplewise"
 
     def transform(self, psi_BHW: Tensor) -> Tensor:
         if self.normalization == "samplewise":
             return samplewise_gate(psi_BHW, self.gamma)
         _, height, width = psi_BHW.shape
         return wick_gate(psi_BHW, variance_on(self.kernel, height, width, psi_BHW.device, psi_BHW.dtype), self.gamma)
+
+    def is_identity_on(self, height: int, width: int) -> bool:
+        return super().is_identity_on(height, width) or (height * width == 1 and self.normalization == "samplewise")
 
     def extra_repr(self) -> str:
         return f"gamma={self.gamma:g}, {self.normalization}, {super().extra_repr()}"
@@ -141,10 +146,12 @@ class HardMask(FieldNoise):
         super().__init__(kernel, per_channel)
         check_probability("p", p)
         self.p = p
-        self.identity_on_one_site = True
 
     def transform(self, psi_BHW: Tensor) -> Tensor:
         return hard_mask(psi_BHW, self.p)
+
+    def is_identity_on(self, height: int, width: int) -> bool:
+        return sites_kept(height * width, self.p) == height * width
 
     def extra_repr(self) -> str:
         return f"p={self.p:g}, {super().extra_repr()}"
@@ -235,9 +242,15 @@ def make_mechanism(law: str, kernel: str, options: Mapping[str, Any]) -> Mechani
     """
     check_choice("law", law, tuple(LAWS))
     make, names, takes_kernel = LAWS[law]
+    kernel_names = {field.name for each in KERNELS.values() for field in fields(each)} if takes_kernel else set()
+    ignored = sorted(options.keys() - kernel_names - set(names))
+    if ignored:
+        raise ValueError(f"{ignored[0]} has no meaning for law {law}, which takes {', '.join(sorted({*names, *kernel_names}))}")
     chosen = {name: options[name] for name in names if name in options}
     if not takes_kernel:
         return make(**chosen)
     check_choice("kernel", kernel, tuple(KERNELS))
-    kernel_names = [field.name for field in fields(KERNELS[kernel]) if field.name in options]
-    return make(KERNELS[kernel](**{name: options[name] for name in kernel_names}), **chosen)
+    own = {field.name for field in fields(KERNELS[kernel])}
+    if "energy" in options.keys() - own:
+        raise ValueError(f"energy has no meaning for kernel {kernel}: set beta")
+    return make(KERNELS[kernel](**{name: options[name] for name in own & options.keys()}), **chosen)

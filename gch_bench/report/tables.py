@@ -60,7 +60,7 @@ def compare(runs: list[Run], num_resamples: int = 1000, level: float = 0.95) -> 
     """
     if not runs:
         raise UserError("runs must be a list of run folders, got []; pass runs=[FOLDER,FOLDER]")
-    shared = sorted(set.intersection(*(set(run.cells) for run in runs)) - {CELL_CLEAN})
+    shared = _shared_cells(runs)
     labels = _labels(runs)
     columns = ["", *labels, *(f"{label} - {labels[0]}" for label in labels[1:])]
     rows = []
@@ -79,6 +79,14 @@ def compare(runs: list[Run], num_resamples: int = 1000, level: float = 0.95) -> 
             values = [_number(key, mean[key]) for mean in means]
             rows.append([f"{part} {name}", *values, *(_interval(key, each[key]) for each in differences)])
     return Comparison("Comparison of runs", columns, rows, _notes(runs, shared, num_resamples, level))
+
+
+def _shared_cells(runs: list[Run]) -> list[Cell]:
+    """The corrupted cells that all runs have, at the severities that all of their corruptions have: those have a mean."""
+    found = set.intersection(*(set(run.cells) for run in runs)) - {CELL_CLEAN}
+    levels = [{cell.severity for cell in found if cell.corruption == name} for name in {cell.corruption for cell in found}]
+    common = set.intersection(*levels) if levels else set()
+    return sorted(cell for cell in found if cell.severity in common)
 
 
 def _labels(runs: list[Run]) -> list[str]:

@@ -28,10 +28,10 @@ class Position(NamedTuple):
 
 def rng_state(device: torch.device) -> dict[str, Any]:
     """States of the global generators of random, numpy and torch, as tensors and plain values."""
-    _, keys, position, *_ = np.random.get_state()
+    _, keys, *rest = np.random.get_state()
     return {
         "python": random.getstate(),
-        "numpy": (torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position)),
+        "numpy": (torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
     }
@@ -40,8 +40,8 @@ def rng_state(device: torch.device) -> dict[str, Any]:
 def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
-    keys, position = state["numpy"]
-    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, 0, 0.0))
+    keys, *rest = state["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)

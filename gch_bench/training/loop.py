@@ -7,10 +7,10 @@ are seeded by (seed, rank) and stored in every checkpoint. A run stopped at any 
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ class Stopped(Exception):
         self.exit_code = 128 + number
 
 
-class Progress(NamedTuple):
+class StepReport(NamedTuple):
     """What a training display needs."""
 
     epoch: int
@@ -76,10 +76,10 @@ class TrainingJob(NamedTuple):
         return self.folder / "checkpoints" / "last.pt"
 
 
-def train(job: TrainingJob, report: Any, skipped: list[BadImage]) -> nn.Module:
+def train(job: TrainingJob, report: Callable[[StepReport], None], skipped: list[BadImage]) -> nn.Module:
     """Train to the end of the recipe, from the folder's checkpoint if there is one; returns what to evaluate (EMA if on).
 
-    `report(Progress)` is called every few steps and at the end of every epoch, on every process.
+    `report(StepReport)` is called every few steps and at the end of every epoch, on every process.
 
     Raises:
         UserError: non-finite loss (the last good checkpoint is kept), unreadable image, unwritable folder, foreign checkpoint.
@@ -106,7 +106,7 @@ def train(job: TrainingJob, report: Any, skipped: list[BadImage]) -> nn.Module:
             start = position.step if epoch == position.epoch else 0
             _train_epoch(job, wrapped, epoch, start, report, skipped, requests)
             done = Position(epoch + 1, 0)
-            checkpoint.save(job.checkpoint, job.model, optimisation, done, job.config_hash, job.num_classes, world)
+            _save(job, done)
     trained = optimisation.ema.module if optimisation.ema is not None else job.model
     distributed.share(trained.state_dict(), world)  # batch-norm statistics differ between processes: rank 0's are saved
     return trained
@@ -117,7 +117,7 @@ def _train_epoch(
     wrapped: nn.Module,
     epoch: int,
     start: int,
-    report: Any,
+    report: Callable[[StepReport], None],
     skipped: list[BadImage],
     requests: list[int],
 ) -> None:
@@ -129,15 +129,15 @@ def _train_epoch(
     for step in range(start, steps):
         for part in range(accumulation):
             batch = next(batches, None)
-            if batch is None:  # unreadable images were skipped and the epoch ran dry
-                break
+            if batch is None:
+                raise UserError("no readable training image is left: check data.root")
             last = part == accumulation - 1
             with wrapped.no_sync() if world.parallel and not last else nullcontext():  # type: ignore[operator]
                 sums += _backward(job, wrapped, batch)
         update = epoch * steps + step + 1
         looking = step + 1 == steps or (step + 1) % CHECK_EVERY == 0 or world.device.type == "cpu"
         stop = requests[0] if requests else 0
-        stopping = distributed.any_process(bool(stop), world)
+        stopping = distributed.any_process(bool(stop), world) if looking else bool(stop) and not world.parallel
         if looking or stopping:
             _refuse_non_finite(job, sums, epoch, step)
         _update(job, update)
@@ -145,12 +145,12 @@ def _train_epoch(
             loss, correct, images = distributed.total(sums.clone(), world).tolist()
             rate = images / (time.perf_counter() - since)
             lr = optimisation.optimizer.param_groups[0]["lr"]
-            report(Progress(epoch, step + 1, steps, loss / max(images, 1), correct / max(images, 1), rate, lr))
+            report(StepReport(epoch, step + 1, steps, loss / max(images, 1), correct / max(images, 1), rate, lr))
             sums.zero_()
             since = time.perf_counter()
         if stopping:
             here = Position(epoch, step + 1) if step + 1 < steps else Position(epoch + 1, 0)
-            checkpoint.save(job.checkpoint, job.model, optimisation, here, job.config_hash, job.num_classes, world)
+            _save(job, here)
             raise Stopped(stop or signal.SIGTERM, job.checkpoint)
 
 
@@ -160,10 +160,8 @@ def _backward(job: TrainingJob, wrapped: nn.Module, batch: Batch) -> Tensor:
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     images = batch.images.to(world.device, non_blocking=True, memory_format=layout)
     labels = targets = batch.labels.to(world.device, non_blocking=True)
-    if optimisation.mixup is not None and len(images) % 2 == 0:  # timm mixes pairs
+    if optimisation.mixup is not None:
         images, targets = optimisation.mixup(images, labels)
-    elif optimisation.mixup is not None:
-        targets = nn.functional.one_hot(labels, job.num_classes).float()
     with torch.autocast(world.device.type, AMP.get(recipe.amp), enabled=recipe.amp != "none"):
         logits = wrapped(images)
     loss = optimisation.loss(logits.float(), targets)
@@ -186,14 +184,23 @@ def _update(job: TrainingJob, update: int) -> None:
         optimisation.ema.update(job.model, step=update)
 
 
+def _save(job: TrainingJob, position: Position) -> None:
+    """Write the checkpoint, but never over a good one with weights that are not finite."""
+    bad = [name for name, value in job.model.state_dict().items() if not bool(torch.isfinite(value).all())]
+    if distributed.any_process(bool(bad), job.world):
+        raise UserError(f"{', '.join(bad[:3]) or 'weights'} became non-finite in epoch {position.epoch}: {_advice(job)}")
+    checkpoint.save(job.checkpoint, job.model, job.optimisation, position, job.config_hash, job.num_classes, job.world)
+
+
+def _advice(job: TrainingJob) -> str:
+    kept = f"the last good checkpoint is {job.checkpoint}" if job.checkpoint.exists() else "no checkpoint was written yet"
+    return f"lower recipe.lr or noise.gamma, or set recipe.grad_clip; {kept}"
+
+
 def _refuse_non_finite(job: TrainingJob, sums: Tensor, epoch: int, step: int) -> None:
     """Called before every checkpoint, so that none ever holds weights that a non-finite loss has touched."""
     if distributed.any_process(not bool(torch.isfinite(sums[0])), job.world):
-        kept = f"the last good checkpoint is {job.checkpoint}" if job.checkpoint.exists() else "no checkpoint was written yet"
-        raise UserError(
-            f"the training loss is not finite at epoch {epoch + 1}, step {step + 1}: lower recipe.lr or noise.gamma, or set"
-            f" recipe.grad_clip; {kept}"
-        )
+        raise UserError(f"the training loss is not finite at epoch {epoch + 1}, step {step + 1}: {_advice(job)}")
 
 
 def seed_all(seed: int) -> None:
@@ -205,9 +212,15 @@ def seed_all(seed: int) -> None:
 
 @contextmanager
 def _stop_requests() -> Iterator[list[int]]:
-    """Within the context SIGINT and SIGTERM are noted in the list, to be obeyed at the next step boundary."""
+    """Within the context SIGINT and SIGTERM are noted, to be obeyed at the next step boundary; a second one interrupts."""
     requests: list[int] = []
-    before = {number: signal.signal(number, lambda n, frame: requests.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: object) -> None:
+        if requests:  # asked twice: at once
+            raise KeyboardInterrupt
+        requests.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield requests
     finally:

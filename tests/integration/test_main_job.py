@@ -87,12 +87,18 @@ def test_again_does_nothing_and_a_new_cell_only_itself(tmp_path: Path, capsys: p
     assert len(pd.read_csv(tmp_path / "run" / "summary.csv")) == 1 + 2 * 2
 
 
-def test_default_folder_is_stable_and_separates_configurations() -> None:
-    base = configuration("noise=gch").run_folder
-    assert base == configuration("noise=gch", "logger=none", "threads=1", "corruptions=quick").run_folder
-    others = [configuration("noise=gch", override).run_folder for override in ("seed=1", "noise.gamma=2", "recipe.epochs=9")]
-    assert len({base, *others}) == 4
-    assert re.fullmatch(r"runs/digits-resnet18-gch-s0-[0-9a-f]{8}", base)
+def test_default_folder_is_stable_and_separates_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny = (*TINY, "recipe.epochs=1", "corruptions=none", "noise=gch")
+    train_and_evaluate(configuration(*tiny))
+    (first,) = Path("runs").iterdir()
+    assert re.fullmatch(r"digits-tinynet_tinynet-gch-s0-[0-9a-f]{8}", first.name)
+    for same in ("logger=csv", "evaluation.batch_size=32", "data.skip_bad=true", "threads=2", "corruptions.names=[contrast]"):
+        train_and_evaluate(configuration(*tiny, same))
+    assert list(Path("runs").iterdir()) == [first]
+    for other in ("seed=1", "noise.gamma=2", "recipe.lr=0.02"):
+        train_and_evaluate(configuration(*tiny, other))
+    assert len(list(Path("runs").iterdir())) == 4
 
 
 @pytest.mark.parametrize("noise", ["none", "dropblock"])

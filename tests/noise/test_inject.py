@@ -215,6 +215,10 @@ def test_image_seeds_make_noise_independent_of_the_batch(mechanism: Mechanism) -
     state = torch.get_rng_state()
     with image_seeds(model, seeds):
         together = model(images)
+        first = output_of(model, "0", images)
+    assert not torch.allclose(first / images, together / first), "every stage has its own draw"
+    with image_seeds(model, seeds[1:] + seeds[:1]):
+        assert not torch.equal(model(images), together), "another seed, another draw"
     with image_seeds(model, seeds[::-1]):
         reversed_order = model(images.flip(0))
     with image_seeds(model, seeds[2:3]):

@@ -40,6 +40,7 @@ def test_every_preset_is_a_layer_like_dropout(name: str) -> None:
     torch.manual_seed(0)
     noise, features = build(name), torch.rand(4, 6, 8, 8) + 0.5
     assert torch.equal(noise.eval()(features), features)
+    assert not torch.equal(noise.apply_noise(features), features), "noise at test time does not ask for the mode"
     noise.train()
     first, second = noise(features), noise(features)
     assert first.shape == features.shape
@@ -62,11 +63,12 @@ def test_mean_of_the_output_is_the_input(name: str) -> None:
 
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_one_site_identity_is_declared(law: str, kernel: str) -> None:
-    """On a 1x1 map a mechanism changes something, or says that it does not. Also: every option has a default."""
+@pytest.mark.parametrize("side", [1, 2, 4])
+def test_identity_is_declared(law: str, kernel: str, side: int) -> None:
+    """On any small map a mechanism changes something, or says that it does not. Also: every option has a default."""
     torch.manual_seed(0)
-    noise, features = make_mechanism(law, kernel, {}).train(), torch.ones(64, 3, 1, 1)
-    assert torch.equal(noise(features), features) == noise.identity_on_one_site
+    noise, features = make_mechanism(law, kernel, {}).train(), torch.ones(64, 3, side, side)
+    assert torch.equal(noise(features), features) == noise.is_identity_on(side, side)
 
 
 def test_dropout_and_dropblock_are_the_libraries_own() -> None:

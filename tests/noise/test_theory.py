@@ -153,7 +153,7 @@ def test_dropblock_removes_coherent_regions() -> None:
     assert float(squared.mean()) - SIGMA * float(squared.std()) / math.sqrt(COUNT) > 2 * iid
 
 
-@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.99])
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.11, 0.5, 0.99])
 def test_hard_mask_keeps_the_largest(p: float) -> None:
     psi = torch.randn(20, 6, 5)
     mask = hard_mask(psi, p)
