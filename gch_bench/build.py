@@ -62,7 +62,8 @@ def build(model: ModelConfig, noise: NoiseConfig, num_classes: int, size: int) -
             raise UserError(f"noise.stages={list(noise.stages)}: {error}") from error
         warnings += [
             f"stage {stage.stage} ({stage.module}) has a {stage.height}x{stage.width} map at {size}x{size} images:"
-            f" noise={noise.name} is exactly the IDENTITY there; use larger images (data.size), a smaller model.output_stride or an earlier stage"
+            f" noise={noise.name} is exactly the IDENTITY there; use larger images (data.size), a smaller model.output_stride"
+            " or an earlier stage"
             for stage in stages
             if mechanism.is_identity_on(stage.height, stage.width)
         ]

@@ -21,7 +21,7 @@ class Display:
         self.main = main
         self.terminal = main and sys.stdout.isatty()
         # Elsewhere than in a terminal there is no width to fit into: tables are written whole.
-        self.console = Console(quiet=not main, soft_wrap=True, highlight=False, width=None if self.terminal else 240)
+        self.console = Console(quiet=not main, soft_wrap=True, highlight=False, width=None if self.terminal else 1000)
 
     def line(self, text: str) -> None:
         self.console.print(text, markup=False)

@@ -164,10 +164,11 @@ def _training(job: Job) -> TrainingJob:
         raise UserError(
             f"recipe.batch_size must be a multiple of processes x grad_accumulation = {share}, got {recipe.batch_size}"
         )
+    own_batch = recipe.batch_size // share
+    if (recipe.mixup > 0 or recipe.cutmix > 0) and own_batch % 2:
+        raise UserError(f"recipe.batch_size must be even in each process for mixup and cutmix, got {own_batch}")
     transform = train_transform(recipe.augment, job.data.size, job.built.mean, job.built.std, config.data.interpolation)  # type: ignore[arg-type]
-    loader = train_loader(
-        job.data.train, transform, recipe.batch_size // share, config.seed, config.data.workers, world.rank, world.size
-    )
+    loader = train_loader(job.data.train, transform, own_batch, config.seed, config.data.workers, world.rank, world.size)
     steps = loader.steps_per_epoch // recipe.grad_accumulation
     if steps == 0:
         raise UserError(f"recipe.batch_size must be at most the number of training images, got {recipe.batch_size}; lower it")

@@ -25,16 +25,27 @@ def tinynet(num_classes: int, width: int = 8) -> TinyNet:
     )
 
 
-def broken(num_classes: int) -> nn.Module:
-    """Gives non-finite logits from the second training step on."""
+class Broken(TinyNet):
+    """Breaks in training after 50 steps: the logits themselves, or only their gradient."""
 
-    class Broken(TinyNet):
-        steps = 0
+    steps = 0
+    only_gradient = False
 
-        def forward(self, images: Tensor) -> Tensor:
-            self.steps += self.training
-            logits = super().forward(images)
-            return logits * float("nan") if self.training and self.steps > 50 else logits
+    def forward(self, images: Tensor) -> Tensor:
+        self.steps += self.training
+        logits = super().forward(images)
+        if not self.training or self.steps <= 50:
+            return logits
+        if self.only_gradient:
+            return logits + (logits - logits.detach()).abs().sqrt()  # 0, with derivative infinity * 0
+        return logits * float("nan")
 
+
+def broken(num_classes: int) -> TinyNet:
+    return Broken(OrderedDict(tinynet(num_classes).named_children()))
+
+
+def broken_gradient(num_classes: int) -> TinyNet:
     network = Broken(OrderedDict(tinynet(num_classes).named_children()))
+    network.only_gradient = True
     return network

@@ -127,7 +127,8 @@ class StageHook:
         noisy = []
         with torch.random.fork_rng(devices):
             for seed, image_1CHW in zip(self.image_seeds, features_BCHW.split(1), strict=True):
-                torch.manual_seed(seed_of(seed, self.touched.stage))
+                source = torch.cuda if devices else torch.default_generator  # torch.manual_seed would reseed every device
+                source.manual_seed(seed_of(seed, self.touched.stage))
                 noisy.append(self.mechanism.apply_noise(image_1CHW))
         return torch.cat(noisy)
 

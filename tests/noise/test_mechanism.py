@@ -75,7 +75,7 @@ def test_dropout_and_dropblock_are_the_libraries_own() -> None:
     features = torch.rand(4, 6, 8, 8)
     layers = (torch.nn.Dropout(0.3), torch.nn.Dropout2d(0.3), DropBlock2d(0.3, block_size=3))
     for law, layer in zip(("bernoulli", "bernoulli_channel", "block"), layers, strict=True):
-        noise = make_mechanism(law, "", {"p": 0.3, "block_size": 3}).train()
+        noise = make_mechanism(law, "", {"p": 0.3, **({"block_size": 3} if law == "block" else {})}).train()
         assert isinstance(noise, LayerNoise)
         assert type(noise.layer) is type(layer)
         torch.manual_seed(3)
@@ -153,7 +153,10 @@ def test_gate_of_the_public_layer() -> None:
         (lambda: Additive(White(), sigma=-0.1), r"sigma must be a finite number >= 0, got -0.1"),
         (lambda: make_mechanism("bernoulli", "", {"p": 1.0}), r"p must be in \[0, 1\), got 1.0"),
         (lambda: make_mechanism("block", "", {"p": 0.1, "block_size": 0}), r"block_size must be an integer >= 1, got 0"),
+        (lambda: make_mechanism("bernoulli", "", {"gamma": 1.0}), r"gamma has no meaning for law bernoulli, which takes p"),
+        (lambda: make_mechanism("wick", "white", {"energy": 1.0}), "energy has no meaning for kernel white: set beta"),
         (lambda: make_mechanism("gauss", "white", {}), r"law must be one of samplewise, .*; got 'gauss'"),
+        (lambda: DirichletGreen(energy=1.0, match_variance=True), r"energy has no effect with match_variance=true"),
         (lambda: make_mechanism("wick", "green", {}), r"kernel must be one of dirichlet_green, .*; got 'green'"),
     ],
 )

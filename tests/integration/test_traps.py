@@ -1,0 +1,232 @@
+"""Ways to a wrong number, a lost result or a hang that a reader of the code could think of."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import REPOSITORY, TINY, configuration, environment
+from PIL import Image
+
+from gch_bench.errors import UserError
+from gch_bench.job import train_and_evaluate
+from gch_bench.records import CELL_CLEAN, read_record
+from gch_bench.training.checkpoint import rng_state, set_rng_state
+
+Refused = Callable[..., str]
+TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+QUICK = (*TINY, "recipe.epochs=1", "corruptions=none")
+
+
+def run(folder: Path, *overrides: str, name: str = "train") -> dict:
+    train_and_evaluate(configuration(*QUICK, f"output={folder}", *overrides, name=name))
+    return json.loads((folder / "run.json").read_text())
+
+
+def make_tree(root: Path, shade: int) -> Path:
+    for split, count in (("train", 8), ("val", 4)):
+        for number, name in enumerate(("cat", "dog")):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (16, 16), (100 * number + shade, 10 * i, 7)).save(root / split / name / f"{i}.png")
+    return root
+
+
+def tree_options(root: Path) -> tuple[str, ...]:
+    return (
+        "data=folder",
+        f"data.root={root}",
+        "data.size=null",
+        "data.workers=0",
+        "recipe=digits",
+        "recipe.batch_size=4",
+        "recipe.epochs=1",
+    )
+
+
+def test_other_images_are_another_run(tmp_path: Path, refused: Refused) -> None:
+    """The same configuration over other pixels must not inherit the first images' weights."""
+    first, second = make_tree(tmp_path / "a", 3), make_tree(tmp_path / "b", 4)
+    run(tmp_path / "run", *tree_options(first))
+    message = refused(*QUICK, *tree_options(second), f"output={tmp_path / 'run'}")
+    assert "inputs.images" in message
+    shutil.move(first, tmp_path / "moved")
+    run(tmp_path / "run", *tree_options(tmp_path / "moved"))  # the same images elsewhere are the same run
+
+
+def test_evaluation_follows_the_weights_not_their_path(tmp_path: Path, refused: Refused) -> None:
+    run(tmp_path / "one")
+    run(tmp_path / "two", "seed=1")
+    weights = tmp_path / "weights.pt"
+    shutil.copy(tmp_path / "one" / "checkpoints" / "last.pt", weights)
+    before = run(tmp_path / "e", f"model.checkpoint={weights}", name="evaluate")
+    shutil.copy(tmp_path / "two" / "checkpoints" / "last.pt", weights)
+    message = refused(*QUICK, f"model.checkpoint={weights}", f"output={tmp_path / 'e'}", name="evaluate")
+    assert "inputs.weights" in message
+    after = run(tmp_path / "e2", f"model.checkpoint={weights}", name="evaluate")
+    assert before["weights"] != after["weights"]
+
+
+def test_two_processes_with_an_unreadable_image_stay_in_step(tmp_path: Path, cli) -> None:
+    tree = make_tree(tmp_path / "tree", 3)
+    (tree / "train" / "cat" / "2.png").write_bytes(b"no image")
+    options = [
+        *QUICK,
+        *tree_options(tree),
+        "recipe.batch_size=2",
+        "recipe.epochs=2",
+        "data.skip_bad=true",
+        f"output={tmp_path / 'run'}",
+    ]
+    done = cli(
+        "train.py", *options, launcher=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"), timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert [Path(image["path"]).name for image in facts["skipped"]["train"]["images"]] == ["2.png"]
+
+
+def test_two_processes_resume(tmp_path: Path, cli) -> None:
+    """DDP with EMA and accumulation: with a checkpoint of the middle put back, it ends in the same weights again."""
+    more = ["noise=gch", "recipe.ema_decay=0.9", "recipe.grad_accumulation=2", "recipe.epochs=8", "recipe.batch_size=16"]
+    command = [sys.executable, *TWO_PROCESSES, str(REPOSITORY / "train.py"), *QUICK, *more, f"output={tmp_path / 'run'}"]
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.pt"
+    while not checkpoint.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    middle = checkpoint.read_bytes()
+    assert process.wait(timeout=120) == 0
+    straight = json.loads((tmp_path / "run" / "run.json").read_text())
+    shutil.rmtree(tmp_path / "run")
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(middle)
+    assert torch.load(checkpoint, weights_only=True)["position"]["epoch"] < 8
+    done = cli("train.py", *QUICK, *more, f"output={tmp_path / 'run'}", launcher=TWO_PROCESSES)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["weights"] == straight["weights"]
+
+
+@pytest.mark.parametrize("option", ["recipe.mixup=0.8", "recipe.cutmix=1.0"])
+def test_mixing_needs_pairs(tmp_path: Path, refused: Refused, option: str) -> None:
+    message = refused(*QUICK, option, "recipe.batch_size=33", f"output={tmp_path / 'run'}")
+    assert "even" in message
+    assert "33" in message
+
+
+def test_non_finite_weights_never_replace_a_good_checkpoint(tmp_path: Path, refused: Refused) -> None:
+    """The loss is finite and its gradient is not: only the weights show it."""
+    message = refused(*QUICK, "model.factory=tinynet:broken_gradient", "recipe.epochs=4", f"output={tmp_path / 'run'}")
+    assert "non-finite" in message or "not finite" in message
+    content = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
+    assert all(torch.isfinite(value).all() for value in content["model"].values())
+
+
+def test_untrained_classifiers_are_not_evaluated(tmp_path: Path, refused: Refused) -> None:
+    run(tmp_path / "run")
+    weights = tmp_path / "run" / "checkpoints" / "last.pt"
+    assert "train.py" in refused(
+        *QUICK, f"model.checkpoint={weights}", "model.reset_head=true", f"output={tmp_path / 'e'}", name="evaluate"
+    )
+
+
+def test_numpy_state_is_whole() -> None:
+    """Beta draws with alpha > 1 (mixup) use numpy's cached normal."""
+    np.random.seed(0)
+    np.random.standard_normal(1)
+    state = rng_state(torch.device("cpu"))
+    expected = np.random.standard_normal(3)
+    np.random.seed(9)
+    set_rng_state(state, torch.device("cpu"))
+    np.testing.assert_array_equal(np.random.standard_normal(3), expected)
+
+
+def test_uneven_severities(tmp_path: Path, cli) -> None:
+    """More cells at other severities: recorded, without a common mean, and still reportable."""
+    run(tmp_path / "run", "corruptions.names=[brightness]", "corruptions.severities=[1,3]", "logger=csv")
+    run(tmp_path / "run", "corruptions.names=[contrast]", "corruptions.severities=[3]", "logger=csv")
+    assert len(pd.read_csv(tmp_path / "run" / "summary.csv")) == 1 + 2 + 1
+    done = cli("report.py", f"runs=[{tmp_path / 'run'}]")
+    assert done.returncode == 0, done.stderr
+    assert "severities [3]" in done.stdout
+
+
+def test_a_finished_run_stays_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More cells that fail leave the results, their provenance and the status as they were."""
+    before = run(tmp_path / "run")
+
+    def full(*arguments: object) -> None:
+        raise UserError("cannot write: disk full")
+
+    monkeypatch.setattr("gch_bench.records.write_record", full)
+    with pytest.raises(UserError):
+        run(tmp_path / "run", "corruptions.names=[contrast]", "corruptions.severities=[1]")
+    after = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert len(after["sessions"]) == 2
+    assert {**after, "sessions": None} == {**before, "sessions": None}
+    assert len(read_record(tmp_path / "run", CELL_CLEAN)) == 360
+
+
+def test_summary_is_derived_again_and_foreign_files_are_ignored(tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    expected = (tmp_path / "run" / "summary.csv").read_bytes()
+    (tmp_path / "run" / "summary.csv").unlink()
+    pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "run" / "records" / "notes.parquet")
+    pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "run" / "records" / "notes-3.parquet")
+    run(tmp_path / "run")
+    assert (tmp_path / "run" / "summary.csv").read_bytes() == expected
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_no_gpu(tmp_path: Path, refused: Refused) -> None:
+    assert "device=cpu" in refused(*QUICK, "device=cuda", f"output={tmp_path / 'run'}")
+
+
+def test_folders_without_permission(tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may read everything, so the refusal of the kernel is played by os.access and Path.exists."""
+    tree = make_tree(tmp_path / "tree", 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda *arguments, **options: False)
+        assert "permission" in refused(*QUICK, *tree_options(tree), f"output={tmp_path / 'run'}")
+
+    exists = Path.exists
+
+    def denied(self: Path, **options: bool) -> bool:
+        if self.name == "run.json":
+            raise PermissionError(13, "Permission denied")
+        return exists(self, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "exists", denied)
+        message = refused(*QUICK, f"output={tmp_path / 'run'}")
+    assert "Permission denied" in message
+    assert "output=" in message
+
+
+def test_wide_tables_are_whole_in_a_pipe(tmp_path: Path, cli) -> None:
+    for seed in range(3):
+        run(tmp_path / f"a_run_with_quite_a_long_name_{seed}", f"seed={seed}")
+    folders = ",".join(str(path) for path in sorted(tmp_path.glob("a_run*")))
+    done = cli("report.py", f"runs=[{folders}]")
+    assert done.returncode == 0, done.stderr
+    assert "a_run_with_quite_a_long_name_2 - a_run_with_quite_a_long_name_0" in done.stdout
+    assert "…" not in done.stdout
+
+
+def test_missing_checkpoint_is_one_line(tmp_path: Path, cli) -> None:
+    done = cli("evaluate.py", *QUICK, "model.checkpoint=nowhere.pt")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["error: model.checkpoint=nowhere.pt: no such file"]
+
+
+def test_finetune_from_nothing_is_said(tmp_path: Path) -> None:
+    (warning,) = run(tmp_path / "run", "recipe=finetune", "recipe.epochs=1")["warnings"]
+    assert "random weights" in warning
