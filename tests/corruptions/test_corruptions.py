@@ -5,7 +5,6 @@ make_imagenet_c.py): the photograph ``coffee``, its exact outputs at severity 3 
 the mean, sd and number of draws of FEATURES.
 """
 
-import io
 import json
 from functools import cache
 from pathlib import Path
@@ -16,6 +15,7 @@ import skimage.color
 import skimage.data
 import skimage.filters
 import torch
+from corruption_references import INDEPENDENT, pillow_pixelate, to_uint8
 from PIL import Image
 from scipy import stats
 
@@ -150,54 +150,6 @@ def test_distortion_grows_with_severity(name: str, parameters: str) -> None:
 # ---- independent implementations ----
 
 
-def _to_uint8(x: np.ndarray) -> np.ndarray:
-    return (np.clip(x, 0, 1) * 255).astype(np.uint8)
-
-
-def _skimage_blur(image, sigma):
-    return _to_uint8(skimage.filters.gaussian(image / 255.0, sigma=sigma, channel_axis=-1))
-
-
-def _skimage_brightness(image, added):
-    hsv = skimage.color.rgb2hsv(image / 255.0)
-    hsv[..., 2] = np.clip(hsv[..., 2] + added, 0, 1)
-    return _to_uint8(skimage.color.hsv2rgb(hsv))
-
-
-def _skimage_saturate(image, factor_offset):
-    hsv = skimage.color.rgb2hsv(image / 255.0)
-    hsv[..., 1] = np.clip(hsv[..., 1] * factor_offset[0] + factor_offset[1], 0, 1)
-    return _to_uint8(skimage.color.hsv2rgb(hsv))
-
-
-def _numpy_contrast(image, factor):
-    x = image / 255.0
-    mean = x.mean((0, 1), keepdims=True)
-    return _to_uint8((x - mean) * factor + mean)
-
-
-def _pillow_pixelate(image, scale):
-    height, width = image.shape[:2]
-    small = Image.fromarray(image).resize((int(width * scale), int(height * scale)), Image.Resampling.BOX)
-    return np.asarray(small.resize((width, height), Image.Resampling.BOX))
-
-
-def _pillow_jpeg(image, quality):
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "JPEG", quality=quality)
-    return np.asarray(Image.open(file))
-
-
-INDEPENDENT = {  # name: (implementation, largest share of values that may differ, by one level, where rounding decides)
-    "gaussian_blur": (_skimage_blur, 0.01),
-    "brightness": (_skimage_brightness, 0.01),
-    "saturate": (_skimage_saturate, 0.03),
-    "contrast": (_numpy_contrast, 1e-4),
-    "pixelate": (_pillow_pixelate, 0.0),
-    "jpeg_compression": (_pillow_jpeg, 0.0),
-}
-
-
 @pytest.mark.parametrize("name", DETERMINISTIC)
 @every_severity
 @every_set
@@ -219,7 +171,7 @@ def test_pixelate_equals_pillow_at_every_size() -> None:
             0, 256, (1, 3, size, 130 - size // 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(size)
         )
         for scale in (0.25, 0.3, 0.4, 0.5, 0.6, 0.65, 0.75, 0.85, 0.9, 0.95):
-            expected = _pillow_pixelate(image[0].permute(1, 2, 0).contiguous().numpy(), scale)
+            expected = pillow_pixelate(image[0].permute(1, 2, 0).contiguous().numpy(), scale)
             assert np.array_equal(pixelate(image, scale)[0].permute(1, 2, 0).numpy(), expected), (size, scale)
 
 
@@ -249,7 +201,7 @@ def _impulse_law(v, amount):
 def _poisson_law(v, photons):
     k = np.arange(4 * photons + 60)
     probability = np.zeros(256)
-    np.add.at(probability, _to_uint8(k / photons), stats.poisson.pmf(k, v / 255 * photons))
+    np.add.at(probability, to_uint8(k / photons), stats.poisson.pmf(k, v / 255 * photons))
     return probability.cumsum()
 
 
