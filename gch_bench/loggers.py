@@ -60,6 +60,8 @@ class WandbLogger:
     """logger=wandb: offline by default, which needs no account and no network; `wandb sync` uploads it later."""
 
     def __init__(self, config: Config, folder: Path) -> None:
+        if config.logger.mode == "offline":  # no crash reports either
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         self.wandb = wandb
