@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from gch_bench.training.loop import StepReport
@@ -33,10 +33,8 @@ class Display:
     def bar(self, what: str, total: int, unit: str) -> Iterator[Callable[[str, int], None]]:
         """A progress bar over `total` units; yields advance(note, units)."""
         if self.terminal:
-            columns = (
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
-                TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-            )  # fmt: skip
+            eta = (TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=8), MofNCompleteColumn(), *eta)  # fits 80 columns
             with Progress(*columns, console=self.console) as progress:
                 task = progress.add_task(what, total=total, note="")
                 yield lambda note, units: progress.update(task, advance=units, note=note)
@@ -69,8 +67,8 @@ class Display:
 
 def training_note(progress: StepReport, epochs: int) -> str:
     return (
-        f"epoch {progress.epoch + 1}/{epochs}  loss {progress.loss:.3f}  top-1 {progress.top1:.1%}"
-        f"  {progress.images_per_second:.0f} img/s"
+        f"epoch {progress.epoch + 1}/{epochs} loss {progress.loss:.3f} top-1 {progress.top1:.1%}"
+        f" {progress.images_per_second:.0f} img/s"
     )
 
 

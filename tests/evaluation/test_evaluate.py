@@ -1,0 +1,55 @@
+"""The forward pass of an evaluation against its definition, and the count of its rows."""
+
+import pytest
+import torch
+from tinynet import tinynet
+
+from gch_bench.data.loaders import Batch
+from gch_bench.data.transforms import normalise
+from gch_bench.distributed import World
+from gch_bench.evaluation.evaluate import View, evaluate_cell, log_probabilities
+from gch_bench.noise import GaussianChaosNoise, inject
+from gch_bench.noise.inject import image_seeds
+from gch_bench.records import CELL_CLEAN, Cell
+from gch_bench.rng import seed_of
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.2, 0.3)
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def make_view(passes: int) -> View:
+    torch.manual_seed(0)
+    model = tinynet(5).eval()
+    inject(model, GaussianChaosNoise(gamma=2.0), ["late"], test=True)
+    return View(model, MEAN, STD, "cifar_32", 0, "fp32", passes, noise_seed=3)
+
+
+def make_batch(ids: list[int]) -> Batch:
+    images = torch.randint(0, 256, (max(ids) + 1, 3, 32, 32), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    return Batch(images[ids], torch.tensor(ids) % 5, torch.tensor(ids), [])
+
+
+def test_noisy_passes_average_the_softmax() -> None:
+    view, batch, cell = make_view(3), make_batch([0, 1, 2, 3]), Cell("gaussian_noise", 2)
+    with torch.inference_mode():
+        result = log_probabilities(view, CELL_CLEAN, batch.images, batch.ids)
+        passes = []
+        for t in range(3):
+            with image_seeds(view.model, [seed_of(3, "test noise", *CELL_CLEAN, i, t) for i in range(4)]):
+                passes.append(view.model(normalise(batch.images, MEAN, STD)).double().softmax(1))
+        other = log_probabilities(view, cell, batch.images, batch.ids)
+    torch.testing.assert_close(result.exp(), torch.stack(passes).mean(0))
+    assert not torch.allclose(passes[0], passes[1])
+    assert not torch.allclose(result, other)
+
+
+@pytest.mark.parametrize(("ids", "images"), [([0, 1], 3), ([0, 1, 1], 3), ([0, 1, 2, 2], 4)])
+def test_lost_or_doubled_rows_are_never_recorded(ids: list[int], images: int) -> None:
+    with pytest.raises(RuntimeError, match="must give as many rows"):
+        evaluate_cell(make_view(0), CELL_CLEAN, [make_batch(ids)], images, ALONE, False, [])
+
+
+def test_rows_come_sorted_by_id() -> None:
+    rows = evaluate_cell(make_view(0), CELL_CLEAN, [make_batch([3, 1]), make_batch([2, 0])], 4, ALONE, False, [])
+    assert rows["id"].tolist() == [0, 1, 2, 3]
+    assert (rows["label"] == rows["id"] % 5).all()

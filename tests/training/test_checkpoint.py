@@ -1,0 +1,82 @@
+"""A checkpoint holds everything: what is restored goes on exactly as what was saved."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import configuration
+from tinynet import tinynet
+from torch import nn
+
+from gch_bench.distributed import World
+from gch_bench.errors import UserError
+from gch_bench.training import checkpoint, optim
+from gch_bench.training.checkpoint import Position
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def make(seed: int) -> tuple[nn.Module, optim.Optimisation]:
+    torch.manual_seed(seed)
+    model = tinynet(4)
+    recipe = configuration("recipe.ema_decay=0.5", "recipe.mixup=0.3").recipe
+    assert recipe is not None
+    return model, optim.create(recipe, model, 4, steps_per_epoch=3, device=ALONE.device)
+
+
+def step(model: nn.Module, optimisation: optim.Optimisation, update: int) -> None:
+    model(torch.randn(6, 3, 32, 32)).square().mean().backward()
+    optimisation.optimizer.step()
+    optimisation.optimizer.zero_grad()
+    optimisation.scheduler.step_update(update)
+    assert optimisation.ema is not None
+    optimisation.ema.update(model, step=update)
+
+
+def state_of(model: nn.Module, optimisation: optim.Optimisation) -> dict[str, torch.Tensor]:
+    assert optimisation.ema is not None
+    rate = {"lr": torch.tensor(optimisation.optimizer.param_groups[0]["lr"])}
+    return {**model.state_dict(prefix="model."), **optimisation.ema.module.state_dict(prefix="ema."), **rate}
+
+
+def test_restored_training_goes_on_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    model, optimisation = make(0)
+    step(model, optimisation, 1)
+    checkpoint.save(path, model, optimisation, Position(0, 1), "hash", 4, ALONE)
+    step(model, optimisation, 2)
+    other, other_optimisation = make(1)
+    content = checkpoint.read(path)
+    assert checkpoint.restore(content, other, other_optimisation, ALONE) == Position(0, 1)
+    step(other, other_optimisation, 2)
+    expected = state_of(model, optimisation)
+    for name, value in state_of(other, other_optimisation).items():
+        assert torch.equal(value, expected[name]), name
+    assert (content["config_hash"], content["num_classes"]) == ("hash", 4)
+
+
+def test_unreadable_checkpoints(tmp_path: Path) -> None:
+    for name, content in (("cut.pt", b"PK\x03\x04 cut"), ("empty.pt", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match="truncated or foreign"):
+            checkpoint.read(tmp_path / name)
+    torch.save({"model": {}}, tmp_path / "foreign.pt")
+    with pytest.raises(UserError, match="not a checkpoint of this program"):
+        checkpoint.read(tmp_path / "foreign.pt")
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "last.pt"
+    model, optimisation = make(0)
+    checkpoint.save(path, model, optimisation, Position(0, 1), "hash", 4, ALONE)
+    before = path.read_bytes()
+
+    def full(content: object, file: object) -> None:
+        file.write(b"half")  # type: ignore[attr-defined]
+        raise RuntimeError("unexpected pos 64 vs 0")  # what torch says when the disk is full
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match="cannot write"):
+        checkpoint.save(path, model, optimisation, Position(0, 2), "hash", 4, ALONE)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
