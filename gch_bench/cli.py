@@ -53,7 +53,8 @@ def hydra_message(error: Exception) -> str:
         choice = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
         options = re.search(r"Available options in '[^']+':\n((?:\t.*\n?)+)", text)
         if choice and options:
-            return f"unknown {choice[1]} {choice[2]!r}: choose one of {', '.join(options[1].split())}"
+            more = "; any other timm backbone: model.name=NAME" if choice[1] == "model" else ""
+            return f"unknown {choice[1]} {choice[2]!r}: choose one of {', '.join(options[1].split())}{more}"
     field = re.search(r"Could not override '([^'@]+)'\.", text)
     if field:
         return f"no field {field[1]!r} in this configuration: --help lists the fields of the groups chosen"

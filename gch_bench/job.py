@@ -237,6 +237,9 @@ def _evaluate(job: Job, model: nn.Module, weights: str) -> None:
             note = f"cell {number + 1}/{len(cells)} {cell.corruption}-{cell.severity}"
             step = partial(advance, note)
             atoms = evaluate_cell(view, cell, loader, len(data.val), world, config.data.skip_bad, skipped, step)
+            if world.main and number == 0:
+                images = {"id": range(len(data.val)), "label": data.val.labels, "name": data.val.names}
+                records.write_csv(job.folder / "images.csv", pd.DataFrame(images))
             if world.main:
                 commit = {"commit": str(job.status.content["sessions"][-1]["commit"])}
                 records.write_record(job.folder, cell, atoms, facts | commit)

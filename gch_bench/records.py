@@ -1,8 +1,9 @@
-"""The run folder: run.json, summary.csv, records/<corruption>-<severity>.parquet. Every file appears whole or not at all.
+"""The run folder: run.json, summary.csv, images.csv, records/. Every file appears whole or not at all.
 
 run.json      configuration, commit, versions, hardware, protocol id, data fingerprint, stages, warnings, timings
 summary.csv   one row per cell, derived from the records; the clean row is `clean,0`; fractions, not percent
 records/      one row per image: id, label, prediction, confidence, nll, brier, top5, entropy
+images.csv    id, label and name of every evaluated image: which file an id is
 checkpoints/  last.pt
 """
 
@@ -79,6 +80,10 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, lambda file: file.write(text.encode()))
 
 
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    write_atomic(path, lambda file: table.to_csv(file, index=False))
+
+
 def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
@@ -129,7 +134,7 @@ def write_summary(folder: Path, cells: list[Cell], num_classes: int) -> pd.DataF
     """summary.csv from the records of `cells`: corruption, severity and the columns of `metrics.summarize`."""
     rows = [{**cell._asdict(), **summarize(read_record(folder, cell), num_classes)} for cell in cells]
     summary = pd.DataFrame(rows)
-    write_atomic(folder / "summary.csv", lambda file: summary.to_csv(file, index=False))
+    write_csv(folder / "summary.csv", summary)
     return summary
 
 

@@ -154,7 +154,8 @@ def train_loader(
     if order.steps == 0:
         ranks = f" x {world} ranks" if world > 1 else ""
         raise UserError(
-            f"batch size must be at most the number of training images, {len(images)}, got {batch_size}{ranks}; lower it"
+            f"batch size must be at most the number of training images, {len(images)}, got {batch_size}{ranks};"
+            " lower recipe.batch_size"
         )
     return TrainLoader(TrainDataset(images, transform, seed), order, workers)
 

@@ -122,6 +122,9 @@ def _notes(runs: list[Run], shared: list[Cell], num_resamples: int, level: float
         f"{images} images per cell; shift: mean over severities {severities}, then over {len(names)} corruptions"
         f" ({', '.join(names)})" if names else f"{images} images; no corruption was evaluated in all of these runs"
     ]  # fmt: skip
+    left_out = len(set().union(*(run.cells for run in runs)) - {CELL_CLEAN}) - len(shared)
+    if left_out:
+        notes.append(f"WARNING: {left_out} corrupted cells are left out, which not all of these runs or corruptions have")
     if len(runs) > 1:
         notes.append(
             f"differences: paired over images, [{level:.0%} percentile interval of {num_resamples} bootstrap resamples];"

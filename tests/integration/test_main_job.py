@@ -46,6 +46,10 @@ def test_run_folder(gch_run: Path) -> None:
     assert tuple(summary.loc[0, ["corruption", "severity"]]) == ("clean", 0)
     assert (summary["n"] == 360).all()
     assert summary["top1"].between(0, 1).all()
+    images = pd.read_csv(gch_run / "images.csv")
+    labels = pd.read_parquet(gch_run / "records" / "clean-0.parquet")["label"]
+    assert images["label"].tolist() == labels.tolist()
+    assert images["name"].is_unique
     assert (gch_run / "checkpoints" / "last.pt").exists()
     assert not list(gch_run.rglob("*.tmp"))
 

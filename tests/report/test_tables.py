@@ -45,6 +45,7 @@ def test_same_mechanism_is_told_apart_by_folder() -> None:
 def test_only_shared_cells_count() -> None:
     table = compare([make_run("none", 0), make_run("gch", 1, cells=CELLS[:3])], 10)
     assert "over 1 corruptions (brightness)" in table.notes[0]
+    assert "2 corrupted cells are left out" in table.notes[1]
     clean_only = compare([make_run("none", 0, cells=CELLS[:1]), make_run("gch", 1)], 10)
     assert len(clean_only.rows) == 3
 
