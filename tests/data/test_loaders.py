@@ -150,7 +150,7 @@ def test_more_batch_than_images(images):
     with pytest.raises(UserError) as caught:
         train_loader(images, TRAIN, 64, seed=0)
     assert str(caught.value) == "batch size must be at most the number of training images, 43, got 64; lower recipe.batch_size"
-    with pytest.raises(UserError, match="43, got 16 x 4 ranks; lower recipe.batch_size"):
+    with pytest.raises(UserError, match=r"43, got 16 x 4 ranks; lower recipe\.batch_size"):
         train_loader(images, TRAIN, 16, seed=0, world=4)
 
 
