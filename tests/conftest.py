@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,18 @@ def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
 
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1", "WANDB_SILENT": "true"}
+
+
+def signalled(overrides: list[str], file: Path, number: int) -> tuple[int, str]:
+    """Run train.py, send it the signal once `file` is there: (exit code, stderr)."""
+    command = [sys.executable, str(REPOSITORY / "train.py"), *overrides]
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    return process.returncode, errors
 
 
 @pytest.fixture

@@ -7,13 +7,12 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, TINY, configuration, environment
+from conftest import REPOSITORY, TINY, configuration, environment, signalled
 from PIL import Image
 
 from gch_bench.errors import UserError
@@ -233,21 +232,9 @@ def test_atomic_write_keeps_the_old_content(tmp_path: Path, number: int) -> None
 def test_ctrl_c_during_evaluation(tmp_path: Path) -> None:
     """Exit code 130, and the cells already recorded are kept whole."""
     overrides = [*TINY, "corruptions=simple10", "recipe.epochs=1", f"output={tmp_path / 'run'}", "evaluation.batch_size=1"]
-    process = subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "train.py"), *overrides],
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
     first = tmp_path / "run" / "records" / "clean-0.parquet"
-    deadline = time.monotonic() + 120
-    while not first.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    code, errors = signalled(overrides, first, signal.SIGINT)
+    assert code == 130
     assert "Traceback" not in errors
     assert first.exists()
     assert not list((tmp_path / "run").rglob("*.tmp"))

@@ -4,15 +4,13 @@ import json
 import re
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import REPOSITORY, TINY, configuration, environment
+from conftest import REPOSITORY, TINY, configuration, signalled
 
 from gch_bench.job import train_and_evaluate
 from gch_bench.metrics import summarize
@@ -126,22 +124,9 @@ def test_stop_and_resume_is_the_same_run(tmp_path: Path, number: signal.Signals)
         "corruptions=none",
         "recipe.batch_size=16",
     ]
-    command = [sys.executable, str(REPOSITORY / "train.py"), *overrides, f"output={tmp_path / 'stopped'}"]
-    process = subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        env={**environment(), "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
     checkpoint = tmp_path / "stopped" / "checkpoints" / "last.pt"
-    deadline = time.monotonic() + 120
-    while not checkpoint.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 128 + number, errors
+    code, errors = signalled([*overrides, f"output={tmp_path / 'stopped'}"], checkpoint, number)
+    assert code == 128 + number, errors
     assert len(errors.splitlines()) == 1
     position = torch.load(checkpoint, weights_only=True)["position"]
     assert 1 <= position["epoch"] < 8
