@@ -1,12 +1,45 @@
-"""The deterministic corruptions by scikit-image, NumPy and Pillow: independent of gch_bench."""
+"""The corruptions by OpenCV, SciPy, scikit-image, NumPy and Pillow: independent of gch_bench, one image at a time.
+
+The random ones take the same draws, from the same generator, as gch_bench does.
+"""
 
 import io
+import math
+from functools import cache
+from pathlib import Path
 
+import cv2
 import numpy as np
+import pytest
+import scipy.ndimage
 import skimage.color
 import skimage.data
 import skimage.filters
+import torch
 from PIL import Image
+from scipy import stats
+
+from gch_bench.corruptions.weather import frost_photographs
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
+needs_reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason="../shared/reference is absent")
+
+
+@cache
+def photos(height: int, width: int) -> torch.Tensor:
+    """uint8 (4, 3, height, width): three photographs, and one that is grey, black and white in parts."""
+    sources = [skimage.data.astronaut(), skimage.data.chelsea(), skimage.data.coffee(), skimage.data.rocket()]
+    arrays = [np.asarray(Image.fromarray(source).resize((width, height), Image.Resampling.BILINEAR)) for source in sources]
+    patched = arrays[3].copy()
+    third = height // 3
+    patched[:third, : width // 2], patched[:third, width // 2 :] = 0, 255
+    patched[third : 2 * third] = patched[third : 2 * third, :, :1]
+    return torch.from_numpy(np.stack([*arrays[:3], patched])).permute(0, 3, 1, 2).contiguous()
+
+
+def ids(n: int) -> torch.Tensor:
+    return torch.arange(100, 100 + n)
 
 
 def to_uint8(x: np.ndarray) -> np.ndarray:
@@ -15,6 +48,35 @@ def to_uint8(x: np.ndarray) -> np.ndarray:
 
 def skimage_blur(image, sigma):
     return to_uint8(skimage.filters.gaussian(image / 255.0, sigma=sigma, channel_axis=-1))
+
+
+def opencv_defocus(image, radius_alias):
+    radius, alias = radius_alias
+    grid = np.arange(-8, 9) if radius <= 8 else np.arange(-radius, radius + 1)
+    disk = (grid**2 + grid[:, None] ** 2 <= radius**2).astype(np.float32)
+    side = 3 if radius <= 8 else 5
+    kernel = cv2.GaussianBlur(disk / disk.sum(), ksize=(side, side), sigmaX=alias)
+    return to_uint8(cv2.filter2D(image / 255.0, -1, kernel))
+
+
+def scipy_clipped_zoom(x, factor):
+    """The middle of a 2-D or 3-D array enlarged to its size."""
+    crop = [math.ceil(n / factor) for n in x.shape[:2]]
+    start = [(n - c) // 2 for n, c in zip(x.shape, crop, strict=False)]
+    middle = x[start[0] : start[0] + crop[0], start[1] : start[1] + crop[1]]
+    return scipy_enlarge(middle, factor, x.shape[:2])
+
+
+def scipy_enlarge(middle, factor, size):
+    large = scipy.ndimage.zoom(middle, (factor, factor, *(1 for _ in middle.shape[2:])), order=1)
+    trim = [(n - wanted) // 2 for n, wanted in zip(large.shape, size, strict=False)]
+    return large[trim[0] : trim[0] + size[0], trim[1] : trim[1] + size[1]]
+
+
+def scipy_zoom_blur(image, start_stop_step):
+    factors = np.arange(*start_stop_step)
+    x = image / 255.0
+    return to_uint8((x + sum(scipy_clipped_zoom(x, factor) for factor in factors)) / (len(factors) + 1))
 
 
 def skimage_brightness(image, added):
@@ -48,10 +110,191 @@ def pillow_jpeg(image, quality):
 
 
 INDEPENDENT = {  # name: (implementation, largest share of values that may differ, by one level, where rounding decides)
+    "defocus_blur": (opencv_defocus, 0.1),  # up to every fifth value is a whole level but for the rounding of the weights
+    "zoom_blur": (scipy_zoom_blur, 0.01),
     "gaussian_blur": (skimage_blur, 0.01),
     "brightness": (skimage_brightness, 0.01),
     "saturate": (skimage_saturate, 0.03),
     "contrast": (numpy_contrast, 1e-4),
     "pixelate": (pillow_pixelate, 0.0),
     "jpeg_compression": (pillow_jpeg, 0.0),
+}
+
+
+# ---- random: (image, level, generator) ----
+
+
+def sequential_scan(image, max_delta, draw):
+    """The reference's loop: each pixel in turn is overwritten by the neighbour that was drawn for it."""
+    height, width = image.shape[:2]
+    for h in range(height - max_delta, max_delta, -1):
+        for w in range(width - max_delta, max_delta, -1):
+            dy, dx = divmod(int(draw[h - max_delta - 1, w - max_delta - 1]), 2 * max_delta)
+            image[h, w] = image[h + dy - max_delta, w + dx - max_delta]
+
+
+def sequential_glass_blur(image, level, generator):
+    sigma, max_delta, iterations = level
+    image = skimage_blur(image, sigma)
+    for _ in range(iterations):
+        draw = torch.empty(image.shape[0] - 2 * max_delta, image.shape[1] - 2 * max_delta, dtype=torch.uint8)
+        sequential_scan(image, max_delta, draw.random_(0, (2 * max_delta) ** 2, generator=generator).numpy())
+    return skimage_blur(image, sigma)
+
+
+def numpy_motion_blur_at(image, radius, sigma, angle):
+    """image: (H, W) or (H, W, 3)."""
+    height, width = image.shape[:2]
+    taps = range(2 * math.ceil(radius) + 1)
+    weight = np.exp([-(i**2) / (2 * sigma**2) for i in taps])
+    total = np.zeros(image.shape)
+    for i in taps:
+        row = np.clip(np.arange(height) + math.ceil(i * math.sin(math.radians(angle)) - 0.5), 0, height - 1)
+        column = np.clip(np.arange(width) + math.ceil(i * math.cos(math.radians(angle)) - 0.5), 0, width - 1)
+        total += weight[i] / weight.sum() * image[row][:, column]
+    return (total + 1e-6).astype(np.uint8)  # a flat area stays
+
+
+def numpy_motion_blur(image, level, generator):
+    return numpy_motion_blur_at(image, *level, torch.empty(()).uniform_(-45, 45, generator=generator).item())
+
+
+def scipy_snow(image, level, generator):
+    mean, sd, zoom, threshold, radius, sigma, keep = level
+    crop = [math.ceil(n / zoom) for n in image.shape[:2]]
+    flakes = scipy_enlarge(torch.empty(1, *crop).normal_(mean, sd, generator=generator)[0].numpy(), zoom, image.shape[:2])
+    flakes[flakes < threshold] = 0
+    angle = torch.empty(()).uniform_(-135, -45, generator=generator).item()
+    layer = numpy_motion_blur_at(to_uint8(flakes), radius, sigma, angle)[..., None] / 255
+    x = (image / 255).astype(np.float32)
+    x = keep * x + (1 - keep) * np.maximum(x, cv2.cvtColor(x, cv2.COLOR_RGB2GRAY)[..., None] * 1.5 + 0.5)
+    return to_uint8(x + layer + np.rot90(layer, k=2))
+
+
+def numpy_frost(image, level, generator):
+    image_weight, frost_weight, scale = level
+    which, top, left = torch.rand(3, dtype=torch.float64, generator=generator).tolist()
+    texture = np.asarray(frost_photographs()[int(5 * which)])
+    if scale != 1:
+        texture = cv2.resize(texture, (round(texture.shape[1] * scale), round(texture.shape[0] * scale)))
+    height, width = image.shape[:2]
+    top, left = int(top * (texture.shape[0] - height)), int(left * (texture.shape[1] - width))
+    crop = texture[top : top + height, left : left + width]
+    return np.clip(image_weight * image + frost_weight * crop, 0, 255).astype(np.uint8)
+
+
+def sequential_plasma(draws, decay):
+    """Diamond-square by its definition, point by point; draws (N,), N = side^2."""
+    side = math.isqrt(len(draws))
+    plasma = np.zeros((side, side))
+    step, wibble, k = side, 100.0, 1
+    while step >= 2:
+        half = step // 2
+        middle, above, left = draws[k * k : 4 * k * k].reshape(3, k, k) * wibble**2
+        points = [(i, j) for i in range(k) for j in range(k)]
+        for i, j in points:
+            y, x = i * step, j * step
+            corners = [plasma[(y + a) % side, (x + b) % side] for a in (0, step) for b in (0, step)]
+            plasma[y + half, x + half] = np.mean(corners) + middle[i, j]
+        for i, j in points:
+            y, x = i * step, j * step
+            for (py, px), wobble in (((y, x + half), above[i, j]), ((y + half, x), left[i, j])):
+                around = [
+                    ((py - half) % side, px),
+                    ((py + half) % side, px),
+                    (py, (px - half) % side),
+                    (py, (px + half) % side),
+                ]
+                plasma[py, px] = np.mean([plasma[place] for place in around]) + wobble
+        step, wibble, k = half, wibble / decay, 2 * k
+    plasma -= plasma.min()
+    return plasma / plasma.max()
+
+
+def numpy_fog(image, level, generator):
+    strength, decay = level
+    height, width = image.shape[:2]
+    side = 2 ** math.ceil(math.log2(max(height, width)))
+    draws = torch.empty(side * side).uniform_(-1, 1, generator=generator).numpy().astype(float)
+    x = image / 255
+    foggy = x + strength * sequential_plasma(draws, decay)[:height, :width, None]
+    return to_uint8(foggy * x.max() / (x.max() + strength))
+
+
+def opencv_elastic(image, level, generator):
+    alpha, sigma, affine = level
+    height, width = image.shape[:2]
+    shift = torch.empty(3, 2, dtype=torch.float64).uniform_(-affine, affine, generator=generator).numpy()
+    center, reach = np.float32((height, width)) // 2, min(height, width) // 3
+    points = np.float32([center + reach, [center[0] + reach, center[1] - reach], center - reach])
+    transform = cv2.getAffineTransform(points, points + shift.astype(np.float32))
+    x = cv2.warpAffine((image / 255).astype(np.float32), transform, (width, height), borderMode=cv2.BORDER_REFLECT_101)
+    if alpha > 0:
+        move = torch.empty(2, height, width).uniform_(-alpha, alpha, generator=generator).numpy()
+        dx, dy = (skimage.filters.gaussian(field, sigma, mode="reflect", truncate=3) for field in move)
+        row, column, channel = np.meshgrid(np.arange(height), np.arange(width), np.arange(3), indexing="ij")
+        places = [row + dy[..., None], column + dx[..., None], channel]
+        x = scipy.ndimage.map_coordinates(x, places, order=1, mode="reflect")
+    return to_uint8(x)
+
+
+def opencv_spatter(image, level, generator):
+    mean, sd, sigma, threshold, strength, mud = level
+    noise = torch.empty(image.shape[:2]).normal_(mean, sd, generator=generator).numpy()
+    liquid = skimage.filters.gaussian(noise, sigma=sigma)
+    x = (image / 255).astype(np.float32)
+    if mud:
+        cover = skimage.filters.gaussian((liquid > threshold).astype(np.float32), sigma=strength)
+        cover = np.where(cover < 0.8, 0, cover)[..., None]
+        return to_uint8(x * (1 - cover) + np.array([63, 42, 20]) / 255 * cover)
+    liquid = to_uint8(np.where(liquid < threshold, 0, liquid))
+    distance = cv2.distanceTransform(255 - cv2.Canny(liquid, 50, 150), cv2.DIST_L2, 5)
+    relief = cv2.equalizeHist(cv2.blur(np.minimum(distance, 20), (3, 3)).astype(np.uint8))
+    relief = cv2.filter2D(relief, cv2.CV_8U, np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]]))
+    amount = liquid * cv2.blur(relief, (3, 3)).astype(np.float32)
+    return to_uint8(x + (strength * amount / max(amount.max(), 1))[..., None] * np.array([175, 238, 238]) / 255)
+
+
+REPLAYED = {  # name: (implementation, largest share of values that may differ where rounding decides, largest difference)
+    "glass_blur": (sequential_glass_blur, 0.1, 2),  # truncated twice
+    "motion_blur": (numpy_motion_blur, 0.01, 1),
+    "snow": (scipy_snow, 0.02, 255),  # a flake at the threshold is there or not: a streak and its reflection
+    "frost": (numpy_frost, 0.1, 1),  # 0.7 x + 0.7 y is a whole level at every tenth value, but for rounding
+    "fog": (numpy_fog, 0.001, 1),
+    "elastic_transform": (opencv_elastic, 0.003, 1),
+    "spatter": (opencv_spatter, 0.001, 1),
+}
+
+
+# ---- noises: the law of the output at each grey level ----
+
+
+def _normal_law(v, sd):
+    below = stats.norm.cdf(np.arange(1, 256), loc=v, scale=max(255 * sd, 1e-9))
+    return np.append(below, 1)
+
+
+def _speckle_law(v, sd):
+    return _normal_law(v, sd * v / 255)
+
+
+def _impulse_law(v, amount):
+    probability = np.zeros(256)
+    probability[v] = 1 - amount
+    probability[[0, 255]] += amount / 2
+    return probability.cumsum()
+
+
+def _poisson_law(v, photons):
+    k = np.arange(4 * photons + 60)
+    probability = np.zeros(256)
+    np.add.at(probability, to_uint8(k / photons), stats.poisson.pmf(k, v / 255 * photons))
+    return probability.cumsum()
+
+
+LAWS = {  # name: (grey level, severity's level) -> P(output <= g), g = 0..255
+    "gaussian_noise": _normal_law,
+    "shot_noise": _poisson_law,
+    "impulse_noise": _impulse_law,
+    "speckle_noise": _speckle_law,
 }

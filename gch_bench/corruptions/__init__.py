@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gch_bench.corruptions.blur import gaussian_blur
-from gch_bench.corruptions.digital import jpeg_compression, pixelate
+from gch_bench.corruptions.blur import defocus_blur, gaussian_blur, glass_blur, motion_blur, zoom_blur
+from gch_bench.corruptions.digital import elastic_transform, jpeg_compression, pixelate
 from gch_bench.corruptions.parameters import ALEXNET_CLEAN_ERROR_PERCENT, ALEXNET_ERROR_PERCENT, PARAMETER_SETS, ParameterSet
 from gch_bench.corruptions.pixel import (
     brightness,
@@ -24,6 +24,8 @@ from gch_bench.corruptions.pixel import (
     shot_noise,
     speckle_noise,
 )
+from gch_bench.corruptions.spatter import spatter
+from gch_bench.corruptions.weather import fog, frost, snow
 from gch_bench.rng import generators
 
 __all__ = [
@@ -54,12 +56,21 @@ CORRUPTIONS: dict[str, Corruption] = {
     "gaussian_noise": Corruption(gaussian_noise, group="noise", random=True),
     "shot_noise": Corruption(shot_noise, group="noise", random=True),
     "impulse_noise": Corruption(impulse_noise, group="noise", random=True),
+    "defocus_blur": Corruption(defocus_blur, group="blur"),
+    "glass_blur": Corruption(glass_blur, group="blur", random=True),
+    "motion_blur": Corruption(motion_blur, group="blur", random=True),
+    "zoom_blur": Corruption(zoom_blur, group="blur"),
+    "snow": Corruption(snow, group="weather", random=True),
+    "frost": Corruption(frost, group="weather", random=True),
+    "fog": Corruption(fog, group="weather", random=True),
     "brightness": Corruption(brightness, group="weather"),
     "contrast": Corruption(contrast, group="digital"),
+    "elastic_transform": Corruption(elastic_transform, group="digital", random=True),
     "pixelate": Corruption(pixelate, group="digital"),
     "jpeg_compression": Corruption(jpeg_compression, group="digital"),
     "speckle_noise": Corruption(speckle_noise, group="extra", random=True),
     "gaussian_blur": Corruption(gaussian_blur, group="extra"),
+    "spatter": Corruption(spatter, group="extra", random=True),
     "saturate": Corruption(saturate, group="extra"),
 }
 
@@ -105,6 +116,8 @@ def corrupt(images: Tensor, name: str, severity: int, ids: Tensor, seed: int = 0
         raise ValueError(f"images must have shape (B, 3, H, W), got {tuple(images.shape)}")
     if ids.dtype != torch.int64 or ids.shape != images.shape[:1]:
         raise ValueError(f"ids must be int64 of shape ({images.shape[0]},), got {ids.dtype} of shape {tuple(ids.shape)}")
+    if not len(images):
+        return images.clone()
     corruption = CORRUPTIONS[name]
     level = PARAMETER_SETS[parameters].levels[name][severity - 1]
     if not corruption.random:

@@ -1,40 +1,209 @@
 """Blurs. Source: hendrycks/robustness, make_imagenet_c.py.
 
-Every function takes uint8 images (B, 3, H, W) and one severity's level and returns new uint8 images.
+Every function takes uint8 images (B, 3, H, W) and one severity's level, where random also one generator per image, and
+returns new uint8 images. One image at a time: the rounding of a matrix product or an FFT may depend on its shape, and the
+result must not depend on the batch; and on a CPU one image stays in the cache.
 """
 
+import math
+from collections.abc import Sequence
 from functools import lru_cache
 
+import numpy as np
+import scipy.ndimage
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from scipy.fft import next_fast_len
+from torch import Generator, Tensor
 
 # A flat area is a tie for truncation: its blur is a whole level plus rounding of either sign (below 2e-4 in float32), and the
 # reference mostly keeps it. This much is added before truncating; it moves 1 value in 2000 up by one level.
-FLAT_AREA_MARGIN = 5e-4
+TIE_MARGIN = 5e-4
+
+
+def truncate(field: Tensor, margin: float = TIE_MARGIN) -> Tensor:
+    """uint8 of a blurred field in grey levels, which is overwritten."""
+    return field.add_(margin).clamp_(0, 255).to(torch.uint8)
 
 
 def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
     """Gaussian filter of standard deviation ``sigma`` pixels, cut at 4 sigma, edge pixels repeated outwards.
 
-    Separable, so two matrix products: ``S_HH @ x_HW @ S_WW.T``. One image at a time: a product's rounding may depend on its
-    shape, and the result must not depend on the batch.
+    Separable, so two matrix products: ``S_HH @ x_HW @ S_WW.T``.
     """
-    height, width = images.shape[2:]
-    S_HH, S_WW = (_gaussian_matrix(n, sigma, str(images.device)) for n in (height, width))
+    S_HH, S_WW = (gaussian_matrix(n, sigma, "edge", 4.0, str(images.device)) for n in images.shape[2:])
     blurred = torch.empty(images.shape, dtype=torch.uint8, device=images.device)
     for image_3HW, out_3HW in zip(images, blurred, strict=True):
-        field_3HW = S_HH @ (image_3HW.contiguous().to(torch.float32) @ S_WW.T)
-        out_3HW.copy_(field_3HW.add_(FLAT_AREA_MARGIN).clamp_(0, 255))
+        out_3HW.copy_(truncate(S_HH @ (image_3HW.contiguous().to(torch.float32) @ S_WW.T)))
     return blurred
 
 
 @lru_cache(maxsize=64)
-def _gaussian_matrix(n: int, sigma: float, device: str) -> Tensor:
-    """float32 (n, n): row i holds the weights of output i; weights beyond an edge fall on the edge pixel."""
-    radius = int(4 * sigma + 0.5)
-    offset = torch.arange(-radius, radius + 1)
-    weight = torch.exp(-0.5 * (offset.to(torch.float64) / sigma) ** 2)
-    weight /= weight.sum()
-    source = (torch.arange(n)[:, None] + offset).clamp_(0, n - 1)
-    S_nn = torch.zeros(n, n, dtype=torch.float64).scatter_add_(1, source, weight.expand(n, -1).contiguous())
-    return S_nn.to(device, torch.float32)
+def gaussian_matrix(n: int, sigma: float, border: str, cut: float, device: str) -> Tensor:
+    """float32 (n, n): row i holds the weights of output i of a Gaussian filter cut at ``cut`` sigma.
+
+    ``border`` is the mode of numpy.pad by which the line goes on beyond its ends.
+    """
+    radius = int(cut * sigma + 0.5)
+    offset = np.arange(-radius, radius + 1)
+    weight = np.exp(-0.5 * (offset / sigma) ** 2)
+    source = np.pad(np.arange(n), radius, mode=border)  # type: ignore[call-overload]  # a mode known at run time
+    S_nn = np.zeros((n, n))
+    np.add.at(S_nn, (np.arange(n)[:, None], source[np.arange(n)[:, None] + offset + radius]), weight / weight.sum())
+    return torch.from_numpy(S_nn).to(device, torch.float32)
+
+
+def defocus_blur(images: Tensor, radius_alias: tuple[float, float]) -> Tensor:
+    """Convolved with a disk of ``radius`` pixels whose edge is smoothed with ``alias``; borders reflected without the edge.
+
+    By FFT: a disk of 21 x 21 weights has no short separable form.
+    """
+    height, width = images.shape[2:]
+    spectrum, side, margin = _disk_spectrum(*radius_alias, height, width, str(images.device))
+    rows, columns = (_reflected(n, side // 2, str(images.device)) for n in (height, width))
+    size = _fft_size(height, width, side)
+    blurred = torch.empty(images.shape, dtype=torch.uint8, device=images.device)
+    for image_3HW, out_3HW in zip(images, blurred, strict=True):
+        padded = image_3HW.to(torch.float32).index_select(1, rows).index_select(2, columns)
+        field = torch.fft.irfft2(torch.fft.rfft2(padded, size).mul_(spectrum), size)
+        out_3HW.copy_(truncate(field[:, side - 1 : side - 1 + height, side - 1 : side - 1 + width], margin))
+    return blurred
+
+
+def _fft_size(height: int, width: int, side: int) -> tuple[int, int]:
+    return next_fast_len(height + side - 1, real=True), next_fast_len(width + side - 1, real=True)
+
+
+@lru_cache(maxsize=64)
+def _disk_spectrum(radius: float, alias: float, height: int, width: int, device: str) -> tuple[Tensor, int, float]:
+    """The disk's real FFT at the padded size, the disk's side in pixels (17, or more for a radius above 8), the tie margin."""
+    half, smooth = (8, 1) if radius <= 8 else (math.ceil(radius), 2)
+    grid = np.arange(-half, half + 1)
+    disk = (grid[:, None] ** 2 + grid**2 <= radius**2).astype(np.float32)
+    disk /= disk.sum()
+    # The edge is smoothed with 3 x 3 or 5 x 5 Gaussian weights, the array reflected: the sum exceeds 1 where the disk fills it.
+    weight = np.exp(-0.5 * (np.arange(-smooth, smooth + 1) / alias) ** 2)
+    weight = (weight / weight.sum()).astype(np.float32)
+    kernel = disk
+    for axis in (1, 0):
+        kernel = scipy.ndimage.correlate1d(kernel, weight, axis, mode="mirror")
+    # All this in float32, as the reference: the sign of the rounding of the weights' sum decides the ties.
+    margin = math.copysign(TIE_MARGIN, kernel.astype(float).sum() - 1)
+    spectrum = torch.fft.rfft2(torch.from_numpy(kernel.astype(float)), _fft_size(height, width, len(grid)))
+    return spectrum.to(device, torch.complex64), len(grid), margin
+
+
+@lru_cache(maxsize=64)
+def _reflected(n: int, margin: int, device: str) -> Tensor:
+    """int64 (n + 2 margin,): the pixel that each place of a padded line shows, reflected about the edge pixels."""
+    return torch.from_numpy(np.pad(np.arange(n), margin, mode="reflect")).to(device)
+
+
+def glass_blur(images: Tensor, level: tuple[float, int, int], generators: Sequence[Generator]) -> Tensor:
+    """Gaussian blur, pixels displaced by up to ``max_delta``, Gaussian blur; level: (sigma, max_delta, iterations)."""
+    sigma, max_delta, iterations = level
+    blurred = gaussian_blur(images, sigma)
+    height, width = images.shape[2:]
+    scanned = (max(0, height - 2 * max_delta), max(0, width - 2 * max_delta))
+    for image_3HW, generator in zip(blurred, generators, strict=True):
+        source = torch.arange(height * width, device=images.device)
+        for _ in range(iterations):
+            draw = torch.empty(scanned, dtype=torch.uint8, device=images.device)
+            draw.random_(0, 4 * max_delta**2, generator=generator)
+            source = source.index_select(0, scan_sources(height, width, max_delta, draw))
+        image_3HW.copy_(image_3HW.reshape(3, -1)[:, source].view(image_3HW.shape))
+    return gaussian_blur(blurred, sigma)
+
+
+def scan_sources(height: int, width: int, max_delta: int, draw: Tensor) -> Tensor:
+    """int64 (H W,): where each pixel's value comes from after one scan.
+
+    The scan goes from the bottom right to the top left pixel, a margin left out, and gives each the value that a random
+    neighbour has at that time (the reference means to swap the two, but copies). A neighbour met earlier in the scan has been
+    replaced already: its value comes from its own neighbour, and so on. These links form a forest; pointer doubling resolves
+    all its paths in log2(longest path) steps.
+
+    Args:
+        draw: uint8 (H - 2 max_delta, W - 2 max_delta), the neighbour of each scanned pixel: row by row, of the square from
+            -max_delta to max_delta - 1.
+    """
+    moves = torch.arange(-max_delta, max_delta, device=draw.device)
+    moves = (moves[:, None] * width + moves).flatten()
+    here = torch.arange(height * width, device=draw.device)
+    target = here.clone().view(height, width)
+    scanned = torch.zeros(height, width, dtype=torch.bool, device=draw.device)
+    inside = (slice(max_delta + 1, height - max_delta + 1), slice(max_delta + 1, width - max_delta + 1))
+    target[inside] += moves[draw.long()]
+    scanned[inside] = True
+    target, scanned = target.flatten(), scanned.flatten()
+    # A link is followed if its pixel was scanned before. Entries of `link` from H W on are still to be followed.
+    link = torch.where((target > here) & scanned[target], target + len(here), target)
+    while bool((link >= len(here)).any()):
+        link = torch.cat([here, link])[link]
+    return link
+
+
+def motion_blur(images: Tensor, radius_sigma: tuple[float, float], generators: Sequence[Generator]) -> Tensor:
+    """ImageMagick's motion blur at an angle uniform in -45..45 degrees."""
+    angles = [draw_angle(-45, 45, generator) for generator in generators]
+    return torch.stack([motion_blur_at(image, *radius_sigma, angle) for image, angle in zip(images, angles, strict=True)])
+
+
+def draw_angle(low: float, high: float, generator: Generator) -> float:
+    """Degrees, uniform."""
+    return torch.empty((), device=generator.device).uniform_(low, high, generator=generator).item()
+
+
+def motion_blur_at(image: Tensor, radius: float, sigma: float, angle: float) -> Tensor:
+    """uint8 (C, H, W) -> the same: a mean along the ray at ``angle`` degrees with one-sided Gaussian weights.
+
+    Facts of ImageMagick's kernel, from its outputs: tap i = 0..2 ceil(radius) has weight exp(-i^2 / (2 sigma^2)), normalised,
+    and reads the pixel ceil(i cos(angle) - 1/2) columns and ceil(i sin(angle) - 1/2) rows away, edges repeated.
+    """
+    taps = np.arange(2 * math.ceil(radius) + 1)
+    weights = np.exp(-0.5 * (taps / sigma) ** 2)
+    weights /= weights.sum()
+    rows = np.ceil(taps * math.sin(math.radians(angle)) - 0.5).astype(int)
+    columns = np.ceil(taps * math.cos(math.radians(angle)) - 0.5).astype(int)
+    top, left = max(0, -rows.min()), max(0, -columns.min())
+    margins = (left, max(0, columns.max()), top, max(0, rows.max()))
+    padded = F.pad(image.to(torch.float32)[None], margins, mode="replicate")[0]
+    height, width = image.shape[1:]
+    blurred = torch.zeros(image.shape, dtype=torch.float32, device=image.device)
+    for weight, y, x in zip(weights.tolist(), (top + rows).tolist(), (left + columns).tolist(), strict=True):
+        blurred.add_(padded[:, y : y + height, x : x + width], alpha=weight)
+    return truncate(blurred)
+
+
+def zoom_blur(images: Tensor, start_stop_step: tuple[float, float, float]) -> Tensor:
+    """The mean of the image and its enlargements by the factors ``numpy.arange(start, stop, step)``."""
+    factors = np.arange(*start_stop_step).tolist()
+    blurred = torch.empty(images.shape, dtype=torch.uint8, device=images.device)
+    for image_3HW, out_3HW in zip(images, blurred, strict=True):
+        x = image_3HW.contiguous().to(torch.float32)
+        total = x.clone()
+        for factor in factors:
+            total += clipped_zoom(x, factor)
+        out_3HW.copy_(truncate(total.div_(len(factors) + 1)))
+    return blurred
+
+
+def clipped_zoom(field: Tensor, factor: float) -> Tensor:
+    """float32 (C, H, W) -> the same: the middle enlarged by ``factor`` >= 1, bilinear between the corner pixels' centres."""
+    height, width = field.shape[1:]
+    crop_height, crop_width = zoom_crop(height, factor), zoom_crop(width, factor)
+    top, left = (height - crop_height) // 2, (width - crop_width) // 2
+    return enlarge(field[:, top : top + crop_height, left : left + crop_width], factor, (height, width))
+
+
+def zoom_crop(n: int, factor: float) -> int:
+    """How many of ``n`` pixels are left to enlarge."""
+    return math.ceil(n / factor)
+
+
+def enlarge(crop: Tensor, factor: float, size: tuple[int, int]) -> Tensor:
+    """float32 (C, h, w) enlarged by ``factor``, then trimmed to ``size``."""
+    enlarged = [round(n * factor) for n in crop.shape[1:]]
+    field = F.interpolate(crop[None], enlarged, mode="bilinear", align_corners=True)[0]
+    top, left = ((n - wanted) // 2 for n, wanted in zip(enlarged, size, strict=True))
+    return field[:, top : top + size[0], left : left + size[1]]

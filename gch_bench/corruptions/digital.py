@@ -1,15 +1,20 @@
-"""Digital corruptions: pixelate, JPEG compression. Source: hendrycks/robustness, make_imagenet_c.py.
+"""Digital corruptions: pixelate, JPEG compression, elastic transform. Source: hendrycks/robustness, make_imagenet_c.py.
 
-Every function takes uint8 images (B, 3, H, W) and one severity's level and returns new uint8 images.
+Every function takes uint8 images (B, 3, H, W) and one severity's level, where random also one generator per image, and
+returns new uint8 images.
 """
 
 import io
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Generator, Tensor
+
+from gch_bench.corruptions.blur import gaussian_matrix, truncate
 
 _FIXED_POINT_BITS = 22  # of Pillow's 8-bit resampling weights
 
@@ -68,3 +73,51 @@ def jpeg_compression(images: Tensor, quality: int) -> Tensor:
             Image.fromarray(image_HW3).save(file, "JPEG", quality=quality)
             out_HW3[:] = Image.open(file)
     return torch.from_numpy(decoded_BHW3).to(images.device).permute(0, 3, 1, 2).contiguous()
+
+
+def elastic_transform(images: Tensor, level: tuple[float, float, float], generators: Sequence[Generator]) -> Tensor:
+    """A random affine map, then a smooth random displacement; level in pixels: (``alpha``, ``sigma``, ``affine``).
+
+    Three points around the middle move by U(-affine, affine). Then each pixel moves by alpha times U(-1, 1) blurred with
+    ``sigma``. Both steps sample bilinearly; the first reflects about the edge pixels' centres, the second about their sides.
+    """
+    alpha, sigma, affine = level
+    height, width = images.shape[2:]
+    device = images.device
+    y_HW, x_HW = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
+    elastic = torch.empty(images.shape, dtype=torch.uint8, device=device)
+    for image_3HW, out_3HW, generator in zip(images, elastic, generators, strict=True):
+        shift = torch.empty(3, 2, dtype=torch.float64, device=device).uniform_(-affine, affine, generator=generator)
+        (xx, yx), (xy, yy), (x0, y0) = _affine_from_points(height, width, shift.cpu().numpy()).tolist()
+        field = image_3HW.contiguous().to(torch.float32)
+        field = _sample(field, x_HW * xx + y_HW * xy + x0, x_HW * yx + y_HW * yy + y0, about_centres=True)
+        if alpha > 0:
+            S_HH, S_WW = (gaussian_matrix(n, sigma, "symmetric", 3.0, str(device)) for n in (height, width))
+            move_2HW = torch.empty(2, height, width, device=device).uniform_(-alpha, alpha, generator=generator)
+            dx_HW, dy_HW = S_HH @ (move_2HW @ S_WW.T)
+            field = _sample(field, dx_HW + x_HW, dy_HW + y_HW, about_centres=False)
+        out_3HW.copy_(truncate(field))
+    return elastic
+
+
+def _affine_from_points(height: int, width: int, shift: np.ndarray) -> np.ndarray:
+    """(3, 2) A with (x, y, 1) A = the place in the old image that pixel (x, y) of the new one shows.
+
+    The middle, moved along the diagonals by a third of the shorter side, gives three points; they move by ``shift`` (3, 2).
+    """
+    middle = np.array([height // 2, width // 2], dtype=float)  # as the reference, which takes (height, width) for (x, y)
+    reach = max(1, min(height, width) // 3)
+    old = middle + reach * np.array([[1, 1], [1, -1], [-1, -1]])
+    return np.linalg.lstsq(np.column_stack([old + shift, np.ones(3)]), old, rcond=None)[0]
+
+
+def _sample(field_3HW: Tensor, x_HW: Tensor, y_HW: Tensor, about_centres: bool) -> Tensor:
+    """The field at pixel coordinates (x, y), bilinear; reflected about the edge pixels' centres or about their outer sides."""
+    height, width = x_HW.shape
+    # grid_sample counts -1..1 from the first to the last pixel's centre, or from outer side to outer side.
+    if about_centres:
+        grid = torch.stack([x_HW * (2 / max(width - 1, 1)), y_HW * (2 / max(height - 1, 1))], dim=-1).sub_(1)
+    else:
+        grid = torch.stack([(x_HW + 0.5) * (2 / width), (y_HW + 0.5) * (2 / height)], dim=-1).sub_(1)
+    sampled = F.grid_sample(field_3HW[None], grid[None], "bilinear", "reflection", align_corners=about_centres)
+    return sampled[0]

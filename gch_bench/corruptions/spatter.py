@@ -1,0 +1,168 @@
+"""Spatter: water or mud on the lens. Source: hendrycks/robustness, make_imagenet_c.py, which calls OpenCV's Canny,
+distanceTransform, equalizeHist, filter2D and blur; the functions here equal them and are compared with them in the tests.
+
+Shapes: B images of H x W pixels; a border is reflected about the edge pixels unless said otherwise.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from gch_bench.corruptions.blur import gaussian_matrix
+
+Spatter = tuple[float, float, float, float, float, int]
+WATER = (175, 238, 238)  # RGB, pale turquoise
+MUD = (63, 42, 20)  # RGB
+EMBOSS = ((-2, -1, 0), (-1, 1, 1), (0, 1, 2))
+DISTANCE_UNIT = 700  # int16 steps per pixel: 20 pixels and a long step fit
+# OpenCV's 5 x 5 chamfer distance: cost of each step, and the step's (rows, columns) with the counts that 20 pixels need
+CHAMFER = (
+    (1.0, 5, ((0, 1), (1, 0))),
+    (1.4, 4, ((1, 1), (1, -1))),
+    (2.1969, 4, ((1, 2), (2, 1), (1, -2), (2, -1))),
+)
+
+
+def spatter(images: Tensor, level: Spatter, generators: Sequence[Generator]) -> Tensor:
+    """Drops where a smooth random layer exceeds a threshold.
+
+    Level: layer N(``mean``, ``sd``), Gaussian blur ``sigma``, ``threshold``, ``strength`` of water or second sigma of mud, and
+    0 for water or 1 for mud.
+    """
+    mean, sd, sigma, threshold, strength, kind = level
+    height, width = images.shape[2:]
+    S_HH, S_WW = (gaussian_matrix(n, sigma, "edge", 4.0, str(images.device)) for n in (height, width))
+    layer_BHW = torch.empty(len(images), height, width, device=images.device)
+    for layer_HW, generator in zip(layer_BHW, generators, strict=True):
+        layer_HW.copy_(S_HH @ layer_HW.normal_(mean, sd, generator=generator) @ S_WW.T)
+    if kind == 0:
+        return water(images, torch.where(layer_BHW < threshold, 0, layer_BHW), strength)
+    return mud(images, layer_BHW > threshold, strength)
+
+
+def mud(images: Tensor, drops_BHW: Tensor, sigma: float) -> Tensor:
+    """Brown where the blurred ``drops`` (bool) are at least 0.8."""
+    S_HH, S_WW = (gaussian_matrix(n, sigma, "edge", 4.0, str(images.device)) for n in images.shape[2:])
+    cover_BHW = torch.stack([S_HH @ drops_HW.to(torch.float32) @ S_WW.T for drops_HW in drops_BHW])
+    cover_B1HW = torch.where(cover_BHW < 0.8, 0, cover_BHW)[:, None]
+    return (images * (1 - cover_B1HW)).add_(cover_B1HW * _color(MUD, images)).clamp_(0, 255).to(torch.uint8)
+
+
+def water(images: Tensor, layer_BHW: Tensor, strength: float) -> Tensor:
+    """Turquoise added in proportion to the ``layer`` times an embossed relief of the distance to the drops' edges."""
+    liquid = layer_BHW.mul(255).clamp_(0, 255).to(torch.uint8)
+    near = distance_to_edges(canny(liquid, 50, 150))
+    blurred = _box_sum(near.to(torch.int32)).div_(9 * DISTANCE_UNIT, rounding_mode="floor")
+    relief = equalize(blurred, levels=21)
+    embossed = torch.zeros_like(relief)
+    padded = _pad(relief)
+    for row, weights in enumerate(EMBOSS):
+        for column, weight in enumerate(weights):
+            if weight:
+                embossed.add_(padded[:, row : row + relief.shape[1], column : column + relief.shape[2]], alpha=weight)
+    relief = _box_sum(embossed.clamp_(0, 255)).add_(4).div_(9, rounding_mode="floor")
+    amount = relief.to(torch.float32).mul_(liquid)
+    most = amount.amax((1, 2), keepdim=True)
+    amount_B1HW = amount.mul_(strength / torch.where(most > 0, most, 1))[:, None]
+    return (amount_B1HW * _color(WATER, images)).add_(images).clamp_(0, 255).to(torch.uint8)
+
+
+def _color(rgb: tuple[int, int, int], images: Tensor) -> Tensor:
+    return torch.tensor(rgb, dtype=torch.float32, device=images.device).view(1, 3, 1, 1)
+
+
+def _pad(field_BHW: Tensor) -> Tensor:
+    """One pixel more on each side, reflected about the edge pixels."""
+    for dim in (1, 2):
+        n = field_BHW.shape[dim]
+        field_BHW = torch.cat(
+            [field_BHW.narrow(dim, min(1, n - 1), 1), field_BHW, field_BHW.narrow(dim, max(0, n - 2), 1)], dim
+        )
+    return field_BHW
+
+
+def _box_sum(field_BHW: Tensor) -> Tensor:
+    """Sum over 3 x 3 pixels."""
+    padded = _pad(field_BHW)
+    rows = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
+    return rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+
+
+def equalize(values_BHW: Tensor, levels: int) -> Tensor:
+    """int16: histogram equalisation to 0..255 of each image of int32 values 0..levels - 1, as cv2.equalizeHist."""
+    batch = len(values_BHW)
+    row = torch.arange(batch, device=values_BHW.device, dtype=torch.int32).mul_(levels)
+    cell = (values_BHW + row[:, None, None]).flatten()
+    count = torch.bincount(cell, minlength=batch * levels).view(batch, levels)
+    total = values_BHW[0].numel()
+    below = count.cumsum(1)
+    first = count.gather(1, (count > 0).int().argmax(1, keepdim=True))  # how many hold the lowest value
+    scale = 255.0 / (total - first).clamp_(min=1).to(torch.float32)
+    table = ((below - first).clamp_(min=0) * scale).round_()
+    flat = torch.arange(levels, device=values_BHW.device)
+    table = torch.where(first == total, flat, table).to(torch.int16)  # an image of one value stays
+    return table.flatten().index_select(0, cell).view(values_BHW.shape)
+
+
+def canny(grey: Tensor, low: int, high: int) -> Tensor:
+    """bool (B, H, W) edges of a uint8 (B, H, W) image, as cv2.Canny with 3 x 3 Sobel and the L1 norm of the gradient.
+
+    Source: Canny, IEEE PAMI 1986: thinned to the maxima across the edge; above ``high``, or above ``low`` and linked to such.
+    """
+    height, width = grey.shape[1:]
+    p = F.pad(grey.to(torch.float32)[:, None], (1, 1, 1, 1), mode="replicate")[:, 0].to(torch.int16)
+    across, down = p[..., 2:] - p[..., :-2], p[:, 2:] - p[:, :-2]
+    gx = across[:, :-2] + 2 * across[:, 1:-1] + across[:, 2:]
+    gy = down[..., :-2] + 2 * down[..., 1:-1] + down[..., 2:]
+    ax, ay = gx.abs(), gy.abs()
+    magnitude = ax + ay
+    m = F.pad(magnitude, (1, 1, 1, 1))
+
+    def neighbour(rows: int, columns: int) -> Tensor:
+        return m[:, 1 + rows : 1 + rows + height, 1 + columns : 1 + columns + width]
+
+    # The direction is one of four, in OpenCV's fixed point: 13573 / 2^15 = tan(22.5 degrees).
+    tan_ax, ay_fixed = ax.to(torch.int32) * 13573, ay.to(torch.int32) << 15
+    flat = ay_fixed < tan_ax
+    steep = ay_fixed > tan_ax + (ax.to(torch.int32) << 16)
+    falling = (gx < 0) != (gy < 0)
+    before = torch.where(falling, neighbour(-1, 1), neighbour(-1, -1))
+    before = torch.where(steep, neighbour(-1, 0), torch.where(flat, neighbour(0, -1), before))
+    after = torch.where(falling, neighbour(1, -1), neighbour(1, 1))
+    diagonal = ~(flat | steep)
+    after = torch.where(steep, neighbour(1, 0), torch.where(flat, neighbour(0, 1), after))
+    # On the diagonals both neighbours must be smaller; else a tie goes to the earlier pixel.
+    peak = (magnitude > before) & torch.where(diagonal, magnitude > after, magnitude >= after) & (magnitude > low)
+    edges = peak & (magnitude > high)
+    while True:
+        grown = F.pad(edges, (1, 1, 1, 1))
+        grown = grown[:, :-2] | grown[:, 1:-1] | grown[:, 2:]
+        grown = (grown[..., :-2] | grown[..., 1:-1] | grown[..., 2:]) & peak
+        if torch.equal(grown, edges):
+            return edges
+        edges = grown
+
+
+def distance_to_edges(edges: Tensor) -> Tensor:
+    """int16 (B, H, W): chamfer distance to the nearest edge in DISTANCE_UNITs, at most 20 pixels, as cv2.distanceTransform with
+    a 5 x 5 mask.
+
+    Source: Borgefors, CVGIP 1986. A shortest path may take its steps in any order, so the steps of one direction are taken
+    together, and 1, 2, 4, ... of them at a time: 136 whole-image operations, where the usual algorithm is a sequential scan.
+    """
+    distance = torch.where(edges, 0, 20 * DISTANCE_UNIT).to(torch.int16)
+    height, width = edges.shape[1:]
+    for cost, doublings, steps in CHAMFER:
+        for rows, columns in steps:
+            for count in (1 << k for k in range(doublings)):
+                y, x = rows * count, columns * count
+                if y < height and abs(x) < width:
+                    upper, lower = distance[:, : height - y], distance[:, y:]
+                    here = upper[..., max(0, -x) : width - max(0, x)]
+                    there = lower[..., max(0, x) : width - max(0, -x)]
+                    price = round(cost * count * DISTANCE_UNIT)
+                    torch.minimum(here, there + price, out=here)
+                    torch.minimum(there, here + price, out=there)
+    return distance

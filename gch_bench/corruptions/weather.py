@@ -1,0 +1,135 @@
+"""Snow, frost, fog. Source: hendrycks/robustness, make_imagenet_c.py.
+
+Every function takes uint8 images (B, 3, H, W), one severity's level and one generator per image, and returns new uint8 images.
+"""
+
+import importlib.metadata
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Generator, Tensor
+
+from gch_bench.corruptions.blur import draw_angle, enlarge, motion_blur_at, zoom_crop
+
+Snow = tuple[float, float, float, float, float, float, float]
+LUMA = (0.299, 0.587, 0.114)
+
+
+def snow(images: Tensor, level: Snow, generators: Sequence[Generator]) -> Tensor:
+    """A flake layer and the same turned by 180 degrees, on the image made whiter.
+
+    Level: flakes N(``mean``, ``sd``), enlarged by ``zoom``, 0 below ``threshold``, motion-blurred (``radius``, ``sigma``) at
+    -135..-45 degrees; weight ``keep`` of the image against its whitened version.
+    """
+    mean, sd, zoom, threshold, radius, sigma, keep = level
+    height, width = images.shape[2:]
+    snowy = torch.empty(images.shape, dtype=torch.uint8, device=images.device)
+    luma = torch.tensor(LUMA, device=images.device)
+    for image_3HW, out_3HW, generator in zip(images, snowy, generators, strict=True):
+        crop = torch.empty(1, zoom_crop(height, zoom), zoom_crop(width, zoom), device=images.device)
+        flakes = enlarge(crop.normal_(mean, sd, generator=generator), zoom, (height, width))
+        flakes = torch.where(flakes < threshold, 0, flakes).clamp_(0, 1).mul_(255).to(torch.uint8)
+        layer_1HW = motion_blur_at(flakes, radius, sigma, angle=draw_angle(-135, -45, generator)).to(torch.float32)
+        x = image_3HW.to(torch.float32)
+        whitened_HW = torch.tensordot(luma, x, 1).mul_(1.5).add_(127.5)
+        x = x * keep + torch.maximum(x, whitened_HW).mul_(1 - keep)
+        out_3HW.copy_(x.add_(layer_1HW).add_(layer_1HW.rot90(2, (1, 2))).clamp_(0, 255).to(torch.uint8))
+    return snowy
+
+
+def frost(images: Tensor, level: tuple[float, float, float], generators: Sequence[Generator]) -> Tensor:
+    """A weighted sum of the image and a random crop of a photograph of frost, clipped.
+
+    Level: the two weights, and the scale of the photographs. Five photographs of the reference's six: it never draws the last.
+    """
+    image_weight, frost_weight, scale = level
+    height, width = images.shape[2:]
+    textures = _frost_textures(scale, height, width, str(images.device))
+    frosted = torch.empty(images.shape, dtype=torch.uint8, device=images.device)
+    for image_3HW, out_3HW, generator in zip(images, frosted, generators, strict=True):
+        draw = torch.rand(3, device=images.device, dtype=torch.float64, generator=generator).tolist()
+        texture = textures[int(draw[0] * len(textures))]
+        top = int(draw[1] * (texture.shape[1] - height))
+        left = int(draw[2] * (texture.shape[2] - width))
+        crop = texture[:, top : top + height, left : left + width]
+        out_3HW.copy_(image_3HW.to(torch.float32).mul_(image_weight).add_(crop, alpha=frost_weight).clamp_(0, 255))
+    return frosted
+
+
+@lru_cache(maxsize=8)
+def _frost_textures(scale: float, height: int, width: int, device: str) -> list[Tensor]:
+    """The photographs at ``scale``, uint8 (3, h, w); enlarged just enough where a crop of height x width would not fit."""
+    textures = []
+    for photograph in frost_photographs():
+        factor = max(scale, (height + 1) / photograph.height, (width + 1) / photograph.width)
+        # Bilinear without averaging, as the reference shrinks them for small images.
+        size = (round(photograph.width * factor), round(photograph.height * factor))
+        texture = torch.tensor(np.asarray(photograph), dtype=torch.float32).permute(2, 0, 1)[None]
+        texture = F.interpolate(texture, size[::-1], mode="bilinear", align_corners=False)
+        textures.append(texture[0].round().to(device, torch.uint8))
+    return textures
+
+
+@lru_cache(maxsize=1)
+def frost_photographs() -> list[Image.Image]:
+    """The first five frost photographs of the reference, RGB, read from the files of the installed ``imagecorruptions``.
+
+    The package itself is not imported: it cannot be on a current stack.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    names = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
+    try:
+        package = importlib.metadata.distribution("imagecorruptions")
+        files = [Path(str(package.locate_file(f"imagecorruptions/frost/{name}"))) for name in names]
+        return [Image.open(file).convert("RGB") for file in files]
+    except (importlib.metadata.PackageNotFoundError, OSError) as error:
+        raise ValueError(
+            "frost needs the photographs of the package imagecorruptions: install them with pip install 'gch-bench[frost]'"
+        ) from error
+
+
+def fog(images: Tensor, level: tuple[float, float], generators: Sequence[Generator]) -> Tensor:
+    """Plasma of ``strength`` added, then scaled so that the brightest value stays the brightest; level: (strength, decay)."""
+    strength, decay = level
+    height, width = images.shape[2:]
+    side = 1 << max(1, (max(height, width) - 1).bit_length())
+    draws_BN = torch.empty(len(images), side * side, device=images.device)
+    for draws_N, generator in zip(draws_BN, generators, strict=True):
+        draws_N.uniform_(-1, 1, generator=generator)
+    plasma_BHW = plasma(draws_BN, decay)[:, :height, :width]
+    brightest_B111 = images.amax((1, 2, 3), keepdim=True).to(torch.float32)
+    scale_B111 = brightest_B111 / (brightest_B111 + 255 * strength)
+    foggy = torch.add(images, plasma_BHW[:, None], alpha=255 * strength)
+    return foggy.mul_(scale_B111).clamp_(0, 255).to(torch.uint8)
+
+
+def plasma(draws_BN: Tensor, decay: float) -> Tensor:
+    """float32 (B, side, side): diamond-square plasma shifted and scaled to [0, 1], from N = side^2 draws of U(-1, 1) per map.
+
+    Level by level, each midpoint is the mean of its four neighbours (with wrap-around) plus wibble U(-wibble, wibble); wibble
+    starts at 100 and is divided by ``decay`` per level. ``side`` is a power of two. Doubling a map of k x k points takes draws
+    k^2 to 4 k^2: first of the middles, then of the points above them, then of the points to their left.
+    """
+    batch, size = draws_BN.shape
+    corners = torch.zeros(batch, 1, 1, device=draws_BN.device)
+    wibble = 100.0
+    while (side := corners.shape[1]) ** 2 < size:
+        draws = draws_BN[:, side * side : 4 * side * side].view(batch, 3, side, side) * wibble**2
+        right, below = corners.roll(-1, 2), corners.roll(-1, 1)
+        middle = (corners + right).add_(below).add_(right.roll(-1, 1)).div_(4).add_(draws[:, 0])
+        top = (corners + right).add_(middle).add_(middle.roll(1, 1)).div_(4).add_(draws[:, 1])
+        left = (corners + below).add_(middle).add_(middle.roll(1, 2)).div_(4).add_(draws[:, 2])
+        finer = torch.empty(batch, 2 * side, 2 * side, device=draws_BN.device)
+        finer[:, ::2, ::2], finer[:, ::2, 1::2] = corners, top
+        finer[:, 1::2, ::2], finer[:, 1::2, 1::2] = left, middle
+        corners = finer
+        wibble /= decay
+    low, high = corners.amin((1, 2), keepdim=True), corners.amax((1, 2), keepdim=True)
+    return (corners - low).div_(high - low)

