@@ -14,6 +14,11 @@ from omegaconf.errors import OmegaConfBaseException
 from gch_bench.config import Config, parse
 from gch_bench.errors import UserError
 
+MORE = {  # what a group takes besides its choices
+    "model": "; any other timm backbone: model.name=NAME",
+    "corruptions": "; some corruptions: corruptions=[fog,snow]",
+}
+
 
 def plain(config: DictConfig, train: bool = True) -> Config:
     """The composed Hydra config as a checked Config, without a recipe unless `train`. Beyond this nothing sees Hydra."""
@@ -38,7 +43,19 @@ def entry(main: Callable[[], Any]) -> None:
     """Run a hydra.main task; errors of composing its config are reported like its own."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of printing them
     with reported():
+        sys.argv[1:] = [argument(text) for text in sys.argv[1:]]
         main()
+
+
+def argument(text: str) -> str:
+    """A command-line argument as Hydra takes it. To Hydra a list given to a group is several choices merged, the last on top:
+    `corruptions=[fog,snow]` becomes `corruptions.names=[fog,snow]`, and for another group it is refused."""
+    group = re.match(r"(model|noise|data|corruptions|recipe|logger)=\[", text)
+    if not group:
+        return text
+    if group[1] == "corruptions":
+        return text.replace("corruptions=", "corruptions.names=", 1)
+    raise UserError(f"{group[1]} must be one choice, got {text}; for one run each: -m {group[1]}=CHOICE,CHOICE")
 
 
 def stop(message: str) -> None:
@@ -53,7 +70,7 @@ def hydra_message(error: Exception) -> str:
         choice = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
         options = re.search(r"Available options in '[^']+':\n((?:\t.*\n?)+)", text)
         if choice and options:
-            more = "; any other timm backbone: model.name=NAME" if choice[1] == "model" else ""
+            more = MORE.get(choice[1], "")
             return f"unknown {choice[1]} {choice[2]!r}: choose one of {', '.join(options[1].split())}{more}"
     field = re.search(r"Could not override '([^'@]+)'\.", text)
     if field:

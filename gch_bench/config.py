@@ -90,18 +90,37 @@ class NoiseConfig:
 
 @dataclass(frozen=True)
 class CorruptionsConfig:
-    """Which corruptions are generated at evaluation. `parameters: auto` takes the set nearest to the image size."""
+    """Which corrupted cells are evaluated, and where their images come from: generated here, or a stored ImageNet-C."""
 
     name: str
     names: list[str]
     severities: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5])
-    parameters: str = "auto"
-    seed: int = 0
+    parameters: str = "auto"  # parameter set; auto: nearest to the image size
+    seed: int = 0  # of the draws
+    jpeg_roundtrip: bool = False  # generated images go through JPEG at quality 85, as the published ones did
+    root: str | None = None  # null: generated here; else the stored ROOT/CORRUPTION/SEVERITY/CLASS/*.JPEG
+    resize: bool = False  # stored images are resized and cropped like the clean ones: another protocol
 
     def __post_init__(self) -> None:
         check(set(self.severities) <= {1, 2, 3, 4, 5}, "corruptions.severities", "a list out of 1..5", self.severities)
         for name, values in (("names", self.names), ("severities", self.severities)):
             check(len(set(values)) == len(values), f"corruptions.{name}", "free of repetitions", values)
+        if self.name == "stored" and not self.stored:
+            check(
+                False, "corruptions.root", "the folder of CORRUPTION/SEVERITY/CLASS/*.JPEG, corruptions.root=/path", self.root
+            )
+        if self.stored and (self.parameters, self.seed, self.jpeg_roundtrip) != ("auto", 0, False):
+            raise UserError(
+                "corruptions.parameters, seed and jpeg_roundtrip are of images generated here: leave them out with"
+                f" corruptions.root={self.root}"
+            )
+        if self.resize and not self.stored:
+            raise UserError("corruptions.resize=true is for stored images: give corruptions.root=/path, or leave it out")
+
+    @property
+    def stored(self) -> bool:
+        """Whether the corrupted images are read from `root`, not generated."""
+        return bool(self.root)
 
 
 @dataclass(frozen=True)
@@ -199,6 +218,8 @@ class Config:
         check(self.device in ("auto", "cpu", "cuda"), "device", "one of auto, cpu, cuda", self.device)
         check(0 <= self.seed < 2**63, "seed", ">= 0 and < 2^63", self.seed)
         check(self.threads is None or 1 <= self.threads <= 1024, "threads", "in 1..1024 or null", self.threads)
+        if self.corruptions.resize and self.data.resize is None:
+            raise UserError("corruptions.resize=true resizes like the clean images: give data.resize=PIXELS, it is null")
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -212,8 +233,9 @@ class Config:
         for name in ("root", "download", "workers", "skip_bad"):
             plain["data"].pop(name)
         plain["evaluation"].pop("batch_size")
-        for name in ("name", "names", "severities"):
+        for name in ("name", "names", "severities", "root"):
             plain["corruptions"].pop(name)
+        plain["corruptions"]["stored"] = self.corruptions.stored
         return plain
 
     @property

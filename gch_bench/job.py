@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -15,15 +16,16 @@ from gch_bench import distributed, records
 from gch_bench.build import Built, build
 from gch_bench.config import Config
 from gch_bench.corruptions import PARAMETER_SETS
-from gch_bench.data.images import BadImage
-from gch_bench.data.loaders import eval_loader, train_loader
-from gch_bench.data.protocol import Protocol
+from gch_bench.data.imagenet_c import StoredImages, stored_images
+from gch_bench.data.images import BadImage, ImageSet
+from gch_bench.data.loaders import Batch, eval_loader, train_loader
+from gch_bench.data.protocol import NOT_APPLICABLE, Protocol
 from gch_bench.data.source import DataSource, load_data
 from gch_bench.data.transforms import eval_transform, train_transform
 from gch_bench.display import Display, metric_cells, training_note
 from gch_bench.distributed import World
 from gch_bench.errors import UserError
-from gch_bench.evaluation.cells import missing_cells, parameter_set, wanted_cells
+from gch_bench.evaluation.cells import missing_cells, parameter_set, try_corruptions, wanted_cells
 from gch_bench.evaluation.evaluate import View, evaluate_cell
 from gch_bench.loggers import Logger, evaluation_metrics, open_logger
 from gch_bench.metrics import mean_corruption
@@ -41,6 +43,7 @@ class Job(NamedTuple):
     data: DataSource
     built: Built
     cells: list[Cell]
+    stored: dict[Cell, StoredImages]  # the corrupted cells' images, {} where they are generated
     protocol: Protocol
     folder: Path
     status: RunFile
@@ -70,11 +73,14 @@ def _run(config: Config, world: World) -> None:
     job = _prepare(config, world)
     known = job.status.weights
     _banner(job)
-    if known and not missing_cells(job.folder, job.cells, job_facts(job, known)):
+    cells = missing_cells(job.folder, job.cells, job_facts(job, known), stored_facts(job)) if known else job.cells
+    if known and not cells:
         job.display.line(f"nothing left to do: {job.folder} holds this run")
         if world.main:
             _show(job, _summary(job, known))
         return
+    if not job.stored:
+        try_corruptions(cells, job.data.size, parameter_set(config.corruptions, job.data.size))
     training = _training(job) if config.recipe is not None else None
     distributed.wait(world)  # all have looked before anyone writes
     job.status.begin(config, job.data, job.built, job.protocol)
@@ -102,10 +108,21 @@ def _prepare(config: Config, world: World) -> Job:
     torch.manual_seed(config.seed)  # the initial weights
     built = build(config.model, config.noise, len(data.classes), data.size)
     _check_weights(config, built, len(data.classes))
-    parameters = parameter_set(config.corruptions, data.size)
-    own_size = PARAMETER_SETS[parameters].size
-    protocol = Protocol(
-        source="generated",
+    protocol = _protocol(config, data, built, world)
+    stored = _stored(config, data, cells)
+    same = identity(config, data, built)
+    folder = Path(config.output or f"runs/{config.run_name}-{identity_hash(same)[:8]}")
+    status = RunFile(folder, same, config.resume, world)
+    return Job(config, world, data, built, cells, stored, protocol, folder, status, Display(world.main))
+
+
+def _protocol(config: Config, data: DataSource, built: Built, world: World) -> Protocol:
+    corruptions, noisy = config.corruptions, bool(config.noise.eval and config.noise.law)
+    stored = corruptions.stored
+    parameters = parameter_set(corruptions, data.size)
+    scaled = "" if data.size == PARAMETER_SETS[parameters].size else f"@{data.size}"
+    return Protocol(
+        source="generated" if not stored else "stored_resized" if corruptions.resize else "stored",
         data=data.name,
         data_fingerprint=data.fingerprint,
         size=data.size,
@@ -113,17 +130,23 @@ def _prepare(config: Config, world: World) -> Job:
         mean=built.mean,  # type: ignore[arg-type]
         std=built.std,  # type: ignore[arg-type]
         precision=config.evaluation.precision,
-        parameters=parameters if data.size == own_size else f"{parameters}@{data.size}",
-        jpeg_roundtrip=False,
+        parameters=NOT_APPLICABLE if stored else parameters + scaled,
+        jpeg_roundtrip=stored or corruptions.jpeg_roundtrip,
         num_images=len(data.val),
-        corruption_seed=config.corruptions.seed,
-        noise_at_test=f"on-T{config.noise.mc_samples}" if config.noise.eval and config.noise.law else "off",
-        draws=world.device.type,
+        corruption_seed=None if stored else corruptions.seed,
+        noise_at_test=f"on-T{config.noise.mc_samples}" if noisy else "off",
+        draws=world.device.type if noisy or not stored else NOT_APPLICABLE,
     )
-    same = identity(config, data, built)
-    folder = Path(config.output or f"runs/{config.run_name}-{identity_hash(same)[:8]}")
-    status = RunFile(folder, same, config.resume, world)
-    return Job(config, world, data, built, cells, protocol, folder, status, Display(world.main))
+
+
+def _stored(config: Config, data: DataSource, cells: list[Cell]) -> dict[Cell, StoredImages]:
+    """The stored images of each corrupted cell, {} where they are generated. Raises UserError if any is not there."""
+    if not config.corruptions.root:
+        return {}
+    root = Path(config.corruptions.root).expanduser()
+    corrupted = [cell for cell in cells if cell != CELL_CLEAN]
+    found = stored_images(root, corrupted, data.val, None if config.corruptions.resize else data.size)
+    return {cell: found[cell] for cell in corrupted}
 
 
 def _check_weights(config: Config, built: Built, num_classes: int) -> None:
@@ -221,29 +244,46 @@ def _evaluate(job: Job, model: nn.Module, weights: str) -> None:
         model=model,
         mean=job.built.mean,
         std=job.built.std,
-        parameters=job.protocol.parameters.split("@")[0],
+        parameters=None if job.stored else parameter_set(config.corruptions, data.size),
         corruption_seed=config.corruptions.seed,
+        jpeg_roundtrip=config.corruptions.jpeg_roundtrip,
         precision=config.evaluation.precision,
         noise_passes=config.noise.mc_samples if job.protocol.noise_at_test != "off" else 0,
         noise_seed=config.seed,
     )
-    transform = eval_transform(data.size, config.data.resize, config.data.interpolation)
-    loader = eval_loader(data.val, transform, config.evaluation.batch_size, config.data.workers, world.rank, world.size)
-    cells = missing_cells(job.folder, job.cells, facts)
+    loader_of = _loaders(job)
+    cells = missing_cells(job.folder, job.cells, facts, stored_facts(job))
     distributed.wait(world)  # all have looked before anyone writes
     skipped: list[BadImage] = []
     with job.display.bar("evaluate", len(cells) * len(data.val), "images") as advance:
         for number, cell in enumerate(cells):
             note = f"cell {number + 1}/{len(cells)} {cell.corruption}-{cell.severity}"
             step = partial(advance, note)
-            atoms = evaluate_cell(view, cell, loader, len(data.val), world, config.data.skip_bad, skipped, step)
+            bad: list[BadImage] = []
+            atoms = evaluate_cell(view, cell, loader_of(cell), len(data.val), world, config.data.skip_bad, bad, step)
+            skipped += bad
             if world.main and number == 0:
                 images = {"id": range(len(data.val)), "label": data.val.labels, "name": data.val.names}
                 records.write_csv(job.folder / "images.csv", pd.DataFrame(images))
             if world.main:
                 commit = {"commit": str(job.status.content["sessions"][-1]["commit"])}
-                records.write_record(job.folder, cell, atoms, facts | commit)
+                made_of = {"images": job.stored[cell].fingerprint} if cell in job.stored else {}
+                records.write_record(job.folder, cell, atoms, facts | commit | made_of)
     _note_skipped(job, "val", skipped)
+
+
+def _loaders(job: Job) -> Callable[[Cell], Iterable[Batch]]:
+    """cell -> its batches: the data set's own images, or the cell's stored ones."""
+    config, world, data = job.config, job.world, job.data
+
+    def loader(images: ImageSet, resize: int | None) -> Iterable[Batch]:
+        transform = eval_transform(data.size, resize, config.data.interpolation)
+        return eval_loader(images, transform, config.evaluation.batch_size, config.data.workers, world.rank, world.size)
+
+    own = loader(data.val, config.data.resize)
+    # Without corruptions.resize a stored image has the size already: eval_transform leaves it untouched.
+    resize = config.data.resize if config.corruptions.resize else None
+    return lambda cell: loader(job.stored[cell], resize) if cell in job.stored else own
 
 
 def _note_skipped(job: Job, split: str, skipped: list[BadImage]) -> None:
@@ -264,6 +304,11 @@ def _summary(job: Job, weights: str, afresh: bool = False) -> pd.DataFrame:
 def job_facts(job: Job, weights: str) -> dict[str, str]:
     """What a record must have been made with to be this run's."""
     return {"protocol": job.protocol.id, "weights": weights}
+
+
+def stored_facts(job: Job) -> dict[Cell, str]:
+    """The fingerprints of the stored images that each corrupted cell is made of."""
+    return {cell: images.fingerprint for cell, images in job.stored.items()}
 
 
 def _banner(job: Job) -> None:

@@ -41,31 +41,39 @@ class Cell(NamedTuple):
 CELL_CLEAN = Cell(CLEAN, 0)
 
 
+ADVICE = "free space there or choose another folder with output="
+
+
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path, advice: str = ADVICE) -> Iterator[None]:
     """Turn a failure to write `path` (no permission, full disk) into one line."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(f"cannot write {path}: {reason}; free space there or choose another folder with output=") from error
+        raise UserError(f"cannot write {path}: {reason}; {advice}") from error
 
 
-def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+def write_atomic(path: Path, write: Callable[[BinaryIO], Any], advice: str = ADVICE, durable: bool = True) -> None:
     """Call `write(file)` on a temporary file, fsync, rename to `path`: readers see the old content or all of the new.
+
+    With `durable=False` there is no fsync: a kill leaves no half file either, a power failure may.
 
     Raises:
         UserError: the folder cannot be written or the disk is full. The old content is kept, the temporary file removed.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing(path):
+    with writing(path, advice):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "wb") as file:
                 write(file)
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
+            if not durable:
+                return
             folder = os.open(path.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)  # the rename itself must survive a crash

@@ -3,7 +3,9 @@
 import pytest
 from conftest import REPOSITORY, configuration
 
+from gch_bench.cli import argument
 from gch_bench.config import Config, parse
+from gch_bench.corruptions import CORRUPTIONS
 from gch_bench.errors import UserError
 
 GROUPS = ("model", "noise", "corruptions", "recipe", "logger")
@@ -12,7 +14,8 @@ CHOICES = [f"{group}={file.stem}" for group in GROUPS for file in sorted((REPOSI
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes(choice: str) -> None:
-    more = ["model.factory=tinynet:tinynet"] if choice == "model=custom" else []
+    needs = {"model=custom": ["model.factory=tinynet:tinynet"], "corruptions=stored": ["corruptions.root=/c"]}
+    more = needs.get(choice, [])
     group, name = choice.split("=")
     config = configuration(choice, *more)
     assert group == "model" or getattr(config, group).name == name
@@ -24,6 +27,34 @@ def test_data_chooses_its_recipe_unless_told(data: str, recipe: str) -> None:
     assert configuration(f"data={data}", *root).recipe.name == recipe
     assert configuration(f"data={data}", "recipe=cifar10", *root).recipe.name == "cifar10"
     assert configuration(f"data={data}", *root, name="evaluate").recipe is None
+
+
+def test_corruption_groups_are_the_published_ones() -> None:
+    names = {name: configuration(f"corruptions={name}").corruptions.names for name in ("c15", "extra4", "c19", "quick")}
+    assert names["c15"] == [name for name, corruption in CORRUPTIONS.items() if corruption.group != "extra"]
+    assert len(names["c15"]) == 15
+    assert names["extra4"] == [name for name, corruption in CORRUPTIONS.items() if corruption.group == "extra"]
+    assert names["c19"] == names["c15"] + names["extra4"]
+    assert [CORRUPTIONS[name].group for name in names["quick"]] == ["noise", "blur", "weather", "digital"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("corruptions=[fog,snow]", "corruptions.names=[fog,snow]"),
+        ("corruptions=[fog],[snow]", "corruptions.names=[fog],[snow]"),
+        ("corruptions=c19", "corruptions=c19"),
+        ("noise.stages=[L3,L4]", "noise.stages=[L3,L4]"),
+        ("-m", "-m"),
+    ],
+)
+def test_a_list_of_corruptions(typed: str, meant: str) -> None:
+    assert argument(typed) == meant
+
+
+def test_two_choices_are_not_merged() -> None:
+    with pytest.raises(UserError, match="model must be one choice, got model="):
+        argument("model=[resnet18,resnet50]")
 
 
 def test_learning_rate_scales_with_the_batch() -> None:

@@ -16,6 +16,10 @@ class BadImage(NamedTuple):
     reason: str
 
 
+class WrongSize(BadImage):
+    """An image that could be decoded, and whose size its protocol forbids: it is never skipped."""
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSet(ABC):
     """``names`` (N,) and ``labels`` (N,) int64; ``load(id)`` gives the image."""
@@ -78,15 +82,17 @@ class FileImages(ImageSet):
 
 def image_sizes(images: ImageSet, most: int = 64) -> set[tuple[int, int]]:
     """(width, height) in pixels of up to ``most`` images spread evenly over the set; unreadable ones do not count."""
-    sizes = set()
-    for index in np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int)).tolist():
-        image = _peek(images, index)
-        if image is not None:
-            sizes.add(image)
-    return sizes
+    found = {peek(images, index) for index in spread(len(images), most)}
+    return {size for size in found if size is not None}
 
 
-def _peek(images: ImageSet, index: int) -> tuple[int, int] | None:
+def spread(count: int, most: int = 64) -> list[int]:
+    """Up to ``most`` of the ids 0..count-1, spread evenly."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int)).tolist()
+
+
+def peek(images: ImageSet, index: int) -> tuple[int, int] | None:
+    """(width, height) in pixels, of a file by its header alone; None if it is unreadable."""
     if isinstance(images, FileImages):
         try:
             with Image.open(images.path(index)) as image:  # reads the header only

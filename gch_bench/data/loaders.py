@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from gch_bench import rng
-from gch_bench.data.images import BadImage, ImageSet
+from gch_bench.data.images import BadImage, ImageSet, WrongSize
 from gch_bench.data.transforms import Transform
 from gch_bench.errors import UserError
 
@@ -97,9 +97,14 @@ def collate(samples: list[Sample | BadImage]) -> Batch:
 
 
 def checked(batches: Iterable[Batch], skip_bad: bool, skipped: list[BadImage]) -> Iterator[Batch]:
-    """The batches that hold good images. Bad ones raise UserError, or with ``skip_bad`` are added to ``skipped``, each once."""
+    """The batches that hold good images. Bad ones raise UserError, or with ``skip_bad`` are added to ``skipped``, each once.
+
+    An image of a forbidden size always raises it.
+    """
     for batch in batches:
         for bad in batch.bad:
+            if isinstance(bad, WrongSize):
+                raise UserError(f"{bad.path} {bad.reason}")
             if not skip_bad:
                 raise UserError(f"unreadable image {bad.path}: {bad.reason}; remove it or set data.skip_bad=true")
             if bad not in skipped:

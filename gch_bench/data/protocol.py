@@ -6,28 +6,29 @@ import re
 from dataclasses import asdict, dataclass
 
 RGB = tuple[float, float, float]
+NOT_APPLICABLE = "n/a"
 
 
 @dataclass(frozen=True)
 class Protocol:
     """How numbers were measured; two are comparable if their ``id`` is the same. Raises ValueError on a malformed field."""
 
-    source: str  # where the corrupted images come from: "generated" here
+    source: str  # corrupted images: "generated" here, "stored" and untouched, or "stored_resized": through `geometry`
     data: str  # name of the data set
     data_fingerprint: str  # of the evaluated images
     size: int  # side of the images the network sees, pixels
-    geometry: str  # "none" or e.g. "resize256-bilinear-centercrop224"
+    geometry: str  # of the data set's own images: "none" or e.g. "resize256-bilinear-centercrop224"
     mean: RGB
     std: RGB
     precision: str  # "fp32", "bf16", ...
     parameters: (
         str  # corruption parameter set; "SET@SIZE" when used at another size than the set's own, e.g. "imagenet_224@128"
     )
-    jpeg_roundtrip: bool  # whether corrupted images went through JPEG, as the published ImageNet-C did
+    jpeg_roundtrip: bool  # whether corrupted images went through JPEG: at quality 85 if generated, else as they are stored
     num_images: int
-    corruption_seed: int
+    corruption_seed: int | None  # None and NOT_APPLICABLE for stored images: nobody here knows how they were made
     noise_at_test: str  # "off", or "on-T10": mean softmax over 10 noisy passes
-    draws: str = "cpu"  # device type of the random draws, which differ between "cpu" and "cuda"
+    draws: str = "cpu"  # device type of the random draws, which differ between "cpu" and "cuda"; NOT_APPLICABLE without any
 
     def __post_init__(self) -> None:
         for field in ("mean", "std"):  # 0 and 0.0 are the same protocol, and so are a list and a tuple
@@ -43,7 +44,8 @@ class Protocol:
         """Readable prefix and 10 hex digits of sha256 over all fields."""
         canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(canonical.encode()).hexdigest()[:10]
+        generation = f"-{self.parameters}{'-jpeg85' if self.jpeg_roundtrip else ''}" if self.source == "generated" else ""
         return (
-            f"{self.source}-{self.data}-{self.size}px-{self.parameters}-{self.precision}-n{self.num_images}"
+            f"{self.source}-{self.data}-{self.size}px{generation}-{self.precision}-n{self.num_images}"
             f"-noise_{self.noise_at_test}-{digest}"
         )

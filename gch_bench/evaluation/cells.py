@@ -1,9 +1,12 @@
 """What to evaluate, and what is done already."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from gch_bench.config import CorruptionsConfig
-from gch_bench.corruptions import CORRUPTIONS, PARAMETER_SETS, parameters_for
+from gch_bench.corruptions import CORRUPTIONS, PARAMETER_SETS, corrupt, parameters_for
 from gch_bench.errors import UserError
 from gch_bench.records import CELL_CLEAN, Cell, record_facts
 
@@ -29,6 +32,36 @@ def parameter_set(config: CorruptionsConfig, size: int) -> str:
     return config.parameters
 
 
-def missing_cells(folder: Path, cells: list[Cell], facts: dict[str, str]) -> list[Cell]:
-    """The cells without a record of exactly these facts (protocol id, weights)."""
-    return [cell for cell in cells if not facts.items() <= (record_facts(folder, cell) or {}).items()]
+def try_corruptions(cells: list[Cell], size: int, parameters: str) -> None:
+    """Each corruption once, on a blank image of the run's size: what it lacks is said before hours of training, not after.
+
+    Raises:
+        UserError: a corruption that cannot be made here.
+    """
+    blank, ids = torch.zeros(1, 3, size, size, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
+    for name, severity in dict(cell for cell in cells if cell != CELL_CLEAN).items():
+        try:
+            corrupt(blank, name, severity, ids, parameters=parameters)
+        except ValueError as error:
+            raise UserError(f"corruption {name} of {size}x{size} images cannot be made: {error}") from error
+
+
+def missing_cells(folder: Path, cells: list[Cell], facts: dict[str, str], images: Mapping[Cell, str]) -> list[Cell]:
+    """The cells without a record of exactly these facts (protocol id, weights).
+
+    `images`: the fingerprints of cells of stored images; {} where they are generated.
+
+    Raises:
+        UserError: a record of the same facts on other stored images.
+    """
+    missing = []
+    for cell in cells:
+        found = record_facts(folder, cell) or {}
+        if not facts.items() <= found.items():
+            missing.append(cell)
+        elif found.get("images") != images.get(cell):
+            raise UserError(
+                f"{folder} holds {cell.corruption}-{cell.severity} of other stored images than corruptions.root has:"
+                " choose another output="
+            )
+    return missing

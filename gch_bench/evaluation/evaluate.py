@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gch_bench import distributed
 from gch_bench.corruptions import corrupt
+from gch_bench.corruptions.digital import jpeg_compression
 from gch_bench.data.images import BadImage
 from gch_bench.data.loaders import Batch, checked
 from gch_bench.data.transforms import normalise
@@ -24,6 +25,8 @@ from gch_bench.noise.inject import image_seeds
 from gch_bench.records import CELL_CLEAN, Cell
 from gch_bench.rng import seed_of
 
+STORED_QUALITY = 85  # JPEG quality at which ImageNet-C was published
+
 
 class View(NamedTuple):
     """How images become log-probabilities: everything about an evaluation but the images."""
@@ -31,8 +34,9 @@ class View(NamedTuple):
     model: nn.Module
     mean: Sequence[float]
     std: Sequence[float]
-    parameters: str  # corruption parameter set
+    parameters: str | None  # corruption parameter set; None: the images are stored, and come corrupted
     corruption_seed: int
+    jpeg_roundtrip: bool  # of generated corrupted images
     precision: str  # fp32 | bf16
     noise_passes: int  # T noisy passes, or 0: noise off
     noise_seed: int
@@ -42,8 +46,10 @@ def log_probabilities(view: View, cell: Cell, images: Tensor, ids: Tensor) -> Te
     """uint8 images (B, 3, H, W) with ids (B,) on the CPU -> log-probabilities (B, C), float64 on the CPU.
 
     With T noisy passes: the log of the mean softmax over passes whose noise depends on (seed, cell, image id, pass)."""
-    if cell != CELL_CLEAN:
+    if cell != CELL_CLEAN and view.parameters is not None:
         images = corrupt(images, cell.corruption, cell.severity, ids, view.corruption_seed, view.parameters)
+        if view.jpeg_roundtrip:
+            images = jpeg_compression(images, STORED_QUALITY)
     inputs = normalise(images, view.mean, view.std)  # type: ignore[arg-type]
     passes = []
     for t in range(max(1, view.noise_passes)):

@@ -7,18 +7,19 @@ import pandas as pd
 
 from gch_bench.errors import UserError
 from gch_bench.metrics import CLEAN, mean_corruption, summarize
-from gch_bench.records import CELL_CLEAN, Cell, read_json, read_record, recorded_cells
+from gch_bench.records import CELL_CLEAN, Cell, read_json, read_record, record_facts, recorded_cells
 from gch_bench.report.statistics import Interval, paired_differences
 
 METRICS = {"top1": "top-1 %", "ece": "ECE %", "nll": "NLL"}
 
 
 class Run(NamedTuple):
-    """A finished run: its folder, run.json, and rows per cell."""
+    """A finished run: its folder, run.json, rows per cell, and of cells of stored images their fingerprint."""
 
     folder: Path
     facts: dict[str, Any]
     cells: dict[Cell, pd.DataFrame]
+    images: dict[Cell, str | None]
 
 
 class Comparison(NamedTuple):
@@ -49,7 +50,8 @@ def read_run(folder: Path) -> Run:
     found = recorded_cells(folder, {"protocol": facts["protocol_id"], "weights": facts["weights"]})
     if CELL_CLEAN not in found:
         raise UserError(f"{folder} has no clean record: run its command again, {facts.get('command')}")
-    return Run(folder, facts, {cell: read_record(folder, cell) for cell in found})
+    images = {cell: (record_facts(folder, cell) or {}).get("images") for cell in found}
+    return Run(folder, facts, {cell: read_record(folder, cell) for cell in found}, images)
 
 
 def compare(runs: list[Run], num_resamples: int = 1000, level: float = 0.95) -> Comparison:
@@ -135,6 +137,9 @@ def _notes(runs: list[Run], shared: list[Cell], num_resamples: int, level: float
         notes.append(f"WARNING: the runs follow DIFFERENT PROTOCOLS and are not comparable: {', '.join(sorted(protocols))}")
     else:
         notes.append(f"protocol {protocols.pop()}")
+        others = [cell for cell in shared if len({run.images.get(cell) for run in runs}) > 1]
+        if others:
+            notes.append(f"WARNING: {len(others)} corrupted cells were measured on DIFFERENT STORED IMAGES: not comparable")
     for run, label in zip(runs, _labels(runs), strict=True):
         notes += [f"WARNING: {label}: {warning}" for warning in run.facts["warnings"]]
         notes.append(f"{label}: {run.folder}, commit {run.facts['commit']}, seed {run.facts['config']['seed']}")

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from gch_bench.data.protocol import Protocol
+from gch_bench.data.protocol import NOT_APPLICABLE, Protocol
 
 BASE = Protocol(
     source="generated",
@@ -41,6 +41,12 @@ CHANGES = {
 def test_id_is_readable_and_stable():
     assert re.fullmatch(r"generated-digits-64px-tiny_64-fp32-n360-noise_off-[0-9a-f]{10}", BASE.id)
     assert BASE.id == "generated-digits-64px-tiny_64-fp32-n360-noise_off-87cd491cef"
+
+
+def test_id_says_what_the_corrupted_images_went_through():
+    assert "-64px-tiny_64-jpeg85-fp32-" in dataclasses.replace(BASE, jpeg_roundtrip=True).id
+    stored = dataclasses.replace(BASE, source="stored", parameters=NOT_APPLICABLE, jpeg_roundtrip=True, corruption_seed=None)
+    assert re.fullmatch(r"stored-digits-64px-fp32-n360-noise_off-[0-9a-f]{10}", stored.id)
 
 
 def test_every_field_is_covered():

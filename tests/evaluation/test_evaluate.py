@@ -1,9 +1,14 @@
 """The forward pass of an evaluation against its definition, and the count of its rows."""
 
+import io
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tinynet import tinynet
 
+from gch_bench.corruptions import corrupt
 from gch_bench.data.loaders import Batch
 from gch_bench.data.transforms import normalise
 from gch_bench.distributed import World
@@ -21,7 +26,7 @@ def make_view(passes: int) -> View:
     torch.manual_seed(0)
     model = tinynet(5).eval()
     inject(model, GaussianChaosNoise(gamma=2.0), ["late"], test=True)
-    return View(model, MEAN, STD, "cifar_32", 0, "fp32", passes, noise_seed=3)
+    return View(model, MEAN, STD, "cifar_32", 0, jpeg_roundtrip=False, precision="fp32", noise_passes=passes, noise_seed=3)
 
 
 def make_batch(ids: list[int]) -> Batch:
@@ -53,3 +58,28 @@ def test_rows_come_sorted_by_id() -> None:
     rows = evaluate_cell(make_view(0), CELL_CLEAN, [make_batch([3, 1]), make_batch([2, 0])], 4, ALONE, False, [])
     assert rows["id"].tolist() == [0, 1, 2, 3]
     assert (rows["label"] == rows["id"] % 5).all()
+
+
+@pytest.mark.parametrize("cell", [CELL_CLEAN, Cell("contrast", 2)])
+@pytest.mark.parametrize("jpeg", [False, True])
+@pytest.mark.parametrize("parameters", [None, "cifar_32"])
+def test_pixels_that_the_network_sees(cell: Cell, jpeg: bool, parameters: str | None) -> None:
+    """Generated: corrupted, then through Pillow's JPEG at quality 85 if asked for. Clean and stored images as they come."""
+    seen: list[torch.Tensor] = []
+    view = make_view(0)._replace(parameters=parameters, jpeg_roundtrip=jpeg)
+    view.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    batch = make_batch([0, 1, 2])
+    with torch.inference_mode():
+        log_probabilities(view, cell, batch.images, batch.ids)
+    expected = batch.images
+    if cell != CELL_CLEAN and parameters:
+        expected = corrupt(expected, *cell, batch.ids, parameters=parameters)
+        if jpeg:
+            expected = torch.stack([through_jpeg(image) for image in expected])
+    torch.testing.assert_close(seen, [normalise(expected, MEAN, STD)], rtol=0, atol=0)
+
+
+def through_jpeg(image: torch.Tensor) -> torch.Tensor:
+    with io.BytesIO() as file:
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=85, optimize=True)
+        return torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)

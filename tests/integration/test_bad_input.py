@@ -15,6 +15,7 @@ import torch
 from conftest import REPOSITORY, TINY, configuration, environment, signalled
 from PIL import Image
 
+from gch_bench.corruptions import CORRUPTIONS, Corruption
 from gch_bench.errors import UserError
 from gch_bench.job import train_and_evaluate
 from gch_bench.records import write_atomic
@@ -53,6 +54,12 @@ WRONG = {  # overrides -> what the one line must say
     ("corruptions.names=[fogg]",): ["'fogg'", "gaussian_noise"],
     ("corruptions.severities=[0,1]",): ["corruptions.severities", "1..5", "[0, 1]"],
     ("corruptions.parameters=imagenet",): ["corruptions.parameters", "imagenet_224"],
+    ("corruptions=stored",): ["corruptions.root", "corruptions.root=/path"],
+    ("corruptions=stored", "corruptions.root=/nowhere/at/all"): ["corruptions.root", "/nowhere/at/all"],
+    ("corruptions.root=/c", "corruptions.jpeg_roundtrip=true"): ["jpeg_roundtrip", "generated", "corruptions.root=/c"],
+    ("corruptions.root=/c", "corruptions.resize=true"): ["data.resize=PIXELS"],
+    ("corruptions.resize=true",): ["corruptions.resize=true", "corruptions.root=/path"],
+    ("corruptions=fog",): ["'fog'", "c15", "corruptions=[fog,snow]"],
     ("data=imagenet",): ["data.root", "data.root=/path"],
     ("data=imagenet", "data.root=/nowhere/at/all"): ["/nowhere/at/all", "data.root"],
     ("data=cifar10", "data.root=/tmp"): ["data.download=true"],
@@ -78,11 +85,36 @@ def test_one_line_names_it(overrides: tuple[str, ...], said: list[str], refused:
 
 def test_as_typed(cli) -> None:
     """The same through the real command line: errors of composing and errors inside the job."""
-    for arguments in (("noise=gnoise",), ("noise=gch", "noise.gamma=-1"), ("noise=gch", "noise.gama=1"), ("data=imagenet",)):
+    for arguments in (
+        ("noise=gnoise",),
+        ("noise=gch", "noise.gamma=-1"),
+        ("noise=gch", "noise.gama=1"),
+        ("noise=[gch,none]",),
+        ("corruptions=[fog,fogg]",),
+        ("data=imagenet",),
+    ):
         done = cli("train.py", *arguments)
         assert done.returncode == 2
         assert len(done.stderr.splitlines()) == 1, done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_corruption_that_cannot_be_made_stops_before_training(
+    tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_photographs(*arguments: object) -> None:
+        raise ValueError("frost needs photographs: pip install them")
+
+    monkeypatch.setitem(CORRUPTIONS, "frost", Corruption(without_photographs, group="weather"))
+    frost = (*TINY, "corruptions.names=[fog,frost]", "recipe.epochs=1", f"output={tmp_path / 'run'}")
+    message = refused(*frost)
+    assert "corruption frost of 32x32 images cannot be made: frost needs photographs: pip install them" in message
+    assert not (tmp_path / "run").exists(), "nothing is written"
+    monkeypatch.undo()
+    train_and_evaluate(configuration(*frost))
+    monkeypatch.setitem(CORRUPTIONS, "frost", Corruption(without_photographs, group="weather"))
+    train_and_evaluate(configuration(*frost))  # recorded cells need nothing
+    train_and_evaluate(configuration(*frost, "corruptions.names=[fog,contrast,frost]"))
 
 
 @pytest.fixture
@@ -231,7 +263,7 @@ def test_atomic_write_keeps_the_old_content(tmp_path: Path, number: int) -> None
 
 def test_ctrl_c_during_evaluation(tmp_path: Path) -> None:
     """Exit code 130, and the cells already recorded are kept whole."""
-    overrides = [*TINY, "corruptions=simple10", "recipe.epochs=1", f"output={tmp_path / 'run'}", "evaluation.batch_size=1"]
+    overrides = [*TINY, "corruptions=c15", "recipe.epochs=1", f"output={tmp_path / 'run'}", "evaluation.batch_size=1"]
     first = tmp_path / "run" / "records" / "clean-0.parquet"
     code, errors = signalled(overrides, first, signal.SIGINT)
     assert code == 130

@@ -16,7 +16,7 @@ from gch_bench.job import train_and_evaluate
 from gch_bench.metrics import summarize
 from gch_bench.records import COLUMNS
 
-CELLS = 1 + 4 * 2  # clean, and corruptions=quick: four corruptions at two severities
+CELLS = 1 + 4 * 3  # clean, and corruptions=quick: four corruptions at three severities
 
 
 def run_tiny(folder: Path, *overrides: str, name: str = "train") -> dict:
@@ -86,7 +86,7 @@ def test_again_does_nothing_and_a_new_cell_only_itself(tmp_path: Path, capsys: p
     run_tiny(tmp_path / "run", "recipe.epochs=1", "corruptions.names=[brightness,contrast]")
     records = tmp_path / "run" / "records"
     assert (records / "brightness-1.parquet").stat().st_mtime_ns == before[records / "brightness-1.parquet"]
-    assert len(pd.read_csv(tmp_path / "run" / "summary.csv")) == 1 + 2 * 2
+    assert len(pd.read_csv(tmp_path / "run" / "summary.csv")) == 1 + 2 * 3
 
 
 def test_default_folder_is_stable_and_separates_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,9 +98,9 @@ def test_default_folder_is_stable_and_separates_configurations(tmp_path: Path, m
     for same in ("logger=csv", "evaluation.batch_size=32", "data.skip_bad=true", "threads=2", "corruptions.names=[contrast]"):
         train_and_evaluate(configuration(*tiny, same))
     assert list(Path("runs").iterdir()) == [first]
-    for other in ("seed=1", "noise.gamma=2", "recipe.lr=0.02"):
+    for other in ("seed=1", "noise.gamma=2", "recipe.lr=0.02", "corruptions.jpeg_roundtrip=true"):
         train_and_evaluate(configuration(*tiny, other))
-    assert len(list(Path("runs").iterdir())) == 4
+    assert len(list(Path("runs").iterdir())) == 5
 
 
 @pytest.mark.parametrize("noise", ["none", "dropblock"])
@@ -182,7 +182,7 @@ def test_two_processes(tmp_path: Path, cli) -> None:
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     assert facts["processes"] == 2
     assert done.stdout.count("protocol:") == 1, "only rank 0 prints"
-    assert pd.read_parquet(tmp_path / "run" / "records" / "brightness-3.parquet")["id"].tolist() == list(range(360))
+    assert pd.read_parquet(tmp_path / "run" / "records" / "pixelate-3.parquet")["id"].tolist() == list(range(360))
     alone = tmp_path / "alone"
     weights = tmp_path / "run" / "checkpoints" / "last.pt"
     run_tiny(alone, "noise=gch", f"model.checkpoint={weights}", name="evaluate")
@@ -225,6 +225,12 @@ def test_one_site_is_said_loudly(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert out.count(f"WARNING: {facts['warnings'][0]}") == 2, "at the start and under the table"
 
 
+def test_parameters_at_another_size_are_in_the_protocol(tmp_path: Path) -> None:
+    facts = run_tiny(tmp_path / "run", "data.size=40", "recipe.epochs=1", "corruptions=none")
+    assert facts["protocol"]["parameters"] == "cifar_32@40"
+    assert "-40px-cifar_32@40-" in facts["protocol_id"]
+
+
 def test_own_checkpoint_is_a_plain_state_dict(gch_run: Path, tmp_path: Path) -> None:
     facts = run_tiny(
         tmp_path / "run",
@@ -265,6 +271,7 @@ def test_local_settings_give_roots(tmp_path: Path) -> None:
     configs = tmp_path / "configs"
     subprocess.run(["cp", "-r", str(REPOSITORY / "configs"), str(configs)], check=True)
     (configs / "local").mkdir(exist_ok=True)
-    (configs / "local" / "default.yaml").write_text("# @package _global_\nroots: {imagenet: /data/in1k}\n")
+    (configs / "local" / "default.yaml").write_text("# @package _global_\nroots: {imagenet: /data/in1k, imagenet_c: /data/c}\n")
     with initialize_config_dir(str(configs), version_base="1.3"):
-        assert compose("train", overrides=["data=imagenet"]).data.root == "/data/in1k"
+        config = compose("train", overrides=["data=imagenet", "corruptions=stored"])
+    assert (config.data.root, config.corruptions.root) == ("/data/in1k", "/data/c")

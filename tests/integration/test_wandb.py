@@ -50,7 +50,7 @@ def test_offline_run_file_holds_the_summary(tmp_path: Path, cli) -> None:
             artifact = record.artifact if kind == "artifact" else record.request.log_artifact.artifact
             artifacts += [entry.path for entry in artifact.manifest.contents]
     summary = pd.read_csv(tmp_path / "run" / "summary.csv")
-    assert len(summary) == 9
+    assert len(summary) == 13  # clean, and corruptions=quick: four corruptions at three severities
     for row in summary.itertuples():
         prefix = "clean" if row.corruption == "clean" else f"shift/{row.corruption}/{row.severity}"
         for key in ("top1", "ece", "nll"):

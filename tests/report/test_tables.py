@@ -22,7 +22,7 @@ def make_run(name: str, seed: int, protocol: str = "p", warnings: tuple[str, ...
         rows[cell] = pd.DataFrame({"id": np.arange(60), "label": labels, "prediction": prediction, "top5": True, **numbers})
     config = {"noise": {"name": name}, "seed": seed}
     facts = {"config": config, "data": {"num_classes": 3}, "protocol_id": protocol, "warnings": list(warnings), "commit": "c"}
-    return Run(Path("runs") / f"{name}-{seed}", facts, rows)
+    return Run(Path("runs") / f"{name}-{seed}", facts, rows, {})
 
 
 def test_numbers() -> None:
@@ -55,6 +55,15 @@ def test_warnings_are_shown() -> None:
     text = " ".join(table.notes)
     assert "DIFFERENT PROTOCOLS" in text
     assert "WARNING: gch: stage L4 is the IDENTITY" in text
+
+
+def test_other_stored_images_are_shown() -> None:
+    runs = [make_run("none", 0), make_run("gch", 1)]
+    for run in runs:
+        run.images.update(dict.fromkeys(CELLS[1:], "a"))
+    assert "STORED" not in " ".join(compare(runs, 10).notes)
+    runs[1].images[CELLS[1]] = "b"
+    assert "WARNING: 1 corrupted cells were measured on DIFFERENT STORED IMAGES" in " ".join(compare(runs, 10).notes)
 
 
 def test_bad_input() -> None:
