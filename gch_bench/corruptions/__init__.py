@@ -6,6 +6,7 @@ hendrycks/robustness, make_imagenet_c.py. A new corruption is a function, its le
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,6 +42,9 @@ __all__ = [
 ]
 
 SEVERITIES = (1, 2, 3, 4, 5)
+STORED_QUALITY = 85  # JPEG quality of the published ImageNet-C
+# How many pixels are corrupted together: on a CPU what stays in a core's cache, on a GPU what keeps it busy and bounds memory.
+PART_PIXELS = {"cpu": 1 << 17, "cuda": 1 << 23}
 
 
 @dataclass(frozen=True)
@@ -116,10 +120,43 @@ def corrupt(images: Tensor, name: str, severity: int, ids: Tensor, seed: int = 0
         raise ValueError(f"images must have shape (B, 3, H, W), got {tuple(images.shape)}")
     if ids.dtype != torch.int64 or ids.shape != images.shape[:1]:
         raise ValueError(f"ids must be int64 of shape ({images.shape[0]},), got {ids.dtype} of shape {tuple(ids.shape)}")
-    if not len(images):
-        return images.clone()
-    corruption = CORRUPTIONS[name]
-    level = PARAMETER_SETS[parameters].levels[name][severity - 1]
-    if not corruption.random:
-        return corruption.function(images, level)
-    return corruption.function(images, level, generators(ids.tolist(), seed, name, severity, device=images.device))
+    corruption, level = CORRUPTIONS[name], PARAMETER_SETS[parameters].levels[name][severity - 1]
+
+    def part(of: slice) -> Tensor:
+        if not corruption.random:
+            return corruption.function(images[of], level)
+        draws = generators(ids[of].tolist(), seed, name, severity, device=images.device)
+        return corruption.function(images[of], level, draws)
+
+    return in_parts(part, images)
+
+
+def jpeg_roundtrip(images: Tensor) -> Tensor:
+    """uint8 (B, 3, H, W) -> the same after JPEG at quality 85, as ImageNet-C is stored."""
+    return in_parts(lambda of: jpeg_compression(images[of], STORED_QUALITY), images)
+
+
+def in_parts(part: Callable[[slice], Tensor], images: Tensor) -> Tensor:
+    """A tensor like ``images`` with ``part(slice)`` in each slice of the batch, on a CPU by as many threads as torch may use.
+
+    Each thread runs its operations alone: no thread waits for others after each operation, what torch does in one thread
+    (random draws, JPEG) runs side by side too, and no result depends on the number of threads.
+    """
+    out = torch.empty(images.shape, dtype=images.dtype, device=images.device)
+    size = max(1, PART_PIXELS[images.device.type] // max(1, images[:, 0].numel() // max(1, len(images))))
+
+    def fill(start: int) -> None:
+        out[start : start + size] = part(slice(start, start + size))
+
+    starts, threads = range(0, len(images), size), torch.get_num_threads()
+    if images.device.type != "cpu" or threads == 1:
+        for start in starts:
+            fill(start)
+        return out
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for _ in pool.map(fill, starts):
+                pass
+    finally:
+        torch.set_num_threads(threads)  # the pool's threads have set that of threads still to come as well
+    return out

@@ -19,6 +19,7 @@ from torch import Generator, Tensor
 # A flat area is a tie for truncation: its blur is a whole level plus rounding of either sign (below 2e-4 in float32), and the
 # reference mostly keeps it. This much is added before truncating; it moves 1 value in 2000 up by one level.
 TIE_MARGIN = 5e-4
+GAUSSIAN_BLOCK = 56  # rows of a filter matrix multiplied at a time
 
 
 def truncate(field: Tensor, margin: float = TIE_MARGIN) -> Tensor:
@@ -27,30 +28,42 @@ def truncate(field: Tensor, margin: float = TIE_MARGIN) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
-    """Gaussian filter of standard deviation ``sigma`` pixels, cut at 4 sigma, edge pixels repeated outwards.
-
-    Separable, so two matrix products: ``S_HH @ x_HW @ S_WW.T``.
-    """
-    S_HH, S_WW = (gaussian_matrix(n, sigma, "edge", 4.0, str(images.device)) for n in images.shape[2:])
+    """Gaussian filter of standard deviation ``sigma`` pixels, cut at 4 sigma, edge pixels repeated outwards."""
     blurred = torch.empty(images.shape, dtype=torch.uint8, device=images.device)
     for image_3HW, out_3HW in zip(images, blurred, strict=True):
-        out_3HW.copy_(truncate(S_HH @ (image_3HW.contiguous().to(torch.float32) @ S_WW.T)))
+        out_3HW.copy_(truncate(gaussian_filter(image_3HW.contiguous().to(torch.float32), sigma)))
     return blurred
 
 
-@lru_cache(maxsize=64)
-def gaussian_matrix(n: int, sigma: float, border: str, cut: float, device: str) -> Tensor:
-    """float32 (n, n): row i holds the weights of output i of a Gaussian filter cut at ``cut`` sigma.
+def gaussian_filter(field_CHW: Tensor, sigma: float, border: str = "edge", cut: float = 4.0) -> Tensor:
+    """float32 (C, H, W) filtered with a Gaussian of ``sigma`` pixels cut at ``cut`` sigma; ``border`` is a mode of numpy.pad.
 
-    ``border`` is the mode of numpy.pad by which the line goes on beyond its ends.
+    Separable, so two matrix products, S_HH @ field_CHW @ S_WW.T, by blocks: away from its diagonal a matrix is 0.
     """
+    height, width = field_CHW.shape[1:]
+    device = str(field_CHW.device)
+    rows = [field_CHW[..., inputs] @ S.T for S, inputs in gaussian_blocks(width, sigma, border, cut, device)]
+    field_CHW = torch.cat(rows, 2) if len(rows) > 1 else rows[0]
+    columns = [S @ field_CHW[:, inputs] for S, inputs in gaussian_blocks(height, sigma, border, cut, device)]
+    return torch.cat(columns, 1) if len(columns) > 1 else columns[0]
+
+
+@lru_cache(maxsize=64)
+def gaussian_blocks(n: int, sigma: float, border: str, cut: float, device: str) -> list[tuple[Tensor, slice]]:
+    """The blocks of rows of the (n, n) filter matrix without their zero columns, float32, and the inputs that they take."""
     radius = int(cut * sigma + 0.5)
     offset = np.arange(-radius, radius + 1)
     weight = np.exp(-0.5 * (offset / sigma) ** 2)
     source = np.pad(np.arange(n), radius, mode=border)  # type: ignore[call-overload]  # a mode known at run time
     S_nn = np.zeros((n, n))
     np.add.at(S_nn, (np.arange(n)[:, None], source[np.arange(n)[:, None] + offset + radius]), weight / weight.sum())
-    return torch.from_numpy(S_nn).to(device, torch.float32)
+    blocks = []
+    for first in range(0, n, GAUSSIAN_BLOCK):
+        rows = S_nn[first : first + GAUSSIAN_BLOCK]
+        used = np.flatnonzero(rows.any(0))
+        inputs = slice(int(used[0]), int(used[-1]) + 1)
+        blocks.append((torch.tensor(rows[:, inputs], dtype=torch.float32, device=device), inputs))
+    return blocks
 
 
 def defocus_blur(images: Tensor, radius_alias: tuple[float, float]) -> Tensor:
@@ -60,12 +73,12 @@ def defocus_blur(images: Tensor, radius_alias: tuple[float, float]) -> Tensor:
     """
     height, width = images.shape[2:]
     spectrum, side, margin = _disk_spectrum(*radius_alias, height, width, str(images.device))
-    rows, columns = (_reflected(n, side // 2, str(images.device)) for n in (height, width))
+    source = _reflected(height, width, side // 2, str(images.device))
     size = _fft_size(height, width, side)
     blurred = torch.empty(images.shape, dtype=torch.uint8, device=images.device)
     for image_3HW, out_3HW in zip(images, blurred, strict=True):
-        padded = image_3HW.to(torch.float32).index_select(1, rows).index_select(2, columns)
-        field = torch.fft.irfft2(torch.fft.rfft2(padded, size).mul_(spectrum), size)
+        padded = image_3HW.reshape(3, -1).gather(1, source.view(1, -1).expand(3, -1)).view(3, *source.shape)
+        field = torch.fft.irfft2(torch.fft.rfft2(padded.to(torch.float32), size).mul_(spectrum), size)
         out_3HW.copy_(truncate(field[:, side - 1 : side - 1 + height, side - 1 : side - 1 + width], margin))
     return blurred
 
@@ -94,9 +107,9 @@ def _disk_spectrum(radius: float, alias: float, height: int, width: int, device:
 
 
 @lru_cache(maxsize=64)
-def _reflected(n: int, margin: int, device: str) -> Tensor:
-    """int64 (n + 2 margin,): the pixel that each place of a padded line shows, reflected about the edge pixels."""
-    return torch.from_numpy(np.pad(np.arange(n), margin, mode="reflect")).to(device)
+def _reflected(height: int, width: int, margin: int, device: str) -> Tensor:
+    """int64 (H + 2 margin, W + 2 margin): the pixel that each place of a padded image shows; reflected about the edges."""
+    return torch.from_numpy(np.pad(np.arange(height * width).reshape(height, width), margin, mode="reflect")).to(device)
 
 
 def glass_blur(images: Tensor, level: tuple[float, int, int], generators: Sequence[Generator]) -> Tensor:
@@ -111,7 +124,7 @@ def glass_blur(images: Tensor, level: tuple[float, int, int], generators: Sequen
             draw = torch.empty(scanned, dtype=torch.uint8, device=images.device)
             draw.random_(0, 4 * max_delta**2, generator=generator)
             source = source.index_select(0, scan_sources(height, width, max_delta, draw))
-        image_3HW.copy_(image_3HW.reshape(3, -1)[:, source].view(image_3HW.shape))
+        image_3HW.copy_(image_3HW.view(3, -1).gather(1, source.expand(3, -1)).view(image_3HW.shape))
     return gaussian_blur(blurred, sigma)
 
 
@@ -130,16 +143,20 @@ def scan_sources(height: int, width: int, max_delta: int, draw: Tensor) -> Tenso
     moves = torch.arange(-max_delta, max_delta, device=draw.device)
     moves = (moves[:, None] * width + moves).flatten()
     here = torch.arange(height * width, device=draw.device)
-    target = here.clone().view(height, width)
-    scanned = torch.zeros(height, width, dtype=torch.bool, device=draw.device)
+    link = here.clone().view(height, width)
     inside = (slice(max_delta + 1, height - max_delta + 1), slice(max_delta + 1, width - max_delta + 1))
-    target[inside] += moves[draw.long()]
+    link[inside] += moves.index_select(0, draw.flatten().int()).view(draw.shape)
+    scanned = torch.zeros(height, width, dtype=torch.bool, device=draw.device)
     scanned[inside] = True
-    target, scanned = target.flatten(), scanned.flatten()
-    # A link is followed if its pixel was scanned before. Entries of `link` from H W on are still to be followed.
-    link = torch.where((target > here) & scanned[target], target + len(here), target)
-    while bool((link >= len(here)).any()):
-        link = torch.cat([here, link])[link]
+    link = link.flatten()
+    # A link to a pixel that was scanned before is still to be followed: marked by adding H W.
+    later = (link > here) & scanned.flatten().index_select(0, link)
+    link += later * len(here)
+    follow = later.nonzero().flatten()
+    while len(follow):
+        target = link.index_select(0, link.index_select(0, follow) - len(here))
+        link[follow] = target
+        follow = follow[target >= len(here)]
     return link
 
 

@@ -39,9 +39,16 @@ def speckle_noise(images: Tensor, sd: float, generators: Sequence[Generator]) ->
 
 
 def impulse_noise(images: Tensor, amount: float, generators: Sequence[Generator]) -> Tensor:
-    """A share ``amount`` of the values, each drawn by itself, becomes 0 or 255, half each."""
-    uniform_B3HW = _draw(images, generators, torch.float32, lambda out, generator: out.uniform_(generator=generator))
-    return images.masked_fill(uniform_B3HW < amount, 0).masked_fill_(uniform_B3HW < amount / 2, 255)
+    """A share ``amount`` of the values, each drawn by itself, becomes 0 or 255, half each; ``amount`` to 1 in 65536."""
+    values = images[0].numel()
+    bits = torch.empty(len(images), -(-values // 4), dtype=torch.int64, device=images.device)  # four draws each
+    for bits_N, generator in zip(bits, generators, strict=True):
+        bits_N.random_(-(2**63), None, generator=generator)
+    draw_B3HW = bits.view(torch.int16)[:, :values].reshape(images.shape)  # uniform over -2^15..2^15 - 1
+    half = round(amount / 2 * 2**16)
+    white = draw_B3HW.clone().lt_(half - 2**15).mul_(255).to(torch.uint8)
+    kept = draw_B3HW.lt_(2**15 - half).mul_(255).to(torch.uint8)
+    return images.bitwise_or(white).bitwise_and_(kept)
 
 
 def shot_noise(images: Tensor, photons: int, generators: Sequence[Generator]) -> Tensor:

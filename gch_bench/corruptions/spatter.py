@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from gch_bench.corruptions.blur import gaussian_matrix
+from gch_bench.corruptions.blur import gaussian_filter
 
 Spatter = tuple[float, float, float, float, float, int]
 WATER = (175, 238, 238)  # RGB, pale turquoise
@@ -32,41 +32,39 @@ def spatter(images: Tensor, level: Spatter, generators: Sequence[Generator]) -> 
     0 for water or 1 for mud.
     """
     mean, sd, sigma, threshold, strength, kind = level
-    height, width = images.shape[2:]
-    S_HH, S_WW = (gaussian_matrix(n, sigma, "edge", 4.0, str(images.device)) for n in (height, width))
-    layer_BHW = torch.empty(len(images), height, width, device=images.device)
+    layer_BHW = torch.empty(images[:, 0].shape, device=images.device)
     for layer_HW, generator in zip(layer_BHW, generators, strict=True):
-        layer_HW.copy_(S_HH @ layer_HW.normal_(mean, sd, generator=generator) @ S_WW.T)
+        layer_HW.copy_(gaussian_filter(layer_HW.normal_(mean, sd, generator=generator)[None], sigma)[0])
     if kind == 0:
-        return water(images, torch.where(layer_BHW < threshold, 0, layer_BHW), strength)
+        return water(images, layer_BHW * (layer_BHW >= threshold), strength)
     return mud(images, layer_BHW > threshold, strength)
 
 
 def mud(images: Tensor, drops_BHW: Tensor, sigma: float) -> Tensor:
     """Brown where the blurred ``drops`` (bool) are at least 0.8."""
-    S_HH, S_WW = (gaussian_matrix(n, sigma, "edge", 4.0, str(images.device)) for n in images.shape[2:])
-    cover_BHW = torch.stack([S_HH @ drops_HW.to(torch.float32) @ S_WW.T for drops_HW in drops_BHW])
-    cover_B1HW = torch.where(cover_BHW < 0.8, 0, cover_BHW)[:, None]
-    return (images * (1 - cover_B1HW)).add_(cover_B1HW * _color(MUD, images)).clamp_(0, 255).to(torch.uint8)
+    cover_BHW = torch.cat([gaussian_filter(drops_HW.to(torch.float32)[None], sigma) for drops_HW in drops_BHW])
+    cover_B1HW = cover_BHW.mul_(cover_BHW >= 0.8)[:, None]
+    brown_B3HW = cover_B1HW * _color(MUD, images)
+    return brown_B3HW.add_(images * (1 - cover_B1HW)).clamp_(0, 255).to(torch.uint8)
 
 
 def water(images: Tensor, layer_BHW: Tensor, strength: float) -> Tensor:
     """Turquoise added in proportion to the ``layer`` times an embossed relief of the distance to the drops' edges."""
+    height, width = layer_BHW.shape[1:]
     liquid = layer_BHW.mul(255).clamp_(0, 255).to(torch.uint8)
-    near = distance_to_edges(canny(liquid, 50, 150))
-    blurred = _box_sum(near.to(torch.int32)).div_(9 * DISTANCE_UNIT, rounding_mode="floor")
-    relief = equalize(blurred, levels=21)
-    embossed = torch.zeros_like(relief)
+    near = distance_to_edges(canny(liquid, 50, 150)).to(torch.float32)
+    relief = equalize(_box_sum(near).div_(9 * DISTANCE_UNIT).to(torch.int32), levels=21).to(torch.float32)
     padded = _pad(relief)
+    embossed = torch.zeros_like(relief)
     for row, weights in enumerate(EMBOSS):
         for column, weight in enumerate(weights):
             if weight:
-                embossed.add_(padded[:, row : row + relief.shape[1], column : column + relief.shape[2]], alpha=weight)
-    relief = _box_sum(embossed.clamp_(0, 255)).add_(4).div_(9, rounding_mode="floor")
-    amount = relief.to(torch.float32).mul_(liquid)
+                embossed.add_(padded[:, row : row + height, column : column + width], alpha=weight)
+    relief = _box_sum(embossed.clamp_(0, 255)).add_(4).div_(9).floor_()  # OpenCV rounds a uint8 mean, as here
+    amount = relief.mul_(liquid.to(torch.float32))
     most = amount.amax((1, 2), keepdim=True)
-    amount_B1HW = amount.mul_(strength / torch.where(most > 0, most, 1))[:, None]
-    return (amount_B1HW * _color(WATER, images)).add_(images).clamp_(0, 255).to(torch.uint8)
+    amount_B1HW = amount.mul_(strength / most.clamp(min=1))[:, None]
+    return (amount_B1HW * _color(WATER, images)).add_(images.to(torch.float32)).clamp_(0, 255).to(torch.uint8)
 
 
 def _color(rgb: tuple[int, int, int], images: Tensor) -> Tensor:
@@ -111,31 +109,28 @@ def canny(grey: Tensor, low: int, high: int) -> Tensor:
 
     Source: Canny, IEEE PAMI 1986: thinned to the maxima across the edge; above ``high``, or above ``low`` and linked to such.
     """
-    height, width = grey.shape[1:]
+    batch, height, width = grey.shape
     p = F.pad(grey.to(torch.float32)[:, None], (1, 1, 1, 1), mode="replicate")[:, 0].to(torch.int16)
     across, down = p[..., 2:] - p[..., :-2], p[:, 2:] - p[:, :-2]
-    gx = across[:, :-2] + 2 * across[:, 1:-1] + across[:, 2:]
-    gy = down[..., :-2] + 2 * down[..., 1:-1] + down[..., 2:]
-    ax, ay = gx.abs(), gy.abs()
-    magnitude = ax + ay
-    m = F.pad(magnitude, (1, 1, 1, 1))
-
-    def neighbour(rows: int, columns: int) -> Tensor:
-        return m[:, 1 + rows : 1 + rows + height, 1 + columns : 1 + columns + width]
-
-    # The direction is one of four, in OpenCV's fixed point: 13573 / 2^15 = tan(22.5 degrees).
-    tan_ax, ay_fixed = ax.to(torch.int32) * 13573, ay.to(torch.int32) << 15
-    flat = ay_fixed < tan_ax
-    steep = ay_fixed > tan_ax + (ax.to(torch.int32) << 16)
-    falling = (gx < 0) != (gy < 0)
-    before = torch.where(falling, neighbour(-1, 1), neighbour(-1, -1))
-    before = torch.where(steep, neighbour(-1, 0), torch.where(flat, neighbour(0, -1), before))
-    after = torch.where(falling, neighbour(1, -1), neighbour(1, 1))
-    diagonal = ~(flat | steep)
-    after = torch.where(steep, neighbour(1, 0), torch.where(flat, neighbour(0, 1), after))
-    # On the diagonals both neighbours must be smaller; else a tie goes to the earlier pixel.
-    peak = (magnitude > before) & torch.where(diagonal, magnitude > after, magnitude >= after) & (magnitude > low)
-    edges = peak & (magnitude > high)
+    gx = F.pad(across[:, :-2] + 2 * across[:, 1:-1] + across[:, 2:], (1, 1, 1, 1)).flatten()
+    gy = F.pad(down[..., :-2] + 2 * down[..., 1:-1] + down[..., 2:], (1, 1, 1, 1)).flatten()
+    magnitude = gx.abs() + gy.abs()
+    # Only few pixels have a large gradient: (K,) of them, as places in the flat padded maps.
+    place = (magnitude > low).nonzero().flatten()
+    x, y = (gradient.index_select(0, place).to(torch.int32) for gradient in (gx, gy))
+    # Across the edge lie two neighbours, one step before and after, in one of four directions. In OpenCV's fixed point
+    # 13573 / 2^15 is tan(22.5 degrees).
+    row = width + 2
+    tangent = x.abs() * 13573
+    flat = y.abs() << 15 < tangent
+    steep = y.abs() << 15 > tangent + (x.abs() << 16)
+    step = torch.where(flat, 1, torch.where(steep, row, torch.where((x < 0) == (y < 0), row + 1, row - 1)))
+    here, before, after = (magnitude.index_select(0, at) for at in (place, place - step, place + step))
+    largest = (here > before) & ((here > after) | ((here == after) & (flat | steep)))
+    peak = torch.zeros(len(magnitude), dtype=torch.bool, device=grey.device)
+    peak[place[largest]] = True
+    peak, strong = (mask.view(batch, height + 2, row)[:, 1:-1, 1:-1] for mask in (peak, magnitude > high))
+    edges = peak & strong
     while True:
         grown = F.pad(edges, (1, 1, 1, 1))
         grown = grown[:, :-2] | grown[:, 1:-1] | grown[:, 2:]

@@ -106,7 +106,7 @@ def fog(images: Tensor, level: tuple[float, float], generators: Sequence[Generat
     plasma_BHW = plasma(draws_BN, decay)[:, :height, :width]
     brightest_B111 = images.amax((1, 2, 3), keepdim=True).to(torch.float32)
     scale_B111 = brightest_B111 / (brightest_B111 + 255 * strength)
-    foggy = torch.add(images, plasma_BHW[:, None], alpha=255 * strength)
+    foggy = images.to(torch.float32).add_(plasma_BHW[:, None], alpha=255 * strength)
     return foggy.mul_(scale_B111).clamp_(0, 255).to(torch.uint8)
 
 

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gch_bench import distributed
-from gch_bench.corruptions import corrupt
-from gch_bench.corruptions.digital import jpeg_compression
+from gch_bench.corruptions import corrupt, jpeg_roundtrip
 from gch_bench.data.images import BadImage
 from gch_bench.data.loaders import Batch, checked
 from gch_bench.data.transforms import normalise
@@ -24,8 +23,6 @@ from gch_bench.metrics import sample_atoms
 from gch_bench.noise.inject import image_seeds
 from gch_bench.records import CELL_CLEAN, Cell
 from gch_bench.rng import seed_of
-
-STORED_QUALITY = 85  # JPEG quality at which ImageNet-C was published
 
 
 class View(NamedTuple):
@@ -49,7 +46,7 @@ def log_probabilities(view: View, cell: Cell, images: Tensor, ids: Tensor) -> Te
     if cell != CELL_CLEAN and view.parameters is not None:
         images = corrupt(images, cell.corruption, cell.severity, ids, view.corruption_seed, view.parameters)
         if view.jpeg_roundtrip:
-            images = jpeg_compression(images, STORED_QUALITY)
+            images = jpeg_roundtrip(images)
     inputs = normalise(images, view.mean, view.std)  # type: ignore[arg-type]
     passes = []
     for t in range(max(1, view.noise_passes)):
