@@ -7,20 +7,18 @@ the ratios to DropBlock turn by turn; the range says how noisy the machine was.
 """
 
 import argparse
-import platform
 import statistics
-import time
 from collections.abc import Callable
 
 import timm
 import torch
 import yaml
+from measure import machine, seconds
 from torch import Tensor, nn
 
 from gch_bench.config import NoiseConfig
 from gch_bench.noise.inject import find_stage
 from gch_bench.noise.mechanism import Mechanism, make_mechanism
-from gch_bench.records import provenance
 
 NAMES = (
     "gch",
@@ -37,14 +35,7 @@ NAMES = (
 
 def timed(action: Callable[[], object], repeats: int, device: torch.device) -> list[float]:
     """Seconds of each of `repeats` calls, after one that is not counted."""
-    seconds = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        action()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return seconds[1:]
+    return [seconds(action, device) for _ in range(repeats + 1)][1:]
 
 
 def stage_output(model: nn.Module, images: Tensor, stage: str) -> Tensor:
@@ -82,14 +73,10 @@ def main() -> None:
         nn.functional.cross_entropy(model(images), labels).backward()
         optimizer.step()
 
-    facts = provenance()
-    gpu = facts["hardware"]["gpus"][0] if device.type == "cuda" else None
-    machine = gpu or f"{facts['hardware']['processor']}, {torch.get_num_threads()} threads"
-    print(f"{options.model}, {options.size} px, batch {options.batch}, stage {options.stage}; {machine}; {platform.system()};"
-          f" torch {torch.__version__}; commit {facts['commit']}")  # fmt: skip
-    seconds = timed(step, options.steps, device)
-    whole = statistics.median(seconds)
-    print(f"training step without noise: {whole:.3f} s ({min(seconds):.3f}..{max(seconds):.3f}, {options.steps} steps)")
+    print(f"{options.model}, {options.size} px, batch {options.batch}, stage {options.stage}; {machine(device)}")
+    steps = timed(step, options.steps, device)
+    whole = statistics.median(steps)
+    print(f"training step without noise: {whole:.3f} s ({min(steps):.3f}..{max(steps):.3f}, {options.steps} steps)")
     features = stage_output(model, images, options.stage)
     gradient = torch.randn_like(features)
     print(

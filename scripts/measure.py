@@ -1,0 +1,32 @@
+"""What the benchmarks share: the machine in one line, the time of one call."""
+
+import platform
+import time
+from collections.abc import Callable
+
+import torch
+
+from gch_bench.records import provenance
+
+
+def machine(device: torch.device) -> str:
+    """Processor or GPU, threads, system, version of torch, commit."""
+    facts = provenance()
+    gpu = facts["hardware"]["gpus"][0] if device.type == "cuda" else None
+    processor = gpu or f"{facts['hardware']['processor']}, {torch.get_num_threads()} threads"
+    return f"{processor}; {platform.system()}; torch {torch.__version__}; commit {facts['commit']}"
+
+
+def seconds(action: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call; on CUDA between two events, with nothing else queued."""
+    if device.type == "cuda":
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        start.record()
+        action()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1000
+    begun = time.perf_counter()
+    action()
+    return time.perf_counter() - begun
