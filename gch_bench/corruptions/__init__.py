@@ -44,7 +44,7 @@ __all__ = [
 SEVERITIES = (1, 2, 3, 4, 5)
 STORED_QUALITY = 85  # JPEG quality of the published ImageNet-C
 # How many pixels are corrupted together: on a CPU what stays in a core's cache, on a GPU what keeps it busy and bounds memory.
-PART_PIXELS = {"cpu": 1 << 17, "cuda": 1 << 23}
+PART_PIXELS = {"cpu": 4 * 224 * 224, "cuda": 1 << 23}
 
 
 @dataclass(frozen=True)

@@ -16,22 +16,24 @@ import torch.nn.functional as F
 from scipy.fft import next_fast_len
 from torch import Generator, Tensor
 
+from gch_bench.corruptions.pixel import truncate
+
 # A flat area is a tie for truncation: its blur is a whole level plus rounding of either sign (below 2e-4 in float32), and the
 # reference mostly keeps it. This much is added before truncating; it moves 1 value in 2000 up by one level.
 TIE_MARGIN = 5e-4
 GAUSSIAN_BLOCK = 56  # rows of a filter matrix multiplied at a time
 
 
-def truncate(field: Tensor, margin: float = TIE_MARGIN) -> Tensor:
+def truncate_blur(field: Tensor, margin: float = TIE_MARGIN) -> Tensor:
     """uint8 of a blurred field in grey levels, which is overwritten."""
-    return field.add_(margin).clamp_(0, 255).to(torch.uint8)
+    return truncate(field.add_(margin))
 
 
 def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
     """Gaussian filter of standard deviation ``sigma`` pixels, cut at 4 sigma, edge pixels repeated outwards."""
     blurred = torch.empty(images.shape, dtype=torch.uint8, device=images.device)
     for image_3HW, out_3HW in zip(images, blurred, strict=True):
-        out_3HW.copy_(truncate(gaussian_filter(image_3HW.contiguous().to(torch.float32), sigma)))
+        out_3HW.copy_(truncate_blur(gaussian_filter(image_3HW.contiguous().to(torch.float32), sigma)))
     return blurred
 
 
@@ -78,8 +80,10 @@ def defocus_blur(images: Tensor, radius_alias: tuple[float, float]) -> Tensor:
     blurred = torch.empty(images.shape, dtype=torch.uint8, device=images.device)
     for image_3HW, out_3HW in zip(images, blurred, strict=True):
         padded = image_3HW.reshape(3, -1).gather(1, source.view(1, -1).expand(3, -1)).view(3, *source.shape)
-        field = torch.fft.irfft2(torch.fft.rfft2(padded.to(torch.float32), size).mul_(spectrum), size)
-        out_3HW.copy_(truncate(field[:, side - 1 : side - 1 + height, side - 1 : side - 1 + width], margin))
+        # One axis at a time, and back only the rows that are wanted: 3 times faster than irfft2 on a CPU.
+        waves = torch.fft.fft(torch.fft.rfft(padded.to(torch.float32), size[1], dim=2), size[0], dim=1).mul_(spectrum)
+        field = torch.fft.irfft(torch.fft.ifft(waves, dim=1)[:, :height], size[1], dim=2)
+        out_3HW.copy_(truncate_blur(field[..., :width], margin))
     return blurred
 
 
@@ -102,7 +106,10 @@ def _disk_spectrum(radius: float, alias: float, height: int, width: int, device:
         kernel = scipy.ndimage.correlate1d(kernel, weight, axis, mode="mirror")
     # All this in float32, as the reference: the sign of the rounding of the weights' sum decides the ties.
     margin = math.copysign(TIE_MARGIN, kernel.astype(float).sum() - 1)
-    spectrum = torch.fft.rfft2(torch.from_numpy(kernel.astype(float)), _fft_size(height, width, len(grid)))
+    # The disk's corner at the origin, mirrored: output (0, 0) is the sum over the padded image's first side x side pixels.
+    at_origin = np.zeros(_fft_size(height, width, len(grid)))
+    at_origin[: len(grid), : len(grid)] = kernel
+    spectrum = torch.fft.rfft2(torch.from_numpy(at_origin)).conj().resolve_conj()
     return spectrum.to(device, torch.complex64), len(grid), margin
 
 
@@ -189,7 +196,7 @@ def motion_blur_at(image: Tensor, radius: float, sigma: float, angle: float) -> 
     blurred = torch.zeros(image.shape, dtype=torch.float32, device=image.device)
     for weight, y, x in zip(weights.tolist(), (top + rows).tolist(), (left + columns).tolist(), strict=True):
         blurred.add_(padded[:, y : y + height, x : x + width], alpha=weight)
-    return truncate(blurred)
+    return truncate_blur(blurred)
 
 
 def zoom_blur(images: Tensor, start_stop_step: tuple[float, float, float]) -> Tensor:
@@ -201,7 +208,7 @@ def zoom_blur(images: Tensor, start_stop_step: tuple[float, float, float]) -> Te
         total = x.clone()
         for factor in factors:
             total += clipped_zoom(x, factor)
-        out_3HW.copy_(truncate(total.div_(len(factors) + 1)))
+        out_3HW.copy_(truncate_blur(total.div_(len(factors) + 1)))
     return blurred
 
 
@@ -221,6 +228,6 @@ def zoom_crop(n: int, factor: float) -> int:
 def enlarge(crop: Tensor, factor: float, size: tuple[int, int]) -> Tensor:
     """float32 (C, h, w) enlarged by ``factor``, then trimmed to ``size``."""
     enlarged = [round(n * factor) for n in crop.shape[1:]]
-    field = F.interpolate(crop[None], enlarged, mode="bilinear", align_corners=True)[0]
+    field = F.interpolate(crop.contiguous()[None], enlarged, mode="bilinear", align_corners=True)[0]
     top, left = ((n - wanted) // 2 for n, wanted in zip(enlarged, size, strict=True))
     return field[:, top : top + size[0], left : left + size[1]]

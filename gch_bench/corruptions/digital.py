@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor
 
-from gch_bench.corruptions.blur import gaussian_filter, truncate
+from gch_bench.corruptions.blur import gaussian_filter, truncate_blur
 
 _FIXED_POINT_BITS = 22  # of Pillow's 8-bit resampling weights
 
@@ -36,7 +36,8 @@ def pixelate(images: Tensor, scale: float) -> Tensor:
 def _box_shrink_rows(images: Tensor, size: int) -> Tensor:
     """Box filter over the rows, down to ``size`` rows, in Pillow's fixed point (int32)."""
     source, weight = _box_taps(images.shape[2], size, str(images.device))
-    total = torch.full((*images.shape[:2], size, images.shape[3]), 1 << (_FIXED_POINT_BITS - 1), device=images.device).int()
+    shape, half = (*images.shape[:2], size, images.shape[3]), 1 << (_FIXED_POINT_BITS - 1)
+    total = torch.full(shape, half, dtype=torch.int32, device=images.device)
     for tap_source, tap_weight in zip(source, weight, strict=True):
         total.addcmul_(images.index_select(2, tap_source).int(), tap_weight[:, None])
     return total.bitwise_right_shift_(_FIXED_POINT_BITS).to(torch.uint8)
@@ -64,12 +65,13 @@ def _nearest(size_in: int, size_out: int, device: str) -> Tensor:
 
 def jpeg_compression(images: Tensor, quality: int) -> Tensor:
     """Saved as JPEG of this ``quality`` (libjpeg scale, 4:2:0) and read back, by Pillow, one image at a time on the CPU."""
-    decoded_BHW3 = np.empty((images.shape[0], *images.shape[2:], 3), dtype=np.uint8)
-    for image_HW3, out_HW3 in zip(images.permute(0, 2, 3, 1).contiguous().cpu().numpy(), decoded_BHW3, strict=True):
+    decoded = np.empty(images.shape, dtype=np.uint8)
+    for image_3HW, out_3HW in zip(images.cpu().contiguous().numpy(), decoded, strict=True):
         with io.BytesIO() as file:
-            Image.fromarray(image_HW3).save(file, "JPEG", quality=quality)
-            out_HW3[:] = Image.open(file)
-    return torch.from_numpy(decoded_BHW3).to(images.device).permute(0, 3, 1, 2).contiguous()
+            Image.merge("RGB", [Image.fromarray(channel) for channel in image_3HW]).save(file, "JPEG", quality=quality)
+            for channel, out_HW in zip(Image.open(file).split(), out_3HW, strict=True):
+                out_HW[:] = channel
+    return torch.from_numpy(decoded).to(images.device)
 
 
 def elastic_transform(images: Tensor, level: tuple[float, float, float], generators: Sequence[Generator]) -> Tensor:
@@ -92,7 +94,7 @@ def elastic_transform(images: Tensor, level: tuple[float, float, float], generat
             move_2HW = torch.empty(2, height, width, device=device).uniform_(-alpha, alpha, generator=generator)
             dx_HW, dy_HW = gaussian_filter(move_2HW, sigma, "symmetric", cut=3.0)
             field = _sample(field, dx_HW + x_HW, dy_HW + y_HW, about_centres=False)
-        out_3HW.copy_(truncate(field))
+        out_3HW.copy_(truncate_blur(field))
     return elastic
 
 

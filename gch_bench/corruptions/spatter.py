@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from gch_bench.corruptions.blur import gaussian_filter
+from gch_bench.corruptions.pixel import truncate
 
 Spatter = tuple[float, float, float, float, float, int]
 WATER = (175, 238, 238)  # RGB, pale turquoise
@@ -45,13 +46,13 @@ def mud(images: Tensor, drops_BHW: Tensor, sigma: float) -> Tensor:
     cover_BHW = torch.cat([gaussian_filter(drops_HW.to(torch.float32)[None], sigma) for drops_HW in drops_BHW])
     cover_B1HW = cover_BHW.mul_(cover_BHW >= 0.8)[:, None]
     brown_B3HW = cover_B1HW * _color(MUD, images)
-    return brown_B3HW.add_(images * (1 - cover_B1HW)).clamp_(0, 255).to(torch.uint8)
+    return truncate(brown_B3HW.add_(images * (1 - cover_B1HW)))
 
 
 def water(images: Tensor, layer_BHW: Tensor, strength: float) -> Tensor:
     """Turquoise added in proportion to the ``layer`` times an embossed relief of the distance to the drops' edges."""
     height, width = layer_BHW.shape[1:]
-    liquid = layer_BHW.mul(255).clamp_(0, 255).to(torch.uint8)
+    liquid = truncate(layer_BHW * 255)
     near = distance_to_edges(canny(liquid, 50, 150)).to(torch.float32)
     relief = equalize(_box_sum(near).div_(9 * DISTANCE_UNIT).to(torch.int32), levels=21).to(torch.float32)
     padded = _pad(relief)
@@ -64,7 +65,7 @@ def water(images: Tensor, layer_BHW: Tensor, strength: float) -> Tensor:
     amount = relief.mul_(liquid.to(torch.float32))
     most = amount.amax((1, 2), keepdim=True)
     amount_B1HW = amount.mul_(strength / most.clamp(min=1))[:, None]
-    return (amount_B1HW * _color(WATER, images)).add_(images.to(torch.float32)).clamp_(0, 255).to(torch.uint8)
+    return truncate((amount_B1HW * _color(WATER, images)).add_(images.to(torch.float32)))
 
 
 def _color(rgb: tuple[int, int, int], images: Tensor) -> Tensor:
@@ -73,12 +74,8 @@ def _color(rgb: tuple[int, int, int], images: Tensor) -> Tensor:
 
 def _pad(field_BHW: Tensor) -> Tensor:
     """One pixel more on each side, reflected about the edge pixels."""
-    for dim in (1, 2):
-        n = field_BHW.shape[dim]
-        field_BHW = torch.cat(
-            [field_BHW.narrow(dim, min(1, n - 1), 1), field_BHW, field_BHW.narrow(dim, max(0, n - 2), 1)], dim
-        )
-    return field_BHW
+    mode = "reflect" if min(field_BHW.shape[1:]) > 1 else "replicate"  # one row or column has nothing to reflect
+    return F.pad(field_BHW[:, None], (1, 1, 1, 1), mode=mode)[:, 0]
 
 
 def _box_sum(field_BHW: Tensor) -> Tensor:
@@ -124,20 +121,20 @@ def canny(grey: Tensor, low: int, high: int) -> Tensor:
     tangent = x.abs() * 13573
     flat = y.abs() << 15 < tangent
     steep = y.abs() << 15 > tangent + (x.abs() << 16)
-    step = torch.where(flat, 1, torch.where(steep, row, torch.where((x < 0) == (y < 0), row + 1, row - 1)))
+    diagonal = ~(flat | steep)
+    step = diagonal * torch.where((x < 0) == (y < 0), row + 1, row - 1) + steep * row + flat
     here, before, after = (magnitude.index_select(0, at) for at in (place, place - step, place + step))
-    largest = (here > before) & ((here > after) | ((here == after) & (flat | steep)))
-    peak = torch.zeros(len(magnitude), dtype=torch.bool, device=grey.device)
-    peak[place[largest]] = True
-    peak, strong = (mask.view(batch, height + 2, row)[:, 1:-1, 1:-1] for mask in (peak, magnitude > high))
-    edges = peak & strong
+    peak = (here > before) & ((here > after) | ((here == after) & ~diagonal))
+    edges = torch.zeros(len(magnitude), dtype=torch.bool, device=grey.device)
+    edges[place[peak & (here > high)]] = True
+    weak = place[peak & (here <= high)]
+    around = torch.tensor([-row - 1, -row, -row + 1, -1, 1, row - 1, row, row + 1], device=grey.device)
     while True:
-        grown = F.pad(edges, (1, 1, 1, 1))
-        grown = grown[:, :-2] | grown[:, 1:-1] | grown[:, 2:]
-        grown = (grown[..., :-2] | grown[..., 1:-1] | grown[..., 2:]) & peak
-        if torch.equal(grown, edges):
-            return edges
-        edges = grown
+        linked = edges.index_select(0, (weak[:, None] + around).flatten()).view(-1, 8).any(1)
+        if not linked.any():
+            return edges.view(batch, height + 2, row)[:, 1:-1, 1:-1]
+        edges[weak[linked]] = True
+        weak = weak[~linked]
 
 
 def distance_to_edges(edges: Tensor) -> Tensor:
@@ -147,7 +144,7 @@ def distance_to_edges(edges: Tensor) -> Tensor:
     Source: Borgefors, CVGIP 1986. A shortest path may take its steps in any order, so the steps of one direction are taken
     together, and 1, 2, 4, ... of them at a time: 136 whole-image operations, where the usual algorithm is a sequential scan.
     """
-    distance = torch.where(edges, 0, 20 * DISTANCE_UNIT).to(torch.int16)
+    distance = edges.to(torch.int16).sub_(1).mul_(-20 * DISTANCE_UNIT)
     height, width = edges.shape[1:]
     for cost, doublings, steps in CHAMFER:
         for rows, columns in steps:

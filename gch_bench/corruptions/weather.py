@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from gch_bench.corruptions.blur import draw_angle, enlarge, motion_blur_at, zoom_crop
+from gch_bench.corruptions.pixel import truncate
 
 Snow = tuple[float, float, float, float, float, float, float]
 LUMA = (0.299, 0.587, 0.114)
@@ -33,12 +34,12 @@ def snow(images: Tensor, level: Snow, generators: Sequence[Generator]) -> Tensor
     for image_3HW, out_3HW, generator in zip(images, snowy, generators, strict=True):
         crop = torch.empty(1, zoom_crop(height, zoom), zoom_crop(width, zoom), device=images.device)
         flakes = enlarge(crop.normal_(mean, sd, generator=generator), zoom, (height, width))
-        flakes = torch.where(flakes < threshold, 0, flakes).clamp_(0, 1).mul_(255).to(torch.uint8)
+        flakes = truncate(flakes.mul(255).mul_(flakes >= threshold))
         layer_1HW = motion_blur_at(flakes, radius, sigma, angle=draw_angle(-135, -45, generator)).to(torch.float32)
         x = image_3HW.to(torch.float32)
         whitened_HW = torch.tensordot(luma, x, 1).mul_(1.5).add_(127.5)
         x = x * keep + torch.maximum(x, whitened_HW).mul_(1 - keep)
-        out_3HW.copy_(x.add_(layer_1HW).add_(layer_1HW.rot90(2, (1, 2))).clamp_(0, 255).to(torch.uint8))
+        out_3HW.copy_(truncate(x.add_(layer_1HW).add_(layer_1HW.rot90(2, (1, 2)))))
     return snowy
 
 
@@ -57,7 +58,7 @@ def frost(images: Tensor, level: tuple[float, float, float], generators: Sequenc
         top = int(draw[1] * (texture.shape[1] - height))
         left = int(draw[2] * (texture.shape[2] - width))
         crop = texture[:, top : top + height, left : left + width]
-        out_3HW.copy_(image_3HW.to(torch.float32).mul_(image_weight).add_(crop, alpha=frost_weight).clamp_(0, 255))
+        out_3HW.copy_(truncate(image_3HW.to(torch.float32).mul_(image_weight).add_(crop, alpha=frost_weight)))
     return frosted
 
 
@@ -107,7 +108,7 @@ def fog(images: Tensor, level: tuple[float, float], generators: Sequence[Generat
     brightest_B111 = images.amax((1, 2, 3), keepdim=True).to(torch.float32)
     scale_B111 = brightest_B111 / (brightest_B111 + 255 * strength)
     foggy = images.to(torch.float32).add_(plasma_BHW[:, None], alpha=255 * strength)
-    return foggy.mul_(scale_B111).clamp_(0, 255).to(torch.uint8)
+    return truncate(foggy.mul_(scale_B111))
 
 
 def plasma(draws_BN: Tensor, decay: float) -> Tensor:
