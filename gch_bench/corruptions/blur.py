@@ -80,9 +80,10 @@ def defocus_blur(images: Tensor, radius_alias: tuple[float, float]) -> Tensor:
     blurred = torch.empty(images.shape, dtype=torch.uint8, device=images.device)
     for image_3HW, out_3HW in zip(images, blurred, strict=True):
         padded = image_3HW.reshape(3, -1).gather(1, source.view(1, -1).expand(3, -1)).view(3, *source.shape)
-        # One axis at a time, and back only the rows that are wanted: 3 times faster than irfft2 on a CPU.
-        waves = torch.fft.fft(torch.fft.rfft(padded.to(torch.float32), size[1], dim=2), size[0], dim=1).mul_(spectrum)
-        field = torch.fft.irfft(torch.fft.ifft(waves, dim=1)[:, :height], size[1], dim=2)
+        # One axis at a time, each the last one in memory, and back only for the rows wanted: faster than rfft2 and irfft2.
+        waves_3WH = torch.fft.rfft(padded.to(torch.float32), size[1]).transpose(1, 2).contiguous()
+        waves_3WH = torch.fft.ifft(torch.fft.fft(waves_3WH, size[0]).mul_(spectrum))
+        field = torch.fft.irfft(waves_3WH[..., :height].transpose(1, 2).contiguous(), size[1])
         out_3HW.copy_(truncate_blur(field[..., :width], margin))
     return blurred
 
@@ -93,7 +94,7 @@ def _fft_size(height: int, width: int, side: int) -> tuple[int, int]:
 
 @lru_cache(maxsize=64)
 def _disk_spectrum(radius: float, alias: float, height: int, width: int, device: str) -> tuple[Tensor, int, float]:
-    """The disk's real FFT at the padded size, the disk's side in pixels (17, or more for a radius above 8), the tie margin."""
+    """The disk's real FFT (W, H) at the padded size; its side in pixels, 17 or more for a radius above 8; the tie margin."""
     half, smooth = (8, 1) if radius <= 8 else (math.ceil(radius), 2)
     grid = np.arange(-half, half + 1)
     disk = (grid[:, None] ** 2 + grid**2 <= radius**2).astype(np.float32)
@@ -110,7 +111,7 @@ def _disk_spectrum(radius: float, alias: float, height: int, width: int, device:
     at_origin = np.zeros(_fft_size(height, width, len(grid)))
     at_origin[: len(grid), : len(grid)] = kernel
     spectrum = torch.fft.rfft2(torch.from_numpy(at_origin)).conj().resolve_conj()
-    return spectrum.to(device, torch.complex64), len(grid), margin
+    return spectrum.T.contiguous().to(device, torch.complex64), len(grid), margin
 
 
 @lru_cache(maxsize=64)
