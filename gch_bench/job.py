@@ -28,7 +28,7 @@ from gch_bench.errors import UserError
 from gch_bench.evaluation.cells import missing_cells, parameter_set, try_corruptions, wanted_cells
 from gch_bench.evaluation.evaluate import View, evaluate_cell
 from gch_bench.loggers import Logger, evaluation_metrics, open_logger
-from gch_bench.metrics import mean_corruption
+from gch_bench.metrics import mean_corruption, reported
 from gch_bench.records import CELL_CLEAN, Cell
 from gch_bench.runfile import RunFile, identity, identity_hash, weights_digest
 from gch_bench.training.loop import StepReport, Stopped, TrainingJob, train
@@ -337,7 +337,8 @@ def _show(job: Job, summary: pd.DataFrame) -> None:
         own = {cell: row for cell, row in cells.items() if cell[0] == name}
         rows.append([name, *metric_cells(mean_corruption(own, keys))])
     with suppress(ValueError):  # corruptions at different severities have no common mean
-        rows.append(["mean over corruptions", *metric_cells(mean_corruption(cells, keys))])
+        count = len(reported(name for name, _ in cells))
+        rows.append([f"mean over {count} corruptions", *metric_cells(mean_corruption(cells, keys))])
     notes = [f"WARNING: {warning}" for warning in job.built.warnings]
     job.display.table(
         f"{job.folder.name}: {int(clean['n'])} images per cell, mean over severities",

@@ -16,6 +16,7 @@ Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
 CLEAN = "clean"  # name of the uncorrupted cell in a mapping keyed by (corruption, severity)
+EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")  # the corruptions of ImageNet-C beside its 15
 NUM_BINS = 15
 
 
@@ -172,13 +173,22 @@ def summarize(atoms: Any, num_classes: int, num_bins: int = NUM_BINS) -> dict[st
     }
 
 
+def reported(names: Iterable[str]) -> list[str]:
+    """The corruptions that are averaged, in their order: those of the 15 if there is any, else those of the 4 extra ones.
+
+    The extra ones are for tuning (Hendrycks & Dietterich 2019): a mean over both would be comparable with nothing.
+    """
+    corruptions = [name for name in dict.fromkeys(names) if name != CLEAN]
+    return [name for name in corruptions if name not in EXTRA] or corruptions
+
+
 def mean_corruption(cells: Mapping[Any, Mapping[str, float]], keys: Iterable[str]) -> dict[str, float]:
-    """Mean of each key over severities within a corruption, then over corruptions; cells named CLEAN are left out.
+    """Mean of each key over severities within a corruption, then over the ``reported`` corruptions; CLEAN is left out.
 
     cells maps (corruption, severity) to a summary row (see summarize). ValueError: no corrupted cell, or corruptions with
     different severities (an incomplete run has no mean).
     """
-    levels = {name: sorted(s for other, s in cells if other == name) for name, _ in cells if name != CLEAN}
+    levels = {name: sorted(s for other, s in cells if other == name) for name in reported(name for name, _ in cells)}
     if len(set(map(tuple, levels.values()))) != 1:
         raise ValueError(f"cells must hold corruptions, each with the same severities, got {levels}")
     return {key: float(np.mean([np.mean([cells[name, s][key] for s in levels[name]]) for name in levels])) for key in keys}

@@ -278,6 +278,9 @@ def test_mean_corruption_is_over_severities_then_corruptions_without_clean():
         cells["snow", s] = {"top1": 0.2 * s, "ece": 0.3}
     assert metrics.mean_corruption(cells, ["top1"]) == {"top1": pytest.approx(0.3)}
     assert list(metrics.mean_corruption(cells, ["ece", "top1"])) == ["ece", "top1"]
+    extra = {("spatter", 1): {"top1": 0.9}, ("saturate", 1): {"top1": 0.7}}
+    assert metrics.mean_corruption(cells | extra, ["top1"]) == {"top1": pytest.approx(0.3)}  # never beside the 15
+    assert metrics.mean_corruption(extra, ["top1"]) == {"top1": pytest.approx(0.8)}
     del cells["fog", 3]
     with pytest.raises(ValueError, match=r"same severities, got .*'fog': \[1, 2\]"):
         metrics.mean_corruption(cells, ["top1"])

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from gch_bench.errors import UserError
-from gch_bench.metrics import CLEAN, mean_corruption, summarize
+from gch_bench.metrics import CLEAN, mean_corruption, reported, summarize
 from gch_bench.records import CELL_CLEAN, Cell, read_json, read_record, record_facts, recorded_cells
 from gch_bench.report.statistics import Interval, paired_differences
 
@@ -84,8 +84,10 @@ def compare(runs: list[Run], num_resamples: int = 1000, level: float = 0.95) -> 
 
 
 def _shared_cells(runs: list[Run]) -> list[Cell]:
-    """The corrupted cells that all runs have, at the severities that all of their corruptions have: those have a mean."""
-    found = set.intersection(*(set(run.cells) for run in runs)) - {CELL_CLEAN}
+    """The corrupted cells that all runs have and that are averaged, at the severities that all these corruptions have."""
+    found = set.intersection(*(set(run.cells) for run in runs))
+    averaged = reported(sorted(cell.corruption for cell in found))
+    found = {cell for cell in found if cell.corruption in averaged}
     levels = [{cell.severity for cell in found if cell.corruption == name} for name in {cell.corruption for cell in found}]
     common = set.intersection(*levels) if levels else set()
     return sorted(cell for cell in found if cell.severity in common)
@@ -126,7 +128,7 @@ def _notes(runs: list[Run], shared: list[Cell], num_resamples: int, level: float
     ]  # fmt: skip
     left_out = len(set().union(*(run.cells for run in runs)) - {CELL_CLEAN}) - len(shared)
     if left_out:
-        notes.append(f"WARNING: {left_out} corrupted cells are left out, which not all of these runs or corruptions have")
+        notes.append(f"WARNING: {left_out} corrupted cells are left out: not all of these runs or corruptions have them, or extra")
     if len(runs) > 1:
         notes.append(
             f"differences: paired over images, [{level:.0%} percentile interval of {num_resamples} bootstrap resamples];"

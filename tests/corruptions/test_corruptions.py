@@ -15,6 +15,7 @@ from gch_bench.corruptions import (
     corrupt,
     parameters_for,
 )
+from gch_bench.metrics import EXTRA
 
 every_corruption = pytest.mark.parametrize("name", CORRUPTIONS)
 every_severity = pytest.mark.parametrize("severity", SEVERITIES)
@@ -107,6 +108,7 @@ def test_distortion_grows_with_severity(name: str, parameters: str) -> None:
 def test_tables_name_the_same_corruptions() -> None:
     assert sorted([*INDEPENDENT, *LAWS, *REPLAYED]) == sorted(CORRUPTIONS) == sorted(ALEXNET_ERROR_PERCENT)
     assert len(CORRUPTIONS) == 19
+    assert {name for name, corruption in CORRUPTIONS.items() if corruption.group == "extra"} == set(EXTRA)
     for parameters in PARAMETER_SETS.values():
         assert set(parameters.levels) == set(CORRUPTIONS)
         assert all(len(levels) == len(SEVERITIES) for levels in parameters.levels.values())

@@ -50,6 +50,17 @@ def test_only_shared_cells_count() -> None:
     assert len(clean_only.rows) == 3
 
 
+def test_extra_corruptions_are_averaged_by_themselves() -> None:
+    both = [*CELLS, Cell("spatter", 1), Cell("spatter", 2)]
+    with_extra, without = (
+        compare([make_run("none", 0, cells=cells), make_run("gch", 1, cells=cells)], 10) for cells in (both, CELLS)
+    )
+    assert with_extra.rows == without.rows
+    assert "2 corrupted cells are left out" in with_extra.notes[1]
+    alone = [CELL_CLEAN, Cell("spatter", 1)]
+    assert "(spatter)" in compare([make_run("none", 0, cells=alone), make_run("gch", 1, cells=alone)], 10).notes[0]
+
+
 def test_warnings_are_shown() -> None:
     table = compare([make_run("none", 0), make_run("gch", 1, protocol="q", warnings=("stage L4 is the IDENTITY",))], 10)
     text = " ".join(table.notes)

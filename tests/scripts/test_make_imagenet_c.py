@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_tree import CELLS, FEW, IMAGES, LONG, SCRIPT, files, make, target, times
+from made_tree import CELLS, FEW, IMAGES, LONG, SCRIPT, dest, files, make, src, target, times, whole  # noqa: F401 - fixtures
 from PIL import Image
 from torchvision.datasets import ImageFolder
 

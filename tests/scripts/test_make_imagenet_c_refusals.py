@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_tree import FEW, files, make, times
+from made_tree import FEW, dest, files, make, refuse, src, times, whole  # noqa: F401 - fixtures
 
 from gch_bench.corruptions import CORRUPTIONS
 
