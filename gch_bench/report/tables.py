@@ -128,7 +128,9 @@ def _notes(runs: list[Run], shared: list[Cell], num_resamples: int, level: float
     ]  # fmt: skip
     left_out = len(set().union(*(run.cells for run in runs)) - {CELL_CLEAN}) - len(shared)
     if left_out:
-        notes.append(f"WARNING: {left_out} corrupted cells are left out: extra ones, or not in all of these runs and corruptions")
+        notes.append(
+            f"WARNING: {left_out} corrupted cells are left out: extra ones, or not in all of these runs or corruptions"
+        )
     if len(runs) > 1:
         notes.append(
             f"differences: paired over images, [{level:.0%} percentile interval of {num_resamples} bootstrap resamples];"
