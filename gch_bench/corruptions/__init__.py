@@ -145,8 +145,11 @@ def in_parts(part: Callable[[slice], Tensor], images: Tensor) -> Tensor:
     out = torch.empty(images.shape, dtype=images.dtype, device=images.device)
     size = max(1, PART_PIXELS[images.device.type] // max(1, images[:, 0].numel() // max(1, len(images))))
 
+    inference = torch.is_inference_mode_enabled()  # each thread has its own mode
+
     def fill(start: int) -> None:
-        out[start : start + size] = part(slice(start, start + size))
+        with torch.inference_mode(inference):
+            out[start : start + size] = part(slice(start, start + size))
 
     starts, threads = range(0, len(images), size), torch.get_num_threads()
     if images.device.type != "cpu" or threads == 1:

@@ -11,8 +11,10 @@ from gch_bench.corruptions import (
     ALEXNET_ERROR_PERCENT,
     CORRUPTIONS,
     PARAMETER_SETS,
+    PART_PIXELS,
     SEVERITIES,
     corrupt,
+    in_parts,
     parameters_for,
 )
 from gch_bench.metrics import EXTRA
@@ -48,6 +50,39 @@ def test_result_depends_on_the_image_and_its_keys_only(name: str, severity: int,
     neighbours = torch.cat([255 - images, images, images])
     many = corrupt(neighbours, name, severity, torch.cat([ids(n) + 50, ids(n), ids(n) + 70]), parameters=parameters)
     assert torch.equal(whole, many[n : 2 * n])
+
+
+@every_corruption
+@pytest.mark.parametrize("inference", [True, False])
+def test_threads_do_not_matter(name: str, inference: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = photos(40, 48).repeat(3, 1, 1, 1)
+    before = torch.get_num_threads()
+    monkeypatch.setitem(PART_PIXELS, "cpu", 3 * 40 * 48)
+    results = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            with torch.inference_mode(inference):
+                results.append(corrupt(images, name, 3, ids(12)))
+            assert results[-1].is_inference() == inference
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*results)
+
+
+def test_an_error_in_a_thread_reaches_the_caller() -> None:
+    def fail(of: slice) -> torch.Tensor:
+        raise ValueError(f"part {of.start}")
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(ValueError, match="part 0"):
+            in_parts(fail, torch.zeros(4, 3, 300, 300, dtype=torch.uint8))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 @every_corruption
