@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor
 
+from gch_bench.corruptions import jpeg
 from gch_bench.corruptions.blur import gaussian_filter, truncate_blur
 
 _FIXED_POINT_BITS = 22  # of Pillow's 8-bit resampling weights
@@ -64,14 +65,17 @@ def _nearest(size_in: int, size_out: int, device: str) -> Tensor:
 
 
 def jpeg_compression(images: Tensor, quality: int) -> Tensor:
-    """Saved as JPEG of this ``quality`` (libjpeg scale, 4:2:0) and read back, by Pillow, one image at a time on the CPU."""
+    """Saved as JPEG of this ``quality`` (libjpeg scale, 4:2:0) and read back: on a CPU by Pillow, one image at a time; on a GPU
+    by jpeg.py, which gives the same pixels."""
+    if images.device.type != "cpu":
+        return jpeg.jpeg_compression(images, quality)
     decoded = np.empty(images.shape, dtype=np.uint8)
-    for image_3HW, out_3HW in zip(images.cpu().contiguous().numpy(), decoded, strict=True):
+    for image_3HW, out_3HW in zip(images.contiguous().numpy(), decoded, strict=True):
         with io.BytesIO() as file:
             Image.merge("RGB", [Image.fromarray(channel) for channel in image_3HW]).save(file, "JPEG", quality=quality)
             for channel, out_HW in zip(Image.open(file).split(), out_3HW, strict=True):
                 out_HW[:] = channel
-    return torch.from_numpy(decoded).to(images.device)
+    return torch.from_numpy(decoded)
 
 
 def elastic_transform(images: Tensor, level: tuple[float, float, float], generators: Sequence[Generator]) -> Tensor:
