@@ -103,6 +103,7 @@ class CorruptionsConfig:
 
     def __post_init__(self) -> None:
         check(set(self.severities) <= {1, 2, 3, 4, 5}, "corruptions.severities", "a list out of 1..5", self.severities)
+        check(not self.names or bool(self.severities), "corruptions.severities", "a list of some of 1..5", self.severities)
         for name, values in (("names", self.names), ("severities", self.severities)):
             check(len(set(values)) == len(values), f"corruptions.{name}", "free of repetitions", values)
         if self.name == "stored" and not self.stored:

@@ -28,10 +28,10 @@ from gch_bench.errors import UserError
 from gch_bench.evaluation.cells import missing_cells, parameter_set, try_corruptions, wanted_cells
 from gch_bench.evaluation.evaluate import View, evaluate_cell
 from gch_bench.loggers import Logger, evaluation_metrics, open_logger
-from gch_bench.metrics import mean_corruption, reported
+from gch_bench.metrics import averaged, mean_corruption
 from gch_bench.records import CELL_CLEAN, Cell
 from gch_bench.runfile import RunFile, identity, identity_hash, weights_digest
-from gch_bench.training.loop import StepReport, Stopped, TrainingJob, train
+from gch_bench.training.loop import StepReport, Stopped, TrainingJob, stop_requests, train
 from gch_bench.training.optim import create
 
 
@@ -255,12 +255,19 @@ def _evaluate(job: Job, model: nn.Module, weights: str) -> None:
     cells = missing_cells(job.folder, job.cells, facts, stored_facts(job))
     distributed.wait(world)  # all have looked before anyone writes
     skipped: list[BadImage] = []
-    with job.display.bar("evaluate", len(cells) * len(data.val), "images") as advance:
+    with stop_requests() as stop, job.display.bar("evaluate", len(cells) * len(data.val), "images") as advance:
+
+        def step(note: str, images: int) -> None:
+            advance(note, images)
+            if stop:  # between batches, where nothing can swallow an exception or be left half done
+                sys.exit(128 + stop[0])
+
         for number, cell in enumerate(cells):
             note = f"cell {number + 1}/{len(cells)} {cell.corruption}-{cell.severity}"
-            step = partial(advance, note)
             bad: list[BadImage] = []
-            atoms = evaluate_cell(view, cell, loader_of(cell), len(data.val), world, config.data.skip_bad, bad, step)
+            atoms = evaluate_cell(
+                view, cell, loader_of(cell), len(data.val), world, config.data.skip_bad, bad, partial(step, note)
+            )
             skipped += bad
             if world.main and number == 0:
                 images = {"id": range(len(data.val)), "label": data.val.labels, "name": data.val.names}
@@ -337,8 +344,8 @@ def _show(job: Job, summary: pd.DataFrame) -> None:
         own = {cell: row for cell, row in cells.items() if cell[0] == name}
         rows.append([name, *metric_cells(mean_corruption(own, keys))])
     with suppress(ValueError):  # corruptions at different severities have no common mean
-        count = len(reported(name for name, _ in cells))
-        rows.append([f"mean over {count} corruptions", *metric_cells(mean_corruption(cells, keys))])
+        names = averaged(name for name, _ in cells)
+        rows.append([f"mean over {len(names)} corruptions", *metric_cells(mean_corruption(cells, keys))])
     notes = [f"WARNING: {warning}" for warning in job.built.warnings]
     job.display.table(
         f"{job.folder.name}: {int(clean['n'])} images per cell, mean over severities",

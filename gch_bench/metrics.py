@@ -173,7 +173,7 @@ def summarize(atoms: Any, num_classes: int, num_bins: int = NUM_BINS) -> dict[st
     }
 
 
-def reported(names: Iterable[str]) -> list[str]:
+def averaged(names: Iterable[str]) -> list[str]:
     """The corruptions that are averaged, in their order: those of the 15 if there is any, else those of the 4 extra ones.
 
     The extra ones are for tuning (Hendrycks & Dietterich 2019): a mean over both would be comparable with nothing.
@@ -183,12 +183,12 @@ def reported(names: Iterable[str]) -> list[str]:
 
 
 def mean_corruption(cells: Mapping[Any, Mapping[str, float]], keys: Iterable[str]) -> dict[str, float]:
-    """Mean of each key over severities within a corruption, then over the ``reported`` corruptions; CLEAN is left out.
+    """Mean of each key over severities within a corruption, then over the ``averaged`` corruptions; CLEAN is left out.
 
     cells maps (corruption, severity) to a summary row (see summarize). ValueError: no corrupted cell, or corruptions with
     different severities (an incomplete run has no mean).
     """
-    levels = {name: sorted(s for other, s in cells if other == name) for name in reported(name for name, _ in cells)}
+    levels = {name: sorted(s for other, s in cells if other == name) for name in averaged(name for name, _ in cells)}
     if len(set(map(tuple, levels.values()))) != 1:
         raise ValueError(f"cells must hold corruptions, each with the same severities, got {levels}")
     return {key: float(np.mean([np.mean([cells[name, s][key] for s in levels[name]]) for name in levels])) for key in keys}

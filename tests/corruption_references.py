@@ -247,7 +247,7 @@ def opencv_spatter(image, level, generator):
         cover = skimage.filters.gaussian((liquid > threshold).astype(np.float32), sigma=strength)
         cover = np.where(cover < 0.8, 0, cover)[..., None]
         return to_uint8(x * (1 - cover) + np.array([63, 42, 20]) / 255 * cover)
-    liquid = to_uint8(np.where(liquid < threshold, 0, liquid))
+    liquid = (np.where(liquid < threshold, 0, liquid) * 255).astype(np.int64).astype(np.uint8)  # wraps above 1
     distance = cv2.distanceTransform(255 - cv2.Canny(liquid, 50, 150), cv2.DIST_L2, 5)
     relief = cv2.equalizeHist(cv2.blur(np.minimum(distance, 20), (3, 3)).astype(np.uint8))
     relief = cv2.filter2D(relief, cv2.CV_8U, np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]]))

@@ -5,6 +5,7 @@ hendrycks/robustness, make_imagenet_c.py. A new corruption is a function, its le
 """
 
 import math
+import operator
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def corrupt(images: Tensor, name: str, severity: int, ids: Tensor, seed: int = 0
     batch's size, order or other images. Draws differ between CPU and CUDA.
 
     Args:
-        images: uint8 (B, 3, H, W), grey levels 0..255, any device; left as they are.
+        images: uint8 (B, 3, H, W), grey levels 0..255, on a CPU or CUDA device; left as they are.
         name: a key of CORRUPTIONS.
         severity: 1..5.
         ids: int64 (B,), each image's number in its data set.
@@ -108,11 +109,16 @@ def corrupt(images: Tensor, name: str, severity: int, ids: Tensor, seed: int = 0
     Raises:
         ValueError: an argument breaks its rule; one line gives rule and value.
     """
-    if name not in CORRUPTIONS:
+    if not isinstance(images, Tensor) or not isinstance(ids, Tensor):
+        raise ValueError(f"images and ids must be torch tensors, got {type(images).__name__} and {type(ids).__name__}")
+    if images.device.type not in PART_PIXELS:
+        raise ValueError(f"images must be on one of {', '.join(PART_PIXELS)}, got {images.device}")
+    severity, seed = _whole("severity", severity), _whole("seed", seed)
+    if not isinstance(name, str) or name not in CORRUPTIONS:
         raise ValueError(f"corruption must be one of {', '.join(CORRUPTIONS)}, got {name!r}")
     if severity not in SEVERITIES:
         raise ValueError(f"severity must be 1..5, got {severity!r}")
-    if parameters not in PARAMETER_SETS:
+    if not isinstance(parameters, str) or parameters not in PARAMETER_SETS:
         raise ValueError(f"parameters must be one of {', '.join(PARAMETER_SETS)}, got {parameters!r}")
     if images.dtype != torch.uint8:
         raise ValueError(f"images must be uint8, got {images.dtype}")
@@ -131,6 +137,16 @@ def corrupt(images: Tensor, name: str, severity: int, ids: Tensor, seed: int = 0
     return in_parts(part, images)
 
 
+def _whole(name: str, value: int) -> int:
+    """A Python int: draws are named by their keys' text, where True, 1.0 and 1 would differ."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be a whole number, got {value!r}") from None
+
+
 def jpeg_roundtrip(images: Tensor) -> Tensor:
     """uint8 (B, 3, H, W) -> the same after JPEG at quality 85, as ImageNet-C is stored."""
     return in_parts(lambda of: jpeg_compression(images[of], STORED_QUALITY), images)
@@ -140,7 +156,8 @@ def in_parts(part: Callable[[slice], Tensor], images: Tensor) -> Tensor:
     """A tensor like ``images`` with ``part(slice)`` in each slice of the batch, on a CPU by as many threads as torch may use.
 
     Each thread runs its operations alone: no thread waits for others after each operation, what torch does in one thread
-    (random draws, JPEG) runs side by side too, and no result depends on the number of threads.
+    (random draws, JPEG) runs side by side too, and no result depends on the number of threads. Other threads of the process
+    that start during a call see one torch thread.
     """
     out = torch.empty(images.shape, dtype=images.dtype, device=images.device)
     size = max(1, PART_PIXELS[images.device.type] // max(1, images[:, 0].numel() // max(1, len(images))))
@@ -148,7 +165,7 @@ def in_parts(part: Callable[[slice], Tensor], images: Tensor) -> Tensor:
     inference = torch.is_inference_mode_enabled()  # each thread has its own mode
 
     def fill(start: int) -> None:
-        with torch.inference_mode(inference):
+        with torch.inference_mode(inference), torch.autocast(images.device.type, enabled=False):
             out[start : start + size] = part(slice(start, start + size))
 
     starts, threads = range(0, len(images), size), torch.get_num_threads()

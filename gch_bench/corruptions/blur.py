@@ -176,7 +176,7 @@ def motion_blur(images: Tensor, radius_sigma: tuple[float, float], generators: S
 
 def draw_angle(low: float, high: float, generator: Generator) -> float:
     """Degrees, uniform."""
-    return torch.empty((), device=generator.device).uniform_(low, high, generator=generator).item()
+    return torch.empty((), dtype=torch.float32, device=generator.device).uniform_(low, high, generator=generator).item()
 
 
 def motion_blur_at(image: Tensor, radius: float, sigma: float, angle: float) -> Tensor:

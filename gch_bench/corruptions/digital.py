@@ -87,7 +87,7 @@ def elastic_transform(images: Tensor, level: tuple[float, float, float], generat
     alpha, sigma, affine = level
     height, width = images.shape[2:]
     device = images.device
-    y_HW, x_HW = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
+    y_HW, x_HW = torch.meshgrid(*(torch.arange(n, dtype=torch.float32, device=device) for n in (height, width)), indexing="ij")
     elastic = torch.empty(images.shape, dtype=torch.uint8, device=device)
     for image_3HW, out_3HW, generator in zip(images, elastic, generators, strict=True):
         shift = torch.empty(3, 2, dtype=torch.float64, device=device).uniform_(-affine, affine, generator=generator)
@@ -95,7 +95,8 @@ def elastic_transform(images: Tensor, level: tuple[float, float, float], generat
         field = image_3HW.contiguous().to(torch.float32)
         field = _sample(field, x_HW * xx + y_HW * xy + x0, x_HW * yx + y_HW * yy + y0, about_centres=True)
         if alpha > 0:
-            move_2HW = torch.empty(2, height, width, device=device).uniform_(-alpha, alpha, generator=generator)
+            move_2HW = torch.empty(2, height, width, dtype=torch.float32, device=device)
+            move_2HW.uniform_(-alpha, alpha, generator=generator)
             dx_HW, dy_HW = gaussian_filter(move_2HW, sigma, "symmetric", cut=3.0)
             field = _sample(field, dx_HW + x_HW, dy_HW + y_HW, about_centres=False)
         out_3HW.copy_(truncate_blur(field))

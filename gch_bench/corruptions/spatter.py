@@ -33,7 +33,7 @@ def spatter(images: Tensor, level: Spatter, generators: Sequence[Generator]) -> 
     0 for water or 1 for mud.
     """
     mean, sd, sigma, threshold, strength, kind = level
-    layer_BHW = torch.empty(images[:, 0].shape, device=images.device)
+    layer_BHW = torch.empty(images[:, 0].shape, dtype=torch.float32, device=images.device)
     for layer_HW, generator in zip(layer_BHW, generators, strict=True):
         layer_HW.copy_(gaussian_filter(layer_HW.normal_(mean, sd, generator=generator)[None], sigma)[0])
     if kind == 0:
@@ -52,7 +52,7 @@ def mud(images: Tensor, drops_BHW: Tensor, sigma: float) -> Tensor:
 def water(images: Tensor, layer_BHW: Tensor, strength: float) -> Tensor:
     """Turquoise added in proportion to the ``layer`` times an embossed relief of the distance to the drops' edges."""
     height, width = layer_BHW.shape[1:]
-    liquid = truncate(layer_BHW * 255)
+    liquid = (layer_BHW * 255).to(torch.int16).to(torch.uint8)  # above 1 it wraps around, as in the reference
     near = distance_to_edges(canny(liquid, 50, 150)).to(torch.float32)
     relief = equalize(_box_sum(near).div_(9 * DISTANCE_UNIT).to(torch.int32), levels=21).to(torch.float32)
     padded = _pad(relief)

@@ -30,9 +30,9 @@ def snow(images: Tensor, level: Snow, generators: Sequence[Generator]) -> Tensor
     mean, sd, zoom, threshold, radius, sigma, keep = level
     height, width = images.shape[2:]
     snowy = torch.empty(images.shape, dtype=torch.uint8, device=images.device)
-    luma = torch.tensor(LUMA, device=images.device)
+    luma = torch.tensor(LUMA, dtype=torch.float32, device=images.device)
     for image_3HW, out_3HW, generator in zip(images, snowy, generators, strict=True):
-        crop = torch.empty(1, zoom_crop(height, zoom), zoom_crop(width, zoom), device=images.device)
+        crop = torch.empty(1, zoom_crop(height, zoom), zoom_crop(width, zoom), dtype=torch.float32, device=images.device)
         flakes = enlarge(crop.normal_(mean, sd, generator=generator), zoom, (height, width))
         flakes = truncate(flakes.mul(255).mul_(flakes >= threshold))
         layer_1HW = motion_blur_at(flakes, radius, sigma, angle=draw_angle(-135, -45, generator)).to(torch.float32)
@@ -101,7 +101,7 @@ def fog(images: Tensor, level: tuple[float, float], generators: Sequence[Generat
     strength, decay = level
     height, width = images.shape[2:]
     side = 1 << max(1, (max(height, width) - 1).bit_length())
-    draws_BN = torch.empty(len(images), side * side, device=images.device)
+    draws_BN = torch.empty(len(images), side * side, dtype=torch.float32, device=images.device)
     for draws_N, generator in zip(draws_BN, generators, strict=True):
         draws_N.uniform_(-1, 1, generator=generator)
     plasma_BHW = plasma(draws_BN, decay)[:, :height, :width]
@@ -119,7 +119,7 @@ def plasma(draws_BN: Tensor, decay: float) -> Tensor:
     k^2 to 4 k^2: first of the middles, then of the points above them, then of the points to their left.
     """
     batch, size = draws_BN.shape
-    corners = torch.zeros(batch, 1, 1, device=draws_BN.device)
+    corners = torch.zeros(batch, 1, 1, dtype=draws_BN.dtype, device=draws_BN.device)
     wibble = 100.0
     while (side := corners.shape[1]) ** 2 < size:
         draws = draws_BN[:, side * side : 4 * side * side].view(batch, 3, side, side) * wibble**2
@@ -127,7 +127,7 @@ def plasma(draws_BN: Tensor, decay: float) -> Tensor:
         middle = (corners + right).add_(below).add_(right.roll(-1, 1)).div_(4).add_(draws[:, 0])
         top = (corners + right).add_(middle).add_(middle.roll(1, 1)).div_(4).add_(draws[:, 1])
         left = (corners + below).add_(middle).add_(middle.roll(1, 2)).div_(4).add_(draws[:, 2])
-        finer = torch.empty(batch, 2 * side, 2 * side, device=draws_BN.device)
+        finer = torch.empty(batch, 2 * side, 2 * side, dtype=draws_BN.dtype, device=draws_BN.device)
         finer[:, ::2, ::2], finer[:, ::2, 1::2] = corners, top
         finer[:, 1::2, ::2], finer[:, 1::2, 1::2] = left, middle
         corners = finer

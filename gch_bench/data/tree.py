@@ -25,6 +25,7 @@ from gch_bench.records import Cell, write_atomic, writing
 MANIFEST = "manifest.json"
 FORMAT = "gch-bench corrupted images, 1"
 ADVICE = "free space there or choose another DEST; the same command continues"
+_CELL = re.compile(r"\w+/[1-5]")
 _TEMPORARY = re.compile(r"\.(.+)\.\d+\.tmp")  # records.write_atomic's
 
 
@@ -71,7 +72,8 @@ class Tree:
             manifest = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read ({error}): restore it or choose another DEST") from error
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        cells = manifest.get("cells", {}) if isinstance(manifest, dict) else ()
+        if not isinstance(cells, dict) or manifest.get("format") != FORMAT or not all(map(_CELL.fullmatch, cells)):
             raise UserError(f"{path} must be of the format {FORMAT!r}, which it is not: choose another DEST")
         self.manifest = manifest
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from gch_bench.errors import UserError
-from gch_bench.metrics import CLEAN, mean_corruption, reported, summarize
+from gch_bench.metrics import CLEAN, averaged, mean_corruption, summarize
 from gch_bench.records import CELL_CLEAN, Cell, read_json, read_record, record_facts, recorded_cells
 from gch_bench.report.statistics import Interval, paired_differences
 
@@ -86,8 +86,8 @@ def compare(runs: list[Run], num_resamples: int = 1000, level: float = 0.95) -> 
 def _shared_cells(runs: list[Run]) -> list[Cell]:
     """The corrupted cells that all runs have and that are averaged, at the severities that all these corruptions have."""
     found = set.intersection(*(set(run.cells) for run in runs))
-    averaged = reported(sorted(cell.corruption for cell in found))
-    found = {cell for cell in found if cell.corruption in averaged}
+    names = averaged(sorted(cell.corruption for cell in found))
+    found = {cell for cell in found if cell.corruption in names}
     levels = [{cell.severity for cell in found if cell.corruption == name} for name in {cell.corruption for cell in found}]
     common = set.intersection(*levels) if levels else set()
     return sorted(cell for cell in found if cell.severity in common)

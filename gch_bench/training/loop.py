@@ -101,7 +101,7 @@ def train(job: TrainingJob, report: Callable[[StepReport], None], skipped: list[
         wrapped = DistributedDataParallel(job.model, device_ids=[world.device.index] if world.device.type == "cuda" else None)
     if recipe.compile:
         wrapped = torch.compile(wrapped)  # type: ignore[assignment]
-    with _stop_requests() as requests:
+    with stop_requests() as requests:
         for epoch in range(position.epoch, recipe.epochs):
             start = position.step if epoch == position.epoch else 0
             _train_epoch(job, wrapped, epoch, start, report, skipped, requests)
@@ -211,7 +211,7 @@ def seed_all(seed: int) -> None:
 
 
 @contextmanager
-def _stop_requests() -> Iterator[list[int]]:
+def stop_requests() -> Iterator[list[int]]:
     """Within the context SIGINT and SIGTERM are noted, to be obeyed at the next step boundary; a second one interrupts."""
     requests: list[int] = []
 

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from corruption_references import DEVICES, INDEPENDENT, LAWS, REFERENCE, REPLAYED, ids, needs_reference, photos
@@ -19,6 +20,8 @@ from gch_bench.corruptions import (
 )
 from gch_bench.metrics import EXTRA
 
+# of the photographs: fx of cv2.resize in frost() of make_imagenet_c.py (none), make_tinyimagenet_c.py and make_cifar_c.py
+FROST_SCALE = {"imagenet_224": 1, "tiny_64": 0.3, "cifar_32": 0.2}
 every_corruption = pytest.mark.parametrize("name", CORRUPTIONS)
 every_severity = pytest.mark.parametrize("severity", SEVERITIES)
 every_set = pytest.mark.parametrize("parameters", PARAMETER_SETS)
@@ -69,6 +72,29 @@ def test_threads_do_not_matter(name: str, inference: bool, monkeypatch: pytest.M
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*results)
+
+
+@every_corruption
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_callers_modes_do_not_matter(name: str, threads: int) -> None:
+    images, before = photos(40, 48), torch.get_num_threads()
+    expected = corrupt(images, name, 3, ids(4))
+    try:
+        torch.set_num_threads(threads)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(expected, corrupt(images, name, 3, ids(4)))
+        torch.set_default_dtype(torch.float64)
+        assert torch.equal(expected, corrupt(images, name, 3, ids(4)))
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("one", [torch.tensor(1), np.int64(1)])
+def test_whole_numbers_of_other_types_name_the_same_draws(one) -> None:
+    images = photos(40, 48)
+    expected = corrupt(images, "fog", 1, ids(4), seed=1)
+    assert torch.equal(expected, corrupt(images, "fog", one, ids(4), seed=one))
 
 
 def test_an_error_in_a_thread_reaches_the_caller() -> None:
@@ -159,7 +185,7 @@ def test_tables_hold_the_published_numbers() -> None:
             if name == "zoom_blur":
                 published = [list(level.values()) for level in published]
             elif name == "frost":
-                published = [[*level, facts[set_name].get("frost_texture_scale", 1)] for level in published]
+                published = [[*level, FROST_SCALE[set_name]] for level in published]
             elif name == "elastic_transform":
                 published = [[published["unit"] * value for value in level] for level in published["levels"]]
             assert json.loads(json.dumps(levels)) == published
@@ -187,6 +213,13 @@ GOOD = {"images": torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "severity": 1, "id
 BAD_INPUT = [
     ({"severity": 7}, "severity must be 1..5, got 7"),
     ({"severity": 0}, "severity must be 1..5, got 0"),
+    ({"severity": 1.0}, "severity must be a whole number, got 1.0"),
+    ({"severity": True}, "severity must be a whole number, got True"),
+    ({"seed": 0.0}, "seed must be a whole number, got 0.0"),
+    ({"images": [1, 2]}, "images and ids must be torch tensors, got list and Tensor"),
+    ({"ids": range(2)}, "images and ids must be torch tensors, got Tensor and range"),
+    ({"images": GOOD["images"].to("meta")}, "images must be on one of cpu, cuda, got meta"),
+    ({"parameters": ["x"]}, "parameters must be one of imagenet_224, tiny_64, cifar_32, got ['x']"),
     ({"parameters": "lsun"}, "parameters must be one of imagenet_224, tiny_64, cifar_32, got 'lsun'"),
     ({"images": torch.zeros(2, 3, 8, 8)}, "images must be uint8, got torch.float32"),
     ({"images": GOOD["images"][0]}, "images must have shape (B, 3, H, W), got (3, 8, 8)"),

@@ -181,10 +181,8 @@ def _assert_close_to_golden(name: str, severity: int, photo: np.ndarray, expecte
     image = torch.from_numpy(photo).permute(2, 0, 1)[None]
     got = corrupt(image, name, severity, ids(1))[0].permute(1, 2, 0).numpy()
     difference = np.abs(got.astype(int) - expected)
-    assert difference.mean() <= 0.6
-    assert (difference <= 3).mean() >= 0.999
-    if name in ("jpeg_compression", "pixelate"):
-        assert (difference <= 1).mean() >= 0.99
+    assert difference.max() <= (0 if name in ("contrast", "pixelate") else 1)  # JPEG: other builds of libjpeg
+    assert difference.mean() <= 0.01
 
 
 def _assert_motion_close_to_golden(key: str, photo: np.ndarray, expected: np.ndarray) -> None:
