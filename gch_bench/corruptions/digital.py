@@ -30,8 +30,8 @@ def pixelate(images: Tensor, scale: float) -> Tensor:
     # Pillow's order: along the rows, rounded to 8 bits, then along the columns. Rows of a transposed image are taken quickest.
     shrunk = _box_shrink_rows(images.transpose(2, 3).contiguous(), max(1, int(width * scale)))
     shrunk = _box_shrink_rows(shrunk.transpose(2, 3).contiguous(), max(1, int(height * scale)))
-    shrunk = shrunk.index_select(3, _nearest(shrunk.shape[3], width, str(images.device)))
-    return shrunk.index_select(2, _nearest(shrunk.shape[2], height, str(images.device)))
+    wide = shrunk.transpose(2, 3).contiguous().index_select(2, _nearest(shrunk.shape[3], width, str(images.device)))
+    return wide.transpose(2, 3).contiguous().index_select(2, _nearest(shrunk.shape[2], height, str(images.device)))
 
 
 def _box_shrink_rows(images: Tensor, size: int) -> Tensor:

@@ -95,8 +95,9 @@ def test_default_folder_is_stable_and_separates_configurations(tmp_path: Path, m
     train_and_evaluate(configuration(*tiny))
     (first,) = Path("runs").iterdir()
     assert re.fullmatch(r"digits-tinynet_tinynet-gch-s0-[0-9a-f]{8}", first.name)
-    for same in ("logger=csv", "evaluation.batch_size=32", "data.skip_bad=true", "threads=2", "corruptions.names=[contrast]"):
+    for same in ("logger=csv", "evaluation.batch_size=32", "data.skip_bad=true", "threads=2"):
         train_and_evaluate(configuration(*tiny, same))
+    train_and_evaluate(configuration(*tiny, "corruptions.names=[contrast]", "corruptions.severities=[3]"))  # one more cell
     assert list(Path("runs").iterdir()) == [first]
     for other in ("seed=1", "noise.gamma=2", "recipe.lr=0.02", "corruptions.jpeg_roundtrip=true"):
         train_and_evaluate(configuration(*tiny, other))
