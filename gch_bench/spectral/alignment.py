@@ -1,0 +1,228 @@
+"""Static channels of an interface: supports, incidence, masks, their certificate, and channel labels.
+
+Source: GSA II, arXiv 2605.02111; names from the abstract, definitions in docs/geometry.md. Legend: the Physical Alignment Matrix
+M (m, n) has output channels in q groups of rows, and input channels or source modes as columns; N_gj = ||M[G_g, j]||_2.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gch_bench.spectral.linalg import matrix64
+
+NOISE, CORE, OVERLAP = 0, 1, 2
+SC, SA, ST = 0, 1, 2
+LABELS = ("SC", "SA", "ST")
+Groups = int | Tensor | Sequence[int] | Sequence[Sequence[int]]
+
+
+class Alignment(NamedTuple):
+    """What a Physical Alignment Matrix shows at the thresholds tau and omega."""
+
+    norms: Tensor  # N (q, n): block norms
+    supports: Tensor  # bool (q, n): N >= tau
+    degree: Tensor  # int64 (n,): in how many supports a column lies
+    overlap: Tensor  # o (q, q): overlap strengths, 0 on the diagonal
+    edges: Tensor  # bool (q, q): o >= omega off the diagonal, symmetric
+    hubs: Tensor  # bool (n,): degree >= hub_degree
+    masks: Tensor  # int64 (m, n): 0 noise (inactive), 1 core (active, degree 1), 2 overlap (active, degree >= 2)
+    core: float  # Frobenius norms of M on the masks: core^2 + overlapping^2 + noise^2 = ||M||^2
+    overlapping: float
+    noise: float
+    radius: float  # a perturbation of a smaller Frobenius norm changes nothing of the above but norms; negative: see limit
+    limit: str  # what gives the radius: "support", "edge" or "noise budget"
+    group: Tensor  # int64 (m,): each row's group
+
+    def shared(self, one: int, other: int) -> Tensor:
+        """bool (n,): the SRS set of an edge, the columns active in both groups."""
+        return self.supports[one] & self.supports[other]
+
+
+class ChannelLabels(NamedTuple):
+    """Invariant Channel Mapping: a label per output channel, and how far it is from changing."""
+
+    label: Tensor  # int64 (m,): index into LABELS
+    core: Tensor  # (m,): norm of the row on the core mask
+    overlap: Tensor  # (m,)
+    noise: Tensor  # (m,)
+    cosine: Tensor  # (m,): of the row with its group's mean profile on its support; 0 where one of them is 0
+    gap: Tensor  # (m,): between the two largest of core, overlap and noise
+    cosine_margin: Tensor  # (m,): ||cosine| - kappa|
+    row: Tensor  # (m,): norm of the row
+    profile: Tensor  # (m,): norm of its group's mean profile
+
+
+def row_groups(groups: Groups, rows: int) -> Tensor:
+    """int64 (m,): the group of each row, from q (contiguous groups of nearly equal size), each row's group, or row indices.
+
+    Raises:
+        ValueError: not a partition of the ``rows`` rows into non-empty groups.
+    """
+    if isinstance(groups, int):
+        if not 1 <= groups <= rows:
+            raise ValueError(f"groups must be in 1..{rows}, the number of rows, got {groups}")
+        return torch.arange(rows) * groups // rows
+    if isinstance(groups, Tensor) or (len(groups) > 0 and isinstance(groups[0], int)):
+        group = torch.as_tensor(groups).cpu()
+        if group.dtype == torch.bool or group.is_floating_point() or group.shape != (rows,):
+            raise ValueError(
+                f"groups must give {rows} rows a whole number each, got {group.dtype} of shape {tuple(group.shape)}"
+            )
+        group = group.to(torch.int64)
+        if sorted(set(group.tolist())) != list(range(int(group.max()) + 1)):
+            raise ValueError(f"groups must be numbered 0, 1, ... without gaps, got {sorted(set(group.tolist()))}")
+        return group
+    indices = [torch.as_tensor(rows_of).flatten() for rows_of in groups]
+    listed = [int(row) for rows_of in indices for row in rows_of]
+    if sorted(listed) != list(range(rows)) or not all(len(rows_of) for rows_of in indices):
+        raise ValueError(f"groups must be non-empty and hold each of the {rows} rows once, got {len(listed)} rows")
+    group = torch.empty(rows, dtype=torch.int64)
+    for number, rows_of in enumerate(indices):
+        group[rows_of.cpu().long()] = number
+    return group
+
+
+def block_norms(matrix: Tensor, groups: Groups) -> Tensor:
+    """N (q, n): the 2-norm of each column within each group of rows of ``matrix`` (m, n)."""
+    matrix = matrix64(matrix)
+    return _block_norms(matrix, row_groups(groups, matrix.shape[0]).to(matrix.device))
+
+
+def _block_norms(matrix: Tensor, group: Tensor) -> Tensor:
+    # Each group by its own norm: scaled against overflow, where a sum of squares is not.
+    return torch.stack([torch.linalg.vector_norm(matrix[group == g], dim=0) for g in range(int(group.max()) + 1)])
+
+
+def align(
+    matrix: Tensor, groups: Groups, tau: float, omega: float, hub_degree: int = 2, noise_budget: float | None = None
+) -> Alignment:
+    """Supports, incidence, masks and certificate radius of a Physical Alignment Matrix (m, n).
+
+    radius = min(min_gj |N_gj - tau|, min_{g<h} |o_gh - omega|, and with a budget nu: (nu ||M|| - ||noise||) / (1 + nu)).
+
+    Args:
+        groups: of rows, see ``row_groups``.
+        tau: a column is active in a group where its block norm is at least ``tau`` > 0.
+        omega: two groups are joined where their overlap strength is at least ``omega`` > 0.
+        hub_degree: a column active in at least so many groups is a hub.
+        noise_budget: nu: the certificate also holds that the noise stays within nu ||M||.
+
+    Raises:
+        ValueError: a matrix that is empty or not finite, groups that are no partition, or a threshold out of range.
+    """
+    matrix = matrix64(matrix)
+    for name, threshold in (("tau", tau), ("omega", omega), ("noise_budget", 0 if noise_budget is None else noise_budget)):
+        if not 0 <= threshold < float("inf") or (threshold == 0 and name != "noise_budget"):
+            raise ValueError(f"{name} must be {'>= 0' if name == 'noise_budget' else '> 0'} and finite, got {threshold!r}")
+    if isinstance(hub_degree, bool) or not isinstance(hub_degree, int) or hub_degree < 1:
+        raise ValueError(f"hub_degree must be a whole number >= 1, got {hub_degree!r}")
+    group = row_groups(groups, matrix.shape[0]).to(matrix.device)
+    norms = _block_norms(matrix, group)
+    supports = norms >= tau
+    degree = supports.sum(0)
+    strength = overlap_strengths(norms, supports)
+    off_diagonal = ~torch.eye(len(norms), dtype=torch.bool, device=matrix.device)
+    masks = torch.where(supports, torch.where(degree >= 2, OVERLAP, CORE), NOISE)[group]
+    parts = [float(torch.linalg.vector_norm(matrix[masks == kind])) for kind in (NOISE, CORE, OVERLAP)]
+    radii = {"support": float((norms - tau).abs().min())}
+    if len(norms) > 1:
+        radii["edge"] = float((strength - omega)[off_diagonal].abs().min())
+    if noise_budget is not None:
+        whole = float(torch.linalg.vector_norm(matrix))
+        radii["noise budget"] = (noise_budget * whole - parts[NOISE]) / (1 + noise_budget)
+    limit = min(radii, key=lambda name: radii[name])
+    return Alignment(
+        norms=norms,
+        supports=supports,
+        degree=degree,
+        overlap=strength,
+        edges=(strength >= omega) & off_diagonal,
+        hubs=degree >= hub_degree,
+        masks=masks,
+        core=parts[CORE],
+        overlapping=parts[OVERLAP],
+        noise=parts[NOISE],
+        radius=radii[limit],
+        limit=limit,
+        group=group,
+    )
+
+
+def overlap_strengths(norms: Tensor, supports: Tensor) -> Tensor:
+    """o (q, q), 0 on the diagonal: o_gh = (sum over the columns active in both of min(N_gj, N_hj)^2)^1/2."""
+    active = torch.where(supports, norms, 0)
+    strength = torch.zeros(len(norms), len(norms), dtype=norms.dtype, device=norms.device)
+    for g in range(len(norms)):  # min(N_gj, 0) is 0 where j is not active in both
+        strength[g] = torch.linalg.vector_norm(torch.minimum(active[g], active), dim=1)
+    return strength.fill_diagonal_(0)
+
+
+def widest_gap(values: Tensor, low: float, high: float) -> float:
+    """A threshold with the largest margin: the middle of the widest gap between sorted ``values``, among those that leave a
+    share of ``low`` to ``high`` of them below it (this project's rule). Values: any shape; a constant's own middle, value / 2."""
+    ordered = values.flatten().sort().values
+    count = len(ordered)
+    first, last = int(low * count), max(int(high * count), int(low * count) + 1)
+    window = ordered[max(first - 1, 0) : last + 1]
+    gaps = window.diff()
+    if len(gaps) == 0 or float(gaps.max()) == 0:
+        return float(ordered[-1]) / 2
+    at = int(gaps.argmax())
+    return float(window[at] + window[at + 1]) / 2
+
+
+def channel_labels(matrix: Tensor, alignment: Alignment, kappa: float = 0.5) -> ChannelLabels:
+    """SC, SA or ST of each output channel of the matrix (m, n) that ``alignment`` was made of.
+
+    With c, o, n the norms of row i on core, overlap and noise, and q the cosine of the row with its group's mean profile on the
+    group's support: SC if c is the largest and |q| >= ``kappa``, SA if o is and |q| >= ``kappa``, else ST.
+
+    Raises:
+        ValueError: another shape than the alignment's, or kappa outside (0, 1].
+    """
+    matrix = matrix64(matrix)
+    if matrix.shape != alignment.masks.shape:
+        raise ValueError(f"matrix must have the alignment's shape {tuple(alignment.masks.shape)}, got {tuple(matrix.shape)}")
+    if not 0 < kappa <= 1:
+        raise ValueError(f"kappa must be in (0, 1], got {kappa!r}")
+    parts = torch.stack([_norm_on(matrix, alignment.masks == kind) for kind in (CORE, OVERLAP, NOISE)])  # SC, SA, ST
+    profile = profiles(matrix, alignment)[alignment.group]
+    row, profile_norm = (torch.linalg.vector_norm(each, dim=1) for each in (matrix, profile))
+    product = row * profile_norm
+    cosine = torch.where(product > 0, (matrix * profile).sum(1) / torch.where(product > 0, product, 1), 0)
+    ordered = parts.sort(0, descending=True).values
+    label = torch.where(cosine.abs() >= kappa, parts.argmax(0), ST)
+    return ChannelLabels(
+        label=label,
+        core=parts[0],
+        overlap=parts[1],
+        noise=parts[2],
+        cosine=cosine,
+        gap=ordered[0] - ordered[1],
+        cosine_margin=(cosine.abs() - kappa).abs(),
+        row=row,
+        profile=profile_norm,
+    )
+
+
+def profiles(matrix: Tensor, alignment: Alignment) -> Tensor:
+    """(q, n): each group's mean row on its support, zero elsewhere."""
+    groups = range(len(alignment.supports))
+    return torch.stack([matrix[alignment.group == g].mean(0) for g in groups]) * alignment.supports
+
+
+def stable_labels(labels: ChannelLabels, alignment: Alignment, error: Tensor) -> Tensor:
+    """bool (m,): labels that M + ``error`` (m, n) is sure to keep, given that its masks are those of M.
+
+    The gap exceeds 2 ||E_i|| and | |q| - kappa | exceeds 2 ||E_i|| / ||row_i|| + 2 ||E_g mean|| / ||mean profile||.
+    """
+    error = matrix64(error, "error")
+    row_error = torch.linalg.vector_norm(error, dim=1)
+    mean_error = torch.linalg.vector_norm(profiles(error, alignment), dim=1)[alignment.group]
+    return (labels.gap > 2 * row_error) & (labels.cosine_margin > 2 * row_error / labels.row + 2 * mean_error / labels.profile)
+
+
+def _norm_on(matrix: Tensor, mask: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(torch.where(mask, matrix, 0), dim=1)

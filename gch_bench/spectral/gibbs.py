@@ -1,0 +1,190 @@
+"""Spectra of layer factors and their Gibbs-Cartan chart. Source: GSA I, arXiv 2605.02108; docs/geometry.md.
+
+Legend: singular values s_1 >= ... >= s_d of a factor; energies p_i = s_i^2 / sum s^2; the chart p_i(a) = i^-a / H_d(a),
+H_d(a) = sum_i i^-a, is a Gibbs family on the ranks with energy log i and inverse temperature a, the exponent (of energies:
+singular values fall like i^(-a/2)).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gch_bench.spectral.linalg import finite64
+
+
+class GibbsFit(NamedTuple):
+    """The chart fitted to one spectrum."""
+
+    exponent: float  # a, maximum likelihood: sum_i p_i log i = E_a[log i]; inf for one non-zero value, 0 for d = 1
+    slope: float  # least squares of log p_i on log i over the non-zero energies: -a on the chart; nan below two of them
+    r_squared: float  # of that line; nan where it is not defined
+    kl: float  # KL(p || p(a)), nats
+    fisher: float  # I(a) = Var_a(log i)
+    count: int  # d
+
+
+def energies(singular_values: Tensor) -> Tensor:
+    """float64 (d,): p_i = s_i^2 / sum s^2, descending, from singular values (d,) in any order.
+
+    Raises:
+        ValueError: not 1-d, empty, negative, not finite, or all zero.
+    """
+    if not isinstance(singular_values, Tensor) or singular_values.ndim != 1 or len(singular_values) == 0:
+        got = tuple(singular_values.shape) if isinstance(singular_values, Tensor) else type(singular_values).__name__
+        raise ValueError(f"singular_values must be a non-empty 1-d tensor, got {got}")
+    values = finite64(singular_values, "singular_values")
+    if bool((values < 0).any()):
+        raise ValueError(f"singular_values must be >= 0, got {float(values.min())!r}")
+    if float(values.max()) == 0:
+        raise ValueError(f"singular_values must have a positive one, got {len(values)} zeros")
+    squares = (values / values.max()).square().sort(descending=True).values
+    return squares / squares.sum()
+
+
+def chart(exponent: float, count: int) -> Tensor:
+    """float64 (d,): p_i(a) = i^-a / H_d(a), i = 1..d = ``count``; a = inf puts all energy on the first rank."""
+    return torch.exp(_log_chart(exponent, count))
+
+
+def _log_chart(exponent: float, count: int) -> Tensor:
+    log_i = _log_ranks(count)
+    if math.isinf(exponent):
+        return torch.where(log_i == 0, 0.0, -math.inf).to(torch.float64)
+    return (-exponent * log_i).log_softmax(0)
+
+
+def _log_ranks(count: int) -> Tensor:
+    return torch.arange(1, count + 1, dtype=torch.float64).log_()
+
+
+def fit_exponent(singular_values: Tensor) -> GibbsFit:
+    """The chart of the spectrum of ``singular_values`` (d,), in any order and scale.
+
+    Raises:
+        ValueError: not 1-d, empty, negative, not finite, or all zero.
+    """
+    p = energies(singular_values).cpu()
+    log_i = _log_ranks(len(p))
+    exponent = _solve(float(p @ log_i), log_i)
+    slope, r_squared = _line(log_i, p)
+    kl = kl_divergence(p, chart(exponent, len(p)))
+    return GibbsFit(exponent, slope, r_squared, kl, fisher_information(exponent, len(p)), len(p))
+
+
+def _solve(mean_log_rank: float, log_i: Tensor) -> float:
+    """The a with E_a[log i] = ``mean_log_rank``: Newton's method kept inside a bracket. The mean falls as a grows."""
+    if len(log_i) == 1:
+        return 0.0  # one rank: every exponent gives the same chart
+    if mean_log_rank >= float(log_i.mean()):
+        return 0.0  # sorted energies cannot exceed a flat spectrum but by rounding
+    if mean_log_rank <= 0:
+        return math.inf
+    low, high = 0.0, 2.0
+    while _moments(high, log_i)[0] > mean_log_rank:
+        low, high = high, 2 * high
+    a = (low + high) / 2
+    for _ in range(200):
+        mean, variance = _moments(a, log_i)
+        low, high = (a, high) if mean > mean_log_rank else (low, a)
+        step = a + (mean - mean_log_rank) / variance if variance > 0 else high
+        following = step if low < step < high else (low + high) / 2
+        if abs(following - a) <= 1e-14 * max(1.0, abs(a)):
+            return following
+        a = following
+    return a
+
+
+def _moments(exponent: float, log_i: Tensor) -> tuple[float, float]:
+    p = (-exponent * log_i).softmax(0)
+    mean = float(p @ log_i)
+    return mean, float(p @ (log_i - mean).square_())
+
+
+def _line(log_i: Tensor, p: Tensor) -> tuple[float, float]:
+    """Slope and R^2 of log p_i on log i over positive energies."""
+    log_i, log_p = log_i[p > 0], p[p > 0].log()
+    x, y = log_i - log_i.mean(), log_p - log_p.mean()
+    xx, yy, xy = float(x @ x), float(y @ y), float(x @ y)
+    if xx == 0:
+        return math.nan, math.nan
+    return xy / xx, xy * xy / (xx * yy) if yy > 0 else math.nan
+
+
+def fisher_information(exponent: float, count: int) -> float:
+    """I(a) = Var_a(log i) of the chart on ``count`` ranks. The Bures-Wasserstein line element is ds^2 = (d/4) I(a) da^2."""
+    return 0.0 if math.isinf(exponent) else _moments(exponent, _log_ranks(count))[1]
+
+
+def mean_log_rank(exponent: float, count: int) -> float:
+    """E_a[log i] of the chart on ``count`` ranks."""
+    return 0.0 if math.isinf(exponent) else _moments(exponent, _log_ranks(count))[0]
+
+
+def fisher_action(exponents: list[float], count: int) -> float:
+    """sum_l I((a_l + a_{l+1}) / 2) (a_{l+1} - a_l)^2 along a chain of charts on ``count`` ranks (midpoint rule)."""
+    pairs = zip(exponents, exponents[1:], strict=False)
+    return sum(fisher_information((one + two) / 2, count) * (two - one) ** 2 for one, two in pairs)
+
+
+def hellinger_squared(p: Tensor, q: Tensor) -> float:
+    """H^2 = 1/2 sum_i (sqrt p_i - sqrt q_i)^2 of two energy vectors (d,); of unequal length, the shorter gets zeros."""
+    p, q = _aligned(p, q)
+    return float((p.sqrt() - q.sqrt()).square().sum() / 2)
+
+
+def bures_squared(p: Tensor, q: Tensor) -> float:
+    """Squared Bures-Wasserstein distance 2 d H^2 of the spectra d p and d q (trace d), of equal length d.
+
+    Raises:
+        ValueError: different lengths.
+    """
+    if len(p) != len(q):
+        raise ValueError(f"p and q must have the same length, got {len(p)} and {len(q)}")
+    return 2 * len(p) * hellinger_squared(p, q)
+
+
+def kl_divergence(p: Tensor, q: Tensor) -> float:
+    """KL(p || q) in nats; inf where q is 0 and p is not; of unequal length, the shorter gets zeros."""
+    p, q = _aligned(p, q)
+    return max(float((torch.special.xlogy(p, p) - torch.special.xlogy(p, q)).sum()), 0.0)
+
+
+def _aligned(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    p, q = p.to(torch.float64), q.to(torch.float64)
+    missing = len(p) - len(q)
+    pad = torch.nn.functional.pad
+    return (p, pad(q, (0, missing))) if missing >= 0 else (pad(p, (0, -missing)), q)
+
+
+def effective_rank(p: Tensor, eta: float) -> int:
+    """R_eta = min{k: p_1 + ... + p_k >= eta}, of energies (d,) in descending order, 0 < eta <= 1."""
+    if not 0 < eta <= 1:
+        raise ValueError(f"eta must be in (0, 1], got {eta!r}")
+    reached = p.to(torch.float64).cumsum(0) >= eta * (1 - 1e-14)  # a sum of d rounded terms may miss eta = 1
+    return min(int((~reached).sum()) + 1, len(p))
+
+
+def rank_window(exponent: float, uncertainty: float, count: int, eta: float) -> tuple[int, int]:
+    """[R_eta(a + da), R_eta(a - da)] of the chart: its effective ranks when the exponent is known to +- ``uncertainty``."""
+    return tuple(effective_rank(chart(exponent + da, count), eta) for da in (uncertainty, -uncertainty))  # type: ignore[return-value]
+
+
+def tail_bound(exponent: float, rank: int, count: int) -> float:
+    """Upper bound of sum_{i = rank + 1}^{count} i^-a, the integral of x^-a from ``rank`` >= 1 to ``count``, a >= 0.
+
+    (d^(1-a) - k^(1-a)) / (1-a), log(d / k) at a = 1; for a > 1 it is below k^(1-a) / (a-1).
+
+    Raises:
+        ValueError: not 1 <= rank <= count, or a < 0.
+    """
+    if not 1 <= rank <= count:
+        raise ValueError(f"rank must be in 1..{count}, got {rank!r}")
+    if not exponent >= 0:
+        raise ValueError(f"exponent must be >= 0, got {exponent!r}")
+    if math.isinf(exponent):
+        return 0.0
+    width, power = math.log(count / rank), 1 - exponent
+    scale = math.exp(power * math.log(rank))
+    return scale * width if abs(power * width) < 1e-12 else scale * math.expm1(power * width) / power

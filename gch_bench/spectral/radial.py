@@ -1,0 +1,153 @@
+"""Top-radial coordinates, interface amplitudes and the margin inequality. Source: GSA I, arXiv 2605.02108; docs/geometry.md.
+
+Legend: a factor A (m, n), d = min(m, n), is normalised to ||A||_F = sqrt(d); r = log s_1 of it; rho_d(a) is r on the chart.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gch_bench.spectral.gibbs import GibbsFit, fit_exponent, mean_log_rank
+from gch_bench.spectral.linalg import gram_values, matrix64, top_value
+
+
+class Radial(NamedTuple):
+    """The top-radial coordinate of one factor and what its chart says of it."""
+
+    radial: float  # r = log s_1 >= 0
+    chart: float  # rho_d(a)
+    residual: float  # e = r - rho_d(a), signed
+    fit: GibbsFit
+    norm: float  # ||A||_F
+
+
+class Interface(NamedTuple):
+    """Two adjacent factors, A_l then A_{l+1}: |rho_{l+1} - rho_l| <= 2 g + slack + |e_{l+1} - e_l|."""
+
+    amplitude: float  # g = 1/2 log s_1(A_{l+1} A_l), both normalised; -inf where the product is zero
+    slack: float  # r_l + r_{l+1} - 2 g >= 0, the non-backtracking slack
+    residual_change: float  # e_{l+1} - e_l, signed
+    displacement: float  # |rho_{l+1} - rho_l|
+    bound: float  # 2 g + slack + |e_{l+1} - e_l| >= displacement
+    dominant: str  # the largest of the bound's terms: "budget" (2 g), "slack" or "residual"
+    exponent_change: float  # a_{l+1} - a_l
+    exponent_bound: float  # bound / kappa >= |exponent_change| for equal d, else nan
+    first: Radial
+    second: Radial
+
+
+class DepthBudget(NamedTuple):
+    """A whole chain: how far its exponents moved, and what that could have cost."""
+
+    amplification: float  # log M = sum of 2 g over the interfaces
+    largest_amplitude: float  # of one interface, 2 g
+    total_slack: float
+    total_residual_change: float  # sum |e_{l+1} - e_l|
+    drift: float  # sum |a_{l+1} - a_l|
+    net_drift: float  # a_L - a_1
+    displacement: float  # sum |rho_{l+1} - rho_l|
+    bound: float  # sum of the interfaces' bounds >= displacement
+
+
+def chart_radial(exponent: float, count: int) -> float:
+    """rho_d(a) = (log d - log H_d(a)) / 2, strictly increasing from rho_d(0) = 0 to log(d) / 2."""
+    if math.isinf(exponent):
+        return math.log(count) / 2
+    log_i = torch.arange(1, count + 1, dtype=torch.float64).log_()
+    return (math.log(count) - float((-exponent * log_i).logsumexp(0))) / 2
+
+
+def radial_of_values(singular_values: Tensor) -> Radial:
+    """The radial coordinates of a factor with these singular values (d,). Raises ValueError as ``fit_exponent``."""
+    fit = fit_exponent(singular_values)
+    values = singular_values.to(torch.float64)
+    norm = float(torch.linalg.vector_norm(values))
+    radial = max(math.log(float(values.max()) / norm) + math.log(fit.count) / 2, 0.0)
+    chart = chart_radial(fit.exponent, fit.count)
+    return Radial(radial, chart, radial - chart, fit, norm)
+
+
+def interface(first: Tensor, second: Tensor) -> Interface:
+    """The interface of ``first`` (m, n), applied first, and ``second`` (k, m).
+
+    Raises:
+        ValueError: shapes that do not compose, a zero matrix, or values that are not finite.
+    """
+    first, second = composable(first, second)
+    one, two = (radial_of_values(gram_values(matrix)) for matrix in (first, second))
+    return interface_of(one, two, top_value((second / two.norm) @ (first / one.norm)))
+
+
+def composable(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as float64. Raises ValueError unless second @ first exists, and both are finite."""
+    first, second = matrix64(first, "first"), matrix64(second, "second")
+    if second.shape[1] != first.shape[0]:
+        raise ValueError(
+            f"second must take what first gives: second has shape {tuple(second.shape)}, first {tuple(first.shape)}"
+        )
+    return first, second
+
+
+def interface_of(first: Radial, second: Radial, top: float) -> Interface:
+    """The interface of two factors of which ``top`` = s_1(A_{l+1} A_l) / (||A_l||_F ||A_{l+1}||_F) is known."""
+    counts = first.fit.count, second.fit.count
+    log_top = math.log(top) + math.log(math.prod(counts)) / 2 if top > 0 else -math.inf
+    both = first.radial + second.radial
+    log_top = min(log_top, both)  # s_1 of a product is at most the product of the s_1, but for rounding
+    slack = both - log_top
+    change = second.residual - first.residual
+    bound = both + abs(change)  # 2 g + slack, where either may be infinite, is r_l + r_{l+1}
+    terms = {"budget": log_top, "slack": slack, "residual": abs(change)}
+    exponents = first.fit.exponent, second.fit.exponent
+    kappa = mean_log_rank(max(exponents), counts[0]) / 2
+    step = 0.0 if exponents[0] == exponents[1] else exponents[1] - exponents[0]
+    return Interface(
+        amplitude=log_top / 2,
+        slack=slack,
+        residual_change=change,
+        displacement=abs(second.chart - first.chart),
+        bound=bound,
+        dominant=max(terms, key=lambda name: terms[name]),
+        exponent_change=step,
+        exponent_bound=math.nan if counts[0] != counts[1] else bound / kappa if kappa > 0 else math.inf,
+        first=first,
+        second=second,
+    )
+
+
+def depth_budget(interfaces: Sequence[Interface]) -> DepthBudget:
+    """The sums over a chain's interfaces.
+
+    Raises:
+        ValueError: no interface.
+    """
+    if not interfaces:
+        raise ValueError("a depth budget needs at least one interface, got none")
+    return DepthBudget(
+        amplification=sum(2 * one.amplitude for one in interfaces),
+        largest_amplitude=max(2 * one.amplitude for one in interfaces),
+        total_slack=sum(one.slack for one in interfaces),
+        total_residual_change=sum(abs(one.residual_change) for one in interfaces),
+        drift=sum(abs(one.exponent_change) for one in interfaces),
+        net_drift=interfaces[-1].second.fit.exponent - interfaces[0].first.fit.exponent,
+        displacement=sum(one.displacement for one in interfaces),
+        bound=sum(one.bound for one in interfaces),
+    )
+
+
+def near_identity_radial(direction: Tensor, epsilon: float) -> float:
+    """r of I + eps B to first order, eps (lambda_max(sym B) - tr B / d), eps >= 0; the error is O(eps^2).
+
+    Raises:
+        ValueError: B is not square or not finite, or eps < 0.
+    """
+    direction = matrix64(direction, "direction")
+    if direction.shape[0] != direction.shape[1]:
+        raise ValueError(f"direction must be square, got {tuple(direction.shape)}")
+    if not epsilon >= 0:
+        raise ValueError(f"epsilon must be >= 0, got {epsilon!r}")
+    largest = torch.linalg.eigvalsh((direction + direction.mT) / 2)[-1]
+    return float(epsilon * (largest - direction.trace() / len(direction)))

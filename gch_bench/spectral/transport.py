@@ -1,0 +1,97 @@
+"""Transport between adjacent factors, full and truncated to rank windows. Source: GSA II, arXiv 2605.02111; docs/geometry.md.
+
+Legend: A_l = U_l Sigma_l V_l^T (m, n), applied first, A_{l+1} (p, m); d1, d2 their numbers of modes; k1, k2 the windows.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gch_bench.spectral.gibbs import chart, energies, fit_exponent
+from gch_bench.spectral.linalg import Decomposition, decompose, tail
+from gch_bench.spectral.radial import composable
+
+
+class Transport(NamedTuple):
+    """One interface. Physical matrices go from input to output channels, ``source_mode`` from modes to output channels."""
+
+    full: Tensor  # T = Sigma_{l+1} V_{l+1}^T U_l Sigma_l (d2, d1): target modes x source modes
+    truncated: Tensor  # T within the windows, zero elsewhere (d2, d1)
+    physical: Tensor  # A_{l+1} A_l (p, n): output channels x input channels
+    physical_truncated: Tensor  # A_{l+1}^(k2) A_l^(k1) (p, n)
+    source_mode: Tensor  # A_{l+1} U_l Sigma_l (p, d1): output channels x source modes
+    source_mode_truncated: Tensor  # A_{l+1}^(k2) U_l Sigma_l within the window (p, d1)
+    error: float  # ||A_{l+1} A_l - A_{l+1}^(k2) A_l^(k1)||_F, the same in all three forms
+    bound: float  # s_1(A_{l+1}) tail_F(l, k1) + s_1(A_l) tail_F(l+1, k2) >= error
+    fitted_bound: float  # the same with the charts' tails and their measured errors >= bound
+    rank_first: int
+    rank_second: int
+
+
+def transport(first: Tensor, second: Tensor, rank_first: int, rank_second: int) -> Transport:
+    """The transport from ``first`` (m, n) to ``second`` (p, m), truncated to the ``rank_first`` and ``rank_second`` top modes.
+
+    Raises:
+        ValueError: shapes that do not compose, values that are not finite, a zero matrix, or a rank outside 1..d.
+    """
+    composable(first, second)
+    return transport_of(decompose(first), decompose(second), rank_first, rank_second)
+
+
+def transport_of(first: Decomposition, second: Decomposition, rank_first: int, rank_second: int) -> Transport:
+    """The same of two decompositions, which a chain makes once a factor."""
+    for name, rank, of in (("rank_first", rank_first, first), ("rank_second", rank_second, second)):
+        if not 1 <= rank <= len(of.values):
+            raise ValueError(f"{name} must be in 1..{len(of.values)}, got {rank!r}")
+    full = second.inputs @ first.outputs
+    truncated = torch.zeros_like(full)
+    truncated[:rank_second, :rank_first] = full[:rank_second, :rank_first]
+    right_T = _basis(first.inputs[:rank_first].mT).mT  # (k1, n)
+    left = _basis(second.outputs[:, :rank_second])  # (p, k2)
+    source_mode = second.matrix @ first.outputs
+    source_mode_truncated = torch.zeros_like(source_mode)
+    source_mode_truncated[:, :rank_first] = left @ full[:rank_second, :rank_first]
+    tops = float(first.values[0]), float(second.values[0])
+    tails = tail(first.values, rank_first), tail(second.values, rank_second)
+    fitted = fitted_tail(first.values, rank_first), fitted_tail(second.values, rank_second)
+    return Transport(
+        full=full,
+        truncated=truncated,
+        physical=second.matrix @ first.matrix,
+        physical_truncated=source_mode_truncated[:, :rank_first] @ right_T,
+        source_mode=source_mode,
+        source_mode_truncated=source_mode_truncated,
+        error=float(torch.linalg.vector_norm(full - truncated)),
+        bound=tops[1] * tails[0] + tops[0] * tails[1],
+        fitted_bound=tops[1] * fitted[0] + tops[0] * fitted[1],
+        rank_first=rank_first,
+        rank_second=rank_second,
+    )
+
+
+def _basis(columns: Tensor) -> Tensor:
+    """The columns of U_k Sigma_k, orthogonal and descending, at unit length; columns of length 0 stay 0."""
+    lengths = torch.linalg.vector_norm(columns, dim=0)
+    return columns / torch.where(lengths > 0, lengths, 1)
+
+
+def fitted_tail(values: Tensor, rank: int) -> float:
+    """Upper bound of ``tail(values, rank)``: the tail of the chart fitted to the spectrum, plus the chart's measured error there.
+
+    In units of ||A||_F the first is (sum_{i>k} p_i(a))^1/2, the second the distance (sum_{i>k} (sqrt p_i - sqrt p_i(a))^2)^1/2.
+    """
+    p = energies(values).cpu()
+    q = chart(fit_exponent(values).exponent, len(p))
+    error = torch.linalg.vector_norm(p[rank:].sqrt() - q[rank:].sqrt())
+    return float(torch.linalg.vector_norm(values) * (q[rank:].sum().sqrt() + error))
+
+
+def principal_angles(first: Decomposition, second: Decomposition, rank_first: int, rank_second: int) -> Tensor:
+    """float64 (min(k1, k2),), radians, ascending: between the top left subspace of A_l and the top right one of A_{l+1}.
+
+    Angles below 1e-8 are not resolved: they come from cosines, whose rounding error is 1e-16.
+    """
+    left = _basis(first.outputs[:, :rank_first])
+    right = _basis(second.inputs[:rank_second].mT)
+    return torch.linalg.svdvals(right.mT @ left).clamp_(0, 1).arccos_()
