@@ -1,7 +1,7 @@
 """Static channels of an interface: supports, incidence, masks, their certificate, and channel labels.
 
-Source: GSA II, arXiv 2605.02111; names from the abstract, definitions in docs/geometry.md. Legend: the Physical Alignment Matrix
-M (m, n) has output channels in q groups of rows, and input channels or source modes as columns; N_gj = ||M[G_g, j]||_2.
+Source: GSA II, arXiv 2605.02111; names from the abstract, definitions in docs/geometry.md. Legend: the Physical Alignment
+Matrix M (m, n) has output channels in q groups of rows, and input channels or source modes as columns; N_gj = ||M[G_g, j]||_2.
 """
 
 from collections.abc import Sequence
@@ -67,9 +67,7 @@ def row_groups(groups: Groups, rows: int) -> Tensor:
     if isinstance(groups, Tensor) or (len(groups) > 0 and isinstance(groups[0], int)):
         group = torch.as_tensor(groups).cpu()
         if group.dtype == torch.bool or group.is_floating_point() or group.shape != (rows,):
-            raise ValueError(
-                f"groups must give {rows} rows a whole number each, got {group.dtype} of shape {tuple(group.shape)}"
-            )
+            raise ValueError(f"groups must give each of {rows} rows a number, got {group.dtype} of shape {tuple(group.shape)}")
         group = group.to(torch.int64)
         if sorted(set(group.tolist())) != list(range(int(group.max()) + 1)):
             raise ValueError(f"groups must be numbered 0, 1, ... without gaps, got {sorted(set(group.tolist()))}")
@@ -161,7 +159,7 @@ def overlap_strengths(norms: Tensor, supports: Tensor) -> Tensor:
 
 def widest_gap(values: Tensor, low: float, high: float) -> float:
     """A threshold with the largest margin: the middle of the widest gap between sorted ``values``, among those that leave a
-    share of ``low`` to ``high`` of them below it (this project's rule). Values: any shape; a constant's own middle, value / 2."""
+    share of ``low`` to ``high`` of them below it (this project's rule). Of equal values: half of it."""
     ordered = values.flatten().sort().values
     count = len(ordered)
     first, last = int(low * count), max(int(high * count), int(low * count) + 1)

@@ -5,6 +5,7 @@ H_d(a) = sum_i i^-a, is a Gibbs family on the ranks with energy log i and invers
 singular values fall like i^(-a/2)).
 """
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ class GibbsFit(NamedTuple):
     r_squared: float  # of that line; nan where it is not defined
     kl: float  # KL(p || p(a)), nats
     fisher: float  # I(a) = Var_a(log i)
-    count: int  # d
+    size: int  # d
 
 
 def energies(singular_values: Tensor) -> Tensor:
@@ -124,7 +125,7 @@ def mean_log_rank(exponent: float, count: int) -> float:
 
 def fisher_action(exponents: list[float], count: int) -> float:
     """sum_l I((a_l + a_{l+1}) / 2) (a_{l+1} - a_l)^2 along a chain of charts on ``count`` ranks (midpoint rule)."""
-    pairs = zip(exponents, exponents[1:], strict=False)
+    pairs = itertools.pairwise(exponents)
     return sum(fisher_information((one + two) / 2, count) * (two - one) ** 2 for one, two in pairs)
 
 

@@ -65,8 +65,8 @@ def radial_of_values(singular_values: Tensor) -> Radial:
     fit = fit_exponent(singular_values)
     values = singular_values.to(torch.float64)
     norm = float(torch.linalg.vector_norm(values))
-    radial = max(math.log(float(values.max()) / norm) + math.log(fit.count) / 2, 0.0)
-    chart = chart_radial(fit.exponent, fit.count)
+    radial = max(math.log(float(values.max()) / norm) + math.log(fit.size) / 2, 0.0)
+    chart = chart_radial(fit.exponent, fit.size)
     return Radial(radial, chart, radial - chart, fit, norm)
 
 
@@ -93,7 +93,7 @@ def composable(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 def interface_of(first: Radial, second: Radial, top: float) -> Interface:
     """The interface of two factors of which ``top`` = s_1(A_{l+1} A_l) / (||A_l||_F ||A_{l+1}||_F) is known."""
-    counts = first.fit.count, second.fit.count
+    counts = first.fit.size, second.fit.size
     log_top = math.log(top) + math.log(math.prod(counts)) / 2 if top > 0 else -math.inf
     both = first.radial + second.radial
     log_top = min(log_top, both)  # s_1 of a product is at most the product of the s_1, but for rounding

@@ -77,7 +77,7 @@ def _basis(columns: Tensor) -> Tensor:
 
 
 def fitted_tail(values: Tensor, rank: int) -> float:
-    """Upper bound of ``tail(values, rank)``: the tail of the chart fitted to the spectrum, plus the chart's measured error there.
+    """Upper bound of ``tail(values, rank)``: the tail of the chart fitted to the spectrum, plus the chart's error there.
 
     In units of ||A||_F the first is (sum_{i>k} p_i(a))^1/2, the second the distance (sum_{i>k} (sqrt p_i - sqrt p_i(a))^2)^1/2.
     """
