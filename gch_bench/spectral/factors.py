@@ -1,0 +1,326 @@
+"""Weights -> chains of operator matrices, outputs x inputs, by YAML files of regular expressions over state-dict keys.
+
+A chain file (chains/*.yaml, or a user's own) has a `name`, a `description` and `units`; each unit finds modules by name:
+
+    units:
+      - block: 'layer(\\d+)\\.(\\d+)'    # the module's whole name; its captured numbers are \\1, \\2, ...
+        order: ['\\1', '\\2']           # where its factor stands in the chain; default: where its first key stands
+        product:                        # matrices under the module, from the input side; a key is a regular expression
+          - {key: 'conv1\\.weight', norm: bn1}
+          - {key: 'conv2\\.weight', norm: bn2}
+        shortcut:                       # added to the product: `identity`, or a product, or the identity where it is not found
+          - {key: 'downsample\\.0\\.weight', norm: downsample.1}
+        group_size: 64                  # rows in groups of so many (heads); default: the report's own number of groups
+        skip_vectors: true              # modules whose weight is a vector (norms) are passed over
+
+An entry of a product is a key, or a mapping with `key` and options: `norm` (fold this batch norm, `eps` 1e-5), `as: diagonal`
+(a vector of gains) or `as: depthwise` (a convolution channel by channel), `transpose: true` (stored inputs x outputs),
+`part: [i, n]` (the i-th of n equal parts of the rows), `head_dim: D` (heads of D rows, each repeated until the next matrix is
+filled: grouped queries), `optional: true`. Convolutions act at DC: their taps are summed. A grouped convolution is block
+diagonal. Source: GSA I, arXiv 2605.02108; which matrices stand for a block is this project's choice (docs/geometry.md).
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from torch import Tensor
+
+from gch_bench.spectral.linalg import finite64
+
+STATIC, MEASURED = "static weights", "measured Jacobian"
+# What `chain=auto` looks for: the first family of which a chain is there; `layers` only where its shapes compose.
+FAMILIES = (
+    ("resnet",), ("convnext",), ("vit_mlp", "vit_ov"), ("mixer",), ("gpt2_mlp", "gpt2_ov"), ("llama_mlp", "llama_ov"),
+    ("dit_mlp", "dit_ov"), ("unet2d",), ("layers",),
+)  # fmt: skip
+
+
+class Factor(NamedTuple):
+    """One operator of a chain."""
+
+    name: str  # the module's name
+    matrix: Tensor  # float64 (outputs, inputs)
+    group_size: int | None = None  # its rows come in groups of so many
+    kind: str = STATIC
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One matrix of a product; see the module's docstring."""
+
+    key: str
+    norm: str | None = None
+    eps: float = 1e-5
+    form: str = "matrix"  # matrix | diagonal | depthwise
+    transpose: bool = False
+    part: tuple[int, int] | None = None
+    head_dim: int | None = None
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One kind of module in a chain."""
+
+    block: str
+    product: tuple[Entry, ...]
+    order: tuple[str | int, ...] | None = None
+    identity: bool = False
+    shortcut: tuple[Entry, ...] = ()
+    group_size: int | None = None
+    skip_vectors: bool = False
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A named way to read an ordered list of factors from weights."""
+
+    name: str
+    description: str
+    units: tuple[Unit, ...]
+
+
+class _Block(NamedTuple):
+    unit: Unit
+    name: str
+    key: str  # of its first weight
+    place: tuple[int, ...]
+
+
+def builtin_chains() -> list[str]:
+    """The names that `chain=` takes besides a file."""
+    return sorted(path.name.removesuffix(".yaml") for path in _folder().iterdir() if path.name.endswith(".yaml"))
+
+
+def _folder() -> Any:
+    return resources.files("gch_bench.spectral") / "chains"
+
+
+def load_chain(chain: str) -> Chain:
+    """A built-in chain by name, or one from a .yaml file.
+
+    Raises:
+        ValueError: no such chain or file, or one that breaks the format above.
+    """
+    if chain in builtin_chains():
+        text = (_folder() / f"{chain}.yaml").read_text()
+    elif chain.endswith((".yaml", ".yml")):
+        try:
+            text = Path(chain).expanduser().read_text()
+        except OSError as error:
+            raise ValueError(f"chain file {chain} cannot be read: {error.strerror}") from error
+    else:
+        raise ValueError(f"unknown chain {chain!r}: choose one of {', '.join(builtin_chains())}, or a file NAME.yaml")
+    try:
+        content = yaml.safe_load(text)
+        if not isinstance(content, dict) or set(content) - {"name", "description", "units"} or not content.get("units"):
+            raise ValueError("it must have name, description and units")
+        units = tuple(_unit(unit) for unit in content["units"])
+        return Chain(str(content.get("name", Path(chain).stem)), str(content.get("description", "")), units)
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, re.error) as error:
+        raise ValueError(f"chain file {chain} is wrong: {' '.join(str(error).split())}; see gch_bench/spectral/factors.py") from error
+
+
+def _unit(content: dict[str, Any]) -> Unit:
+    unknown = set(content) - {"block", "order", "product", "shortcut", "group_size", "skip_vectors"}
+    if unknown:
+        raise ValueError(f"unknown {', '.join(sorted(unknown))} in a unit")
+    shortcut = content.get("shortcut")
+    re.compile(content["block"])
+    return Unit(
+        block=content["block"],
+        product=_entries(content["product"]),
+        order=tuple(content["order"]) if "order" in content else None,
+        identity=shortcut is not None,
+        shortcut=() if shortcut in (None, "identity") else _entries(shortcut),
+        group_size=content.get("group_size"),
+        skip_vectors=content.get("skip_vectors", False),
+    )
+
+
+def _entries(contents: list[Any]) -> tuple[Entry, ...]:
+    entries = []
+    for content in contents:
+        options = {"key": content} if isinstance(content, str) else dict(content)
+        re.compile(options["key"])
+        if "as" in options:
+            options["form"] = options.pop("as")
+        if options.get("form", "diagonal") not in ("diagonal", "depthwise"):
+            raise ValueError(f"as must be diagonal or depthwise, got {options['form']!r}")
+        if "part" in options:
+            options["part"] = tuple(options["part"])
+        entries.append(Entry(**options))
+    return tuple(entries)
+
+
+def chain_blocks(weights: Mapping[str, Any], chain: Chain) -> list[str]:
+    """The names of the modules of a chain, in order; [] where the weights have none."""
+    return [block.name for block in _blocks(list(weights), chain)]
+
+
+def _blocks(keys: Sequence[str], chain: Chain) -> list[_Block]:
+    found: dict[str, _Block] = {}
+    for position, key in enumerate(keys):
+        for unit in chain.units:
+            first = next(entry for entry in unit.product if not entry.optional)
+            match = re.fullmatch(rf"(?P<_block>{unit.block})\.(?:{first.key})", key)
+            if match:
+                name = match["_block"]
+                at = re.fullmatch(unit.block, name)
+                assert at is not None
+                place = (position,) if unit.order is None else tuple(int(at.expand(str(part))) for part in unit.order)
+                found.setdefault(name, _Block(unit, name, key, place))
+                break
+    return sorted(found.values(), key=lambda block: block.place)
+
+
+def find_chains(weights: Mapping[str, Tensor]) -> list[Chain]:
+    """The chains of the first family that these weights have two blocks of; [] if there is none."""
+    for family in FAMILIES[:-1]:
+        chains = [load_chain(name) for name in family]
+        present = [chain for chain in chains if len(chain_blocks(weights, chain)) >= 2]
+        if present:
+            return present
+    layers = load_chain(*FAMILIES[-1])
+    try:
+        for _ in chain_factors(weights, layers):
+            pass
+    except ValueError:
+        return []
+    return [layers]
+
+
+def chain_factors(weights: Mapping[str, Tensor], chain: Chain, device: torch.device | str = "cpu") -> Iterator[Factor]:
+    """The factors of a chain, in order, one at a time: float64 on ``device``; nothing is kept, so weights may be read as needed.
+
+    Raises:
+        ValueError: fewer than two blocks, a matrix that is missing, not finite or of a wrong shape, or factors that do not
+            compose (the message names both).
+    """
+    keys = list(weights)
+    blocks = _blocks(keys, chain)
+    if len(blocks) < 2:
+        raise ValueError(
+            f"chain {chain.name} needs at least two blocks {' or '.join(unit.block for unit in chain.units)}, the weights have"
+            f" {len(blocks)} (first keys: {', '.join(keys[:3])})"
+        )
+    before: tuple[str, tuple[int, ...]] | None = None
+    for block in blocks:
+        if block.unit.skip_vectors and weights[block.key].ndim < 2:
+            continue
+        matrix = _operator(weights, keys, block, device)
+        if before is not None and before[1][0] != matrix.shape[1]:
+            raise ValueError(
+                f"chain {chain.name} does not compose: {block.name} has shape {tuple(matrix.shape)} (outputs, inputs) and takes"
+                f" {matrix.shape[1]} inputs, {before[0]} before it has shape {before[1]} and gives {before[1][0]} outputs"
+            )
+        before = (block.name, tuple(matrix.shape))
+        yield Factor(block.name, matrix, block.unit.group_size)
+
+
+def _operator(weights: Mapping[str, Tensor], keys: Sequence[str], block: _Block, device: torch.device | str) -> Tensor:
+    unit, prefix = block.unit, f"{block.name}."
+    own = {key.removeprefix(prefix): key for key in keys if key.startswith(prefix)}
+    matrix = _product(weights, own, unit.product, block.name, device)
+    if not unit.identity:
+        return matrix
+    if unit.shortcut and all(_find(own, entry) for entry in unit.shortcut):
+        shortcut = _product(weights, own, unit.shortcut, block.name, device)
+    else:
+        if matrix.shape[0] != matrix.shape[1]:
+            raise ValueError(f"{block.name} has an identity shortcut but is {tuple(matrix.shape)}, not square")
+        shortcut = torch.eye(len(matrix), dtype=torch.float64, device=device)
+    if shortcut.shape != matrix.shape:
+        raise ValueError(f"{block.name} has shape {tuple(matrix.shape)} and its shortcut {tuple(shortcut.shape)}")
+    return matrix + shortcut
+
+
+def _find(own: Mapping[str, str], entry: Entry) -> str | None:
+    return next((own[key] for key in own if re.fullmatch(entry.key, key)), None)
+
+
+def _product(
+    weights: Mapping[str, Tensor], own: Mapping[str, str], entries: Sequence[Entry], block: str, device: torch.device | str
+) -> Tensor:
+    """The matrices of a product, multiplied from the input side."""
+    total: Tensor | None = None
+    repeat = None  # rows of a head that the next matrix wants repeated
+    for entry in entries:
+        key = _find(own, entry)
+        if key is None:
+            if entry.optional:
+                continue
+            raise ValueError(f"{block} has no weight {entry.key}, which its chain needs; it has {', '.join(list(own)[:5])}")
+        weight = finite64(weights[key].to(device), key)
+        inputs = None if total is None else len(total)
+        if total is not None and repeat and weight.shape[1] != inputs and weight.shape[1] % len(total) == 0:
+            total = total.unflatten(0, (-1, repeat)).repeat_interleave(weight.shape[1] // len(total), 0).flatten(0, 1)
+            inputs = len(total)
+        if entry.form != "matrix":
+            gain = weight.flatten(1).sum(1) if entry.form == "depthwise" else weight.flatten()
+            total = torch.diag(gain) if total is None else gain[:, None] * total if len(gain) == inputs else None
+            if total is None:
+                raise ValueError(f"{key} has {len(gain)} gains, and what comes before it in {block} gives {inputs} outputs")
+        else:
+            matrix = _matrix(weight, entry, key, inputs)
+            if entry.norm:
+                matrix = _norm_gain(weights, own, entry, block, device)[:, None] * matrix
+            total = matrix if total is None else matrix @ total
+        repeat = entry.head_dim
+    assert total is not None
+    return total
+
+
+def _matrix(weight: Tensor, entry: Entry, key: str, inputs: int | None) -> Tensor:
+    """(outputs, inputs) of a linear layer or of a convolution at DC; grouped where it takes fewer than ``inputs``."""
+    if weight.ndim < 2:
+        raise ValueError(f"{key} must be a matrix or a convolution, got shape {tuple(weight.shape)}")
+    matrix = weight.flatten(2).sum(2) if weight.ndim > 2 else weight
+    if entry.transpose:
+        matrix = matrix.mT
+    if entry.part:
+        index, parts = entry.part
+        if len(matrix) % parts:
+            raise ValueError(f"{key} has {len(matrix)} rows, which do not split into {parts} parts")
+        matrix = matrix.chunk(parts)[index - 1]
+    if inputs is None or inputs == matrix.shape[1]:
+        return matrix
+    groups = inputs // matrix.shape[1]
+    if weight.ndim == 2 or inputs % matrix.shape[1] or len(matrix) % groups:
+        raise ValueError(
+            f"{key} has shape {tuple(matrix.shape)} (outputs, inputs), which does not compose with the {inputs} outputs of what"
+            " comes before it"
+        )
+    return torch.block_diag(*matrix.chunk(groups))
+
+
+def _norm_gain(
+    weights: Mapping[str, Tensor], own: Mapping[str, str], entry: Entry, block: str, device: torch.device | str
+) -> Tensor:
+    """gamma / sqrt(running variance + eps) of a batch norm; gamma is 1 where it is not stored."""
+    variance = own.get(f"{entry.norm}.running_var")
+    if variance is None:
+        raise ValueError(f"{block} has no {entry.norm}.running_var, which its chain folds into {entry.key}")
+    gain = (finite64(weights[variance].to(device), variance) + entry.eps).rsqrt()
+    scale = own.get(f"{entry.norm}.weight")
+    return gain * finite64(weights[scale].to(device), scale) if scale else gain
+
+
+def weight_matrices(weights: Mapping[str, Tensor], device: torch.device | str = "cpu") -> Iterator[tuple[str, Tensor]]:
+    """Every weight with at least two dimensions by itself: (name of its layer, float64 (taps, outputs, inputs)).
+
+    A convolution gives one matrix a tap. Norms, biases and tables of positions are left out: they are no ``.weight`` of two
+    dimensions.
+    """
+    for key in weights:
+        if key.endswith(".weight") or key == "weight":
+            weight = weights[key]
+            if weight.ndim >= 2 and weight.is_floating_point() and 0 not in weight.shape:
+                taps = weight.detach().to(device, torch.float64).flatten(2) if weight.ndim > 2 else weight[..., None]
+                yield key.removesuffix(".weight"), taps.to(device, torch.float64).permute(2, 0, 1)

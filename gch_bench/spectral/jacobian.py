@@ -1,0 +1,119 @@
+"""Measured block Jacobians on real inputs, by forward-mode differentiation. Source: GSA I, arXiv 2605.02108, chain (ii).
+
+Definitions of this project (docs/geometry.md). CNN: the DC channel Jacobian J[o, i], the mean over the output's sites of the
+derivative of channel o when channel i of the input moves by the same amount at every site. Token model: the token Jacobian
+J[o, i], the derivative of channel o of one token of the output by channel i of the same token of the input, the other tokens
+held. Legend: a block's input is (1, C, H, W), (1, H, W, C) or (1, N, C); N tokens, C channels.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import jvp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from gch_bench.spectral.factors import MEASURED, Factor
+
+CHUNK_BYTES = 256 * 2**20  # of tangents of one block's input and output at a time
+SITES_NCHW, SITES_NHWC, TOKEN = "DC channel, NCHW", "DC channel, NHWC", "token"
+
+
+class Layout(NamedTuple):
+    """How channels lie in a block's input and output, and which token is looked at."""
+
+    kind: str  # SITES_NCHW, SITES_NHWC or TOKEN
+    token: int = 0
+
+
+def block_jacobian(block: Callable[[Tensor], Tensor], inputs: Tensor, layout: Layout, chunk_bytes: int = CHUNK_BYTES) -> Tensor:
+    """float64 (C_out, C_in): the Jacobian of ``block`` at ``inputs`` (batch of 1), in chunks of tangents that fit ``chunk_bytes``.
+
+    Raises:
+        ValueError: a batch other than 1, or an output of another layout.
+    """
+    if len(inputs) != 1:
+        raise ValueError(f"inputs must be a batch of 1, got {len(inputs)}")
+    channel = 1 if layout.kind == SITES_NCHW else inputs.ndim - 1
+    channels = inputs.shape[channel]
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
+        outputs = block(inputs)
+        if outputs.ndim != inputs.ndim or (layout.kind == TOKEN and outputs.shape[1] != inputs.shape[1]):
+            raise ValueError(f"the block must keep the layout of its input {tuple(inputs.shape)}, got {tuple(outputs.shape)}")
+
+        def derivative(index: Tensor) -> Tensor:
+            """(C_out,): along channel ``index`` of the input, at the token, or at all sites."""
+            unit = torch.nn.functional.one_hot(index, channels).to(inputs.dtype)
+            if layout.kind == TOKEN:
+                here = torch.arange(inputs.shape[1], device=inputs.device) == layout.token
+                tangent = here[None, :, None] * unit
+            else:
+                tangent = unit.view([-1 if axis == channel else 1 for axis in range(inputs.ndim)]).expand_as(inputs)
+            moved = jvp(block, (inputs,), (tangent,))[1]
+            if layout.kind == TOKEN:
+                return moved[0, layout.token]
+            return moved[0].mean((1, 2) if layout.kind == SITES_NCHW else (0, 1))
+
+        each = 8 * max(inputs.numel(), outputs.numel()) * inputs.element_size()  # a block holds several maps of this size
+        chunk = max(1, min(channels, chunk_bytes // each))
+        index = torch.arange(channels, device=inputs.device)
+        columns = [vmap(derivative)(part) for part in index.split(chunk)]
+    return torch.cat(columns).to(torch.float64).mT
+
+
+def network_jacobians(
+    network: nn.Module, blocks: Sequence[str], image: Tensor, token: int | None = None, chunk_bytes: int = CHUNK_BYTES
+) -> Iterator[Factor]:
+    """The Jacobian of every named block of ``network`` at what it receives for ``image`` (1, 3, H, W), in the blocks' order.
+
+    The network is used in eval mode and left in the mode it was in. ``token``: which token of a token model; default: the one
+    in the middle of the patches. Noise is what the network's hooks make of eval mode, none by default.
+
+    Raises:
+        ValueError: a block that the forward pass never reaches, or whose input is no map and no token sequence.
+    """
+    training = network.training
+    network.eval()
+    try:
+        received = _inputs(network, blocks, image)
+        for name in blocks:
+            inputs = received.pop(name)
+            layout = _layout(network, name, inputs, token)
+            yield Factor(name, block_jacobian(network.get_submodule(name), inputs, layout, chunk_bytes), kind=MEASURED)
+    finally:
+        network.train(training)
+
+
+def _inputs(network: nn.Module, blocks: Sequence[str], image: Tensor) -> dict[str, Tensor]:
+    """What each block receives."""
+    received: dict[str, Tensor] = {}
+    handles = []
+    for name in blocks:
+
+        def keep(module: nn.Module, inputs: tuple, name: str = name) -> None:
+            received.setdefault(name, inputs[0].detach().clone())  # a later module may work in place
+
+        handles.append(network.get_submodule(name).register_forward_pre_hook(keep))
+    try:
+        with torch.no_grad():
+            network(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    missing = [name for name in blocks if name not in received]
+    if missing:
+        raise ValueError(f"block {missing[0]} is never called by {type(network).__name__}'s forward")
+    return received
+
+
+def _layout(network: nn.Module, name: str, inputs: Tensor, token: int | None) -> Layout:
+    if inputs.ndim == 4:
+        return Layout(SITES_NHWC if getattr(network, "output_fmt", "NCHW") == "NHWC" else SITES_NCHW)
+    if inputs.ndim != 3:
+        raise ValueError(f"block {name} must receive a 4-d map or 3-d tokens, got {inputs.ndim}-d")
+    prefix = int(getattr(network, "num_prefix_tokens", 0))
+    at = (prefix + inputs.shape[1]) // 2 if token is None else token
+    if not 0 <= at < inputs.shape[1]:
+        raise ValueError(f"token must be in 0..{inputs.shape[1] - 1}, got {at}")
+    return Layout(TOKEN, at)
