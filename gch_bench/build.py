@@ -67,9 +67,13 @@ def build(model: ModelConfig, noise: NoiseConfig, num_classes: int, size: int) -
             for stage in stages
             if mechanism.is_identity_on(stage.height, stage.width)
         ]
+    return Built(network, str(mechanism or "none"), stages, *normalisation(network), warnings)
+
+
+def normalisation(network: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the network's images: its own (timm), else ImageNet's."""
     facts = getattr(network, "pretrained_cfg", None) or {}
-    mean, std = tuple(facts.get("mean", IMAGENET_MEAN)), tuple(facts.get("std", IMAGENET_STD))
-    return Built(network, str(mechanism or "none"), stages, mean, std, warnings)
+    return tuple(facts.get("mean", IMAGENET_MEAN)), tuple(facts.get("std", IMAGENET_STD))
 
 
 def build_network(config: ModelConfig, num_classes: int, size: int) -> tuple[nn.Module, list[str]]:

@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gch_bench.config import Config, parse
 from gch_bench.errors import UserError
+from gch_bench.spectral.options import DiagnoseConfig
 
 MORE = {  # what a group takes besides its choices
     "model": "; any other timm backbone: model.name=NAME",
@@ -23,7 +24,15 @@ MORE = {  # what a group takes besides its choices
 def plain(config: DictConfig, train: bool = True) -> Config:
     """The composed Hydra config as a checked Config, without a recipe unless `train`. Beyond this nothing sees Hydra."""
     values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    return parse(values if train else {**values, "recipe": None})
+    return parse(values if train else {**values, "recipe": None}, Config)
+
+
+def diagnosis(config: DictConfig) -> DiagnoseConfig:
+    """The same for diagnose.py."""
+    values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    if isinstance(values["chain"], str):
+        values["chain"] = [values["chain"]]
+    return parse(values, DiagnoseConfig)
 
 
 @contextlib.contextmanager

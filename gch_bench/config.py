@@ -1,6 +1,6 @@
 """Typed configuration: what the YAML groups say, checked once at the door. No torch here, so that --help is quick.
 
-`parse(mapping)` turns the plain dictionary of a composed Hydra config into a `Config`; nothing downstream re-checks it.
+`parse(mapping, Config)` turns the plain dictionary of a composed Hydra config into a `Config`; nothing downstream re-checks it.
 """
 
 import re
@@ -247,14 +247,18 @@ class Config:
         return f"{kind}{self.data.name}-{model}-{self.noise.name}-s{self.seed}"
 
 
-def parse(values: dict[str, Any]) -> Config:
-    """A checked Config from plain dictionaries. Keys that are not Config's (roots, slurm, hydra) are left out.
+T = typing.TypeVar("T")
+
+
+def parse(values: dict[str, Any], kind: type[T]) -> T:
+    """A checked ``kind`` (Config, DiagnoseConfig) from plain dictionaries. Keys it has not (roots, slurm, hydra) are left out.
 
     Raises:
         UserError: an unknown or missing key, a wrong type, or a value out of range, in one line.
     """
-    own = {f.name for f in fields(Config)}
-    return _build(Config, {key: value for key, value in values.items() if key in own}, "")
+    own = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    built: T = _build(kind, {key: value for key, value in values.items() if key in own}, "")
+    return built
 
 
 def _build(kind: type, values: Any, path: str) -> Any:

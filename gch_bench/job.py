@@ -95,7 +95,7 @@ def _run(config: Config, world: World) -> None:
             summary = _summary(job, weights, afresh=True)
             job.status.finish(weights, trained - started, time.monotonic() - trained)
             logger.metrics(evaluation_metrics(summary), training.recipe.epochs * training.steps if training else 0)
-            logger.records(job.folder)
+            logger.artifact(job.folder, "records", ["records", "summary.csv", "run.json"])
             _show(job, summary)
     finally:
         logger.close()

@@ -1,4 +1,5 @@
-"""Where metrics go besides the run folder. A logger has `metrics(values, step)`, `records(folder)` and `close()`.
+"""Where metrics go besides the run folder. A logger has `metrics(values, step)`, `artifact(folder, kind, names)`,
+`pictures(paths)` and `close()`.
 
 Names: train/loss, train/top1, train/lr; clean/top1, clean/ece, clean/nll; shift/<corruption>/<severity>/{top1,ece,nll};
 shift/mean/... (mean over severities, then over corruptions).
@@ -8,12 +9,13 @@ import contextlib
 import csv
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
 
-from gch_bench.config import Config
+from gch_bench.config import LoggerConfig
 from gch_bench.errors import UserError
 from gch_bench.metrics import CLEAN, mean_corruption
 from gch_bench.records import writing
@@ -21,10 +23,21 @@ from gch_bench.records import writing
 LOGGED = ("top1", "ece", "nll")
 
 
+class Logged(Protocol):
+    """What is logged: a Config or a DiagnoseConfig."""
+
+    @property
+    def logger(self) -> LoggerConfig: ...
+
+    def as_dict(self) -> dict[str, Any]: ...
+
+
 class Logger(Protocol):
     def metrics(self, values: dict[str, float], step: int) -> None: ...
 
-    def records(self, folder: Path) -> None: ...
+    def artifact(self, folder: Path, kind: str, names: Sequence[str]) -> None: ...
+
+    def pictures(self, paths: Sequence[Path]) -> None: ...
 
     def close(self) -> None: ...
 
@@ -35,7 +48,10 @@ class NoLogger:
     def metrics(self, values: dict[str, float], step: int) -> None:
         pass
 
-    def records(self, folder: Path) -> None:
+    def artifact(self, folder: Path, kind: str, names: Sequence[str]) -> None:
+        pass
+
+    def pictures(self, paths: Sequence[Path]) -> None:
         pass
 
     def close(self) -> None:
@@ -59,7 +75,7 @@ class CsvLogger(NoLogger):
 class WandbLogger:
     """logger=wandb: offline by default, which needs no account and no network; `wandb sync` uploads it later."""
 
-    def __init__(self, config: Config, folder: Path) -> None:
+    def __init__(self, config: Logged, folder: Path) -> None:
         if config.logger.mode == "offline":  # no crash reports either
             os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
@@ -81,19 +97,24 @@ class WandbLogger:
     def metrics(self, values: dict[str, float], step: int) -> None:
         self.run.log(values, step=step)
 
-    def records(self, folder: Path) -> None:
-        artifact = self.wandb.Artifact(re.sub(r"[^\w.-]+", "_", f"records-{folder.name}"), type="records")
-        with open(os.devnull, "w") as quiet, contextlib.redirect_stderr(quiet):  # wandb announces the folder on stderr
-            artifact.add_dir(str(folder / "records"), name="records")
-        artifact.add_file(str(folder / "summary.csv"))
-        artifact.add_file(str(folder / "run.json"))
+    def artifact(self, folder: Path, kind: str, names: Sequence[str]) -> None:
+        artifact = self.wandb.Artifact(re.sub(r"[^\w.-]+", "_", f"{kind}-{folder.name}"), type=kind)
+        for path in (folder / name for name in names):
+            if path.is_dir():
+                with open(os.devnull, "w") as quiet, contextlib.redirect_stderr(quiet):  # wandb announces folders on stderr
+                    artifact.add_dir(str(path), name=path.name)
+            else:
+                artifact.add_file(str(path))
         self.run.log_artifact(artifact)
+
+    def pictures(self, paths: Sequence[Path]) -> None:
+        self.run.log({path.stem: self.wandb.Image(str(path)) for path in paths})
 
     def close(self) -> None:
         self.run.finish()
 
 
-def open_logger(config: Config, folder: Path, main: bool) -> Logger:
+def open_logger(config: Logged, folder: Path, main: bool) -> Logger:
     """The logger of the config on the main process, NoLogger elsewhere."""
     if not main or config.logger.name == "none":
         return NoLogger()

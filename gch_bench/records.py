@@ -92,6 +92,10 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
     write_atomic(path, lambda file: table.to_csv(file, index=False))
 
 
+def write_parquet(path: Path, table: pd.DataFrame) -> None:
+    write_atomic(path, lambda file: table.to_parquet(file, index=False))
+
+
 def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())

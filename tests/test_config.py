@@ -75,6 +75,6 @@ def test_learning_rate_scales_with_the_batch() -> None:
 )
 def test_parse_refuses(change: dict, message: str) -> None:
     good = configuration().as_dict()
-    assert isinstance(parse(good), Config)
+    assert isinstance(parse(good, Config), Config)
     with pytest.raises(UserError, match=message):
-        parse({**good, **change})
+        parse({**good, **change}, Config)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
 from gch_bench.metrics import NUM_BINS, bin_index, expected_calibration_error
 
@@ -162,3 +163,30 @@ def _resampled_ece(counts_RN: Floats, run: _Run) -> Floats:
             gap_NkB[rows_N, k, bin_kN[k]] = gap_kN[k]
         total_R += np.abs(counts_RN @ gap_NkB.reshape(num_images, -1)).sum(axis=1)
     return total_R / (num_images * num_cells)
+
+
+def rank_correlation(first: Floats, second: Floats, num_resamples: int = 1000, seed: int = 0, level: float = 0.95) -> Interval:
+    """Spearman's rank correlation of two columns (n,) and its percentile interval over resampled rows; nan where undefined.
+
+    Undefined below three rows or for a constant column. Resamples in which a column is constant are left out. Limits: with few
+    rows the percentile interval is too narrow; the number of rows belongs beside it.
+
+    ValueError: columns of different length.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"first and second must have the same length, got {len(first)} and {len(second)}")
+
+    def correlation(rows: NDArray[np.int64]) -> float:
+        one, two = first[rows], second[rows]
+        if not (np.isfinite(one).all() and np.isfinite(two).all()) or np.ptp(one) == 0 or np.ptp(two) == 0:
+            return np.nan
+        return float(spearmanr(one, two).statistic)
+
+    count = len(first)
+    estimate = correlation(np.arange(count)) if count >= 3 else np.nan
+    if np.isnan(estimate):
+        return Interval(np.nan, np.nan, np.nan)
+    rng = np.random.default_rng(seed)
+    resampled = np.array([correlation(rng.integers(0, count, size=count)) for _ in range(num_resamples)])
+    low, high = np.nanquantile(resampled, ((1 - level) / 2, (1 + level) / 2))
+    return Interval(estimate, float(low), float(high))

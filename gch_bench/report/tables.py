@@ -62,14 +62,14 @@ def compare(runs: list[Run], num_resamples: int = 1000, level: float = 0.95) -> 
     """
     if not runs:
         raise UserError("runs must be a list of run folders, got []; pass runs=[FOLDER,FOLDER]")
-    shared = _shared_cells(runs)
+    shared = shared_cells(runs)
     labels = _labels(runs)
     columns = ["", *labels, *(f"{label} - {labels[0]}" for label in labels[1:])]
     rows = []
     for part, cells in ((CLEAN, [CELL_CLEAN]), ("shift", shared)):
         if not cells:
             continue
-        means = [_means(run, cells) for run in runs]
+        average = [means(run, cells) for run in runs]
         try:
             differences = [
                 paired_differences([runs[0].cells[c] for c in cells], [run.cells[c] for c in cells], num_resamples, level=level)
@@ -78,12 +78,12 @@ def compare(runs: list[Run], num_resamples: int = 1000, level: float = 0.95) -> 
         except ValueError as error:
             raise UserError(f"the runs were not evaluated on the same images: {error}") from error
         for key, name in METRICS.items():
-            values = [_number(key, mean[key]) for mean in means]
+            values = [_number(key, mean[key]) for mean in average]
             rows.append([f"{part} {name}", *values, *(_interval(key, each[key]) for each in differences)])
     return Comparison("Comparison of runs", columns, rows, _notes(runs, shared, num_resamples, level))
 
 
-def _shared_cells(runs: list[Run]) -> list[Cell]:
+def shared_cells(runs: list[Run]) -> list[Cell]:
     """The corrupted cells that all runs have and that are averaged, at the severities that all these corruptions have."""
     found = set.intersection(*(set(run.cells) for run in runs))
     names = averaged(sorted(cell.corruption for cell in found))
@@ -99,7 +99,7 @@ def _labels(runs: list[Run]) -> list[str]:
     return names if len(set(names)) == len(names) else [run.folder.name for run in runs]
 
 
-def _means(run: Run, cells: list[Cell]) -> dict[str, float]:
+def means(run: Run, cells: list[Cell]) -> dict[str, float]:
     classes = run.facts["data"]["num_classes"]
     rows = {cell: summarize(run.cells[cell], classes) for cell in cells}
     return rows[CELL_CLEAN] if CELL_CLEAN in rows else mean_corruption(rows, METRICS)

@@ -1,6 +1,6 @@
 """One chain of factors -> its tables: a row per factor and per interface, spectra, channels; factor by factor, two at a time.
 
-Definitions: docs/geometry.md. Nothing of a factor but its rows and small pictures is kept, so a chain may be longer than memory.
+Definitions: docs/geometry.md. Nothing of a factor but its rows and a small picture is kept: a chain may be longer than memory.
 """
 
 import math
@@ -234,7 +234,7 @@ def _channels(index: int, made: pam.Alignment, labels: pam.ChannelLabels, stable
 
 
 def _picture(index: int, title: str, matrix: Tensor, shown: _Aligned) -> Picture:
-    cells = [min(size, PICTURE) for size in matrix.shape]
+    cells = (min(matrix.shape[0], PICTURE), min(matrix.shape[1], PICTURE))
     energy = torch.nn.functional.adaptive_avg_pool2d(matrix.square()[None, None], cells)[0, 0].sqrt()
     order = shown.alignment.norms.amax(0).argsort(descending=True)
     return Picture(index, title, energy.cpu(), shown.alignment.norms[:, order].cpu(), shown.tau)

@@ -21,7 +21,7 @@ diagonal. Source: GSA I, arXiv 2605.02108; which matrices stand for a block is t
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -124,7 +124,9 @@ def load_chain(chain: str) -> Chain:
         units = tuple(_unit(unit) for unit in content["units"])
         return Chain(str(content.get("name", Path(chain).stem)), str(content.get("description", "")), units)
     except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, re.error) as error:
-        raise ValueError(f"chain file {chain} is wrong: {' '.join(str(error).split())}; see gch_bench/spectral/factors.py") from error
+        raise ValueError(
+            f"chain file {chain} is wrong: {' '.join(str(error).split())}; see gch_bench/spectral/factors.py"
+        ) from error
 
 
 def _unit(content: dict[str, Any]) -> Unit:
@@ -197,7 +199,7 @@ def find_chains(weights: Mapping[str, Tensor]) -> list[Chain]:
 
 
 def chain_factors(weights: Mapping[str, Tensor], chain: Chain, device: torch.device | str = "cpu") -> Iterator[Factor]:
-    """The factors of a chain, in order, one at a time: float64 on ``device``; nothing is kept, so weights may be read as needed.
+    """The factors of a chain, in order, one at a time, float64 on ``device``; each weight is read when it is needed.
 
     Raises:
         ValueError: fewer than two blocks, a matrix that is missing, not finite or of a wrong shape, or factors that do not
@@ -210,18 +212,23 @@ def chain_factors(weights: Mapping[str, Tensor], chain: Chain, device: torch.dev
             f"chain {chain.name} needs at least two blocks {' or '.join(unit.block for unit in chain.units)}, the weights have"
             f" {len(blocks)} (first keys: {', '.join(keys[:3])})"
         )
+    kept = (block for block in blocks if not block.unit.skip_vectors or weights[block.key].ndim > 1)
+    factors = (Factor(block.name, _operator(weights, keys, block, device), block.unit.group_size) for block in kept)
+    yield from composing(factors, chain.name)
+
+
+def composing(factors: Iterable[Factor], chain: str) -> Iterator[Factor]:
+    """The factors as they come. Raises ValueError, naming both, at one that does not take what the one before it gives."""
     before: tuple[str, tuple[int, ...]] | None = None
-    for block in blocks:
-        if block.unit.skip_vectors and weights[block.key].ndim < 2:
-            continue
-        matrix = _operator(weights, keys, block, device)
-        if before is not None and before[1][0] != matrix.shape[1]:
+    for factor in factors:
+        shape = tuple(factor.matrix.shape)
+        if before is not None and before[1][0] != shape[1]:
             raise ValueError(
-                f"chain {chain.name} does not compose: {block.name} has shape {tuple(matrix.shape)} (outputs, inputs) and takes"
-                f" {matrix.shape[1]} inputs, {before[0]} before it has shape {before[1]} and gives {before[1][0]} outputs"
+                f"chain {chain} does not compose: {factor.name} has shape {shape} (outputs, inputs) and takes {shape[1]}"
+                f" inputs, {before[0]} before it has shape {before[1]} and gives {before[1][0]} outputs"
             )
-        before = (block.name, tuple(matrix.shape))
-        yield Factor(block.name, matrix, block.unit.group_size)
+        before = (factor.name, shape)
+        yield factor
 
 
 def _operator(weights: Mapping[str, Tensor], keys: Sequence[str], block: _Block, device: torch.device | str) -> Tensor:

@@ -17,25 +17,25 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gch_bench.spectral.factors import MEASURED, Factor
 
 CHUNK_BYTES = 256 * 2**20  # of tangents of one block's input and output at a time
-SITES_NCHW, SITES_NHWC, TOKEN = "DC channel, NCHW", "DC channel, NHWC", "token"
+CHANNELS_FIRST, CHANNELS_LAST, TOKEN = "channels first", "channels last", "token"
 
 
 class Layout(NamedTuple):
     """How channels lie in a block's input and output, and which token is looked at."""
 
-    kind: str  # SITES_NCHW, SITES_NHWC or TOKEN
+    kind: str  # CHANNELS_FIRST, CHANNELS_LAST or TOKEN
     token: int = 0
 
 
 def block_jacobian(block: Callable[[Tensor], Tensor], inputs: Tensor, layout: Layout, chunk_bytes: int = CHUNK_BYTES) -> Tensor:
-    """float64 (C_out, C_in): the Jacobian of ``block`` at ``inputs`` (batch of 1), in chunks of tangents that fit ``chunk_bytes``.
+    """float64 (C_out, C_in): the Jacobian of ``block`` at ``inputs`` (batch of 1), in chunks of tangents of ``chunk_bytes``.
 
     Raises:
         ValueError: a batch other than 1, or an output of another layout.
     """
     if len(inputs) != 1:
         raise ValueError(f"inputs must be a batch of 1, got {len(inputs)}")
-    channel = 1 if layout.kind == SITES_NCHW else inputs.ndim - 1
+    channel = 1 if layout.kind == CHANNELS_FIRST else inputs.ndim - 1
     channels = inputs.shape[channel]
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
         outputs = block(inputs)
@@ -53,7 +53,7 @@ def block_jacobian(block: Callable[[Tensor], Tensor], inputs: Tensor, layout: La
             moved = jvp(block, (inputs,), (tangent,))[1]
             if layout.kind == TOKEN:
                 return moved[0, layout.token]
-            return moved[0].mean((1, 2) if layout.kind == SITES_NCHW else (0, 1))
+            return moved.movedim(channel, 0).flatten(1).mean(1)
 
         each = 8 * max(inputs.numel(), outputs.numel()) * inputs.element_size()  # a block holds several maps of this size
         chunk = max(1, min(channels, chunk_bytes // each))
@@ -109,9 +109,11 @@ def _inputs(network: nn.Module, blocks: Sequence[str], image: Tensor) -> dict[st
 
 def _layout(network: nn.Module, name: str, inputs: Tensor, token: int | None) -> Layout:
     if inputs.ndim == 4:
-        return Layout(SITES_NHWC if getattr(network, "output_fmt", "NCHW") == "NHWC" else SITES_NCHW)
+        return Layout(CHANNELS_LAST if getattr(network, "output_fmt", "NCHW") == "NHWC" else CHANNELS_FIRST)
+    if inputs.ndim == 2:  # a layer behind the pooling: no sites
+        return Layout(CHANNELS_LAST)
     if inputs.ndim != 3:
-        raise ValueError(f"block {name} must receive a 4-d map or 3-d tokens, got {inputs.ndim}-d")
+        raise ValueError(f"block {name} must receive a map, tokens or a vector, got {inputs.ndim}-d")
     prefix = int(getattr(network, "num_prefix_tokens", 0))
     at = (prefix + inputs.shape[1]) // 2 if token is None else token
     if not 0 <= at < inputs.shape[1]:

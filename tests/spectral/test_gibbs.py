@@ -86,7 +86,7 @@ def test_exact_laws_recover_their_exponent(exponent: float, count: int, scale: f
     assert fit.slope == pytest.approx(-exponent, abs=1e-8)
     assert fit.kl == pytest.approx(0, abs=1e-12)
     assert fit.fisher == pytest.approx(moments(exponent, count)[1], rel=1e-6)
-    assert fit.count == count
+    assert fit.size == count
     if exponent > 1e-3:
         assert fit.r_squared == pytest.approx(1, abs=1e-9)
 

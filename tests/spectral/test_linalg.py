@@ -16,9 +16,9 @@ ROUNDING = 1e-14  # relative to s_1: a few dozen units in the last place
 
 
 def value_errors(values: Tensor) -> Tensor:
-    """What the module states of its values: 1e-16 s_1^2 / s_i by the Gram matrix (here a dozen of it), else that of an SVD."""
+    """What the module states: about 1e-16 s_1^2 / s_i (here five of it) by the Gram matrix, else the error of an SVD."""
     floor = values.clamp(min=GRAM_FLOOR * values[0]) if values[0] > 0 else torch.ones_like(values)
-    return 2e-15 * values[0] * (values[0] / floor)
+    return values[0] * (5e-16 * values[0] / floor).clamp(min=2e-15)
 
 
 @settings(max_examples=200, deadline=None)

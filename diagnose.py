@@ -1,0 +1,19 @@
+"""Spectra, transport and static channels of a network: python diagnose.py model=resnet50 checkpoint=FILE"""
+
+import hydra
+from omegaconf import DictConfig
+
+from gch_bench.cli import diagnosis, entry, reported
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="diagnose")
+def main(config: DictConfig) -> None:
+    with reported():
+        values = diagnosis(config)
+        from gch_bench.diagnose import diagnose  # after --help: torch takes seconds to import
+
+        diagnose(values)
+
+
+if __name__ == "__main__":
+    entry(main)

@@ -1,0 +1,268 @@
+"""The diagnostic job: weights -> chains -> tables, figures, a summary in one folder; runs -> geometry against reliability."""
+
+import hashlib
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from gch_bench import distributed, records
+from gch_bench.data.images import BadImage
+from gch_bench.data.source import load_data
+from gch_bench.data.transforms import eval_transform, normalise
+from gch_bench.display import Display
+from gch_bench.errors import UserError
+from gch_bench.loggers import open_logger
+from gch_bench.noise.inject import stage_modules
+from gch_bench.report import geometry, geometry_compare, geometry_figures
+from gch_bench.spectral import factors as chains
+from gch_bench.spectral.analysis import ChainReport, analyse, weight_table
+from gch_bench.spectral.factors import Chain, Factor
+from gch_bench.spectral.jacobian import network_jacobians
+from gch_bench.spectral.options import DiagnoseConfig
+from gch_bench.spectral.subjects import Subject, subjects
+
+TABLES = ("summary", "factors", "interfaces", "weights", "channels", "spectra", "comparison")
+CSV = ("summary", "factors", "interfaces", "weights", "comparison")  # the others have a row per channel or singular value
+
+
+class Diagnosed(NamedTuple):
+    """One subject: its facts, its weights' table, and the reports on its chains."""
+
+    facts: dict[str, Any]
+    weights: pd.DataFrame
+    reports: list[ChainReport]
+
+
+def diagnose(config: DiagnoseConfig) -> None:
+    """Measure, then write: the folder holds nothing of a diagnosis that failed.
+
+    Raises:
+        UserError: the user's mistake, in one line.
+    """
+    world = distributed.start(config.device)
+    try:
+        if world.main:
+            _run(config, world.device)
+    finally:
+        distributed.stop()
+
+
+def _run(config: DiagnoseConfig, device: torch.device) -> None:
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    display = Display(True)
+    if config.output:
+        _check_folder(Path(config.output))
+    named = [_load_chain(name) for name in config.chain or [] if name != "auto"]
+    images = _images(config) if config.jacobian.images and not config.runs else None
+    kept: list[tuple[str, dict[str, Tensor]]] = []
+    found = []
+    for subject in subjects(config):
+        display.line(f"{subject.label}: {subject.origin} (weights {subject.digest})")
+        try:
+            found.append(_diagnose_subject(subject, config, named, images, device, display, kept))
+        except ValueError as error:
+            raise UserError(f"{subject.label}: {error}") from error
+    folder = Path(config.output or f"runs/diagnose-{_name(found)}-{_identity(config, found)[:8]}")
+    _check_folder(folder)
+    tables = _tables(found)
+    comparison = None
+    if config.runs:
+        reports = [(item.facts["label"], item.reports) for item in found]
+        stages = {item.facts["label"]: item.facts["last_stage"] for item in found}
+        comparison = geometry_compare.compare([Path(run) for run in config.runs], reports, stages, config.seed)
+        tables["comparison"] = comparison.table
+    _write(config, folder, found, tables, comparison, kept, display)
+
+
+def _load_chain(name: str) -> Chain:
+    try:
+        return chains.load_chain(name)
+    except ValueError as error:
+        raise UserError(f"chain: {error}") from error
+
+
+def _check_folder(folder: Path) -> None:
+    """A folder of a training or evaluation run is not written over."""
+    if (folder / "run.json").exists() and records.read_json(folder / "run.json").get("kind") != "diagnosis":
+        raise UserError(f"{folder} already holds something else than a diagnosis: choose another output=")
+
+
+def _diagnose_subject(
+    subject: Subject,
+    config: DiagnoseConfig,
+    named: list[Chain],
+    images: Callable[[Subject], list[tuple[str, Tensor]]] | None,
+    device: torch.device,
+    display: Display,
+    kept: list[tuple[str, dict[str, Tensor]]],
+) -> Diagnosed:
+    wanted = named or chains.find_chains(subject.weights)
+    warnings = list(subject.warnings)
+    if not wanted:
+        warnings.append(
+            f"no built-in chain fits these weights: only the weights themselves were looked at; give chain=FILE.yaml, or one of"
+            f" {', '.join(chains.builtin_chains())}"
+        )
+    reports = []
+
+    def report(factors: Iterable[Factor], count: int, name: str, description: str) -> None:
+        with display.bar(f"{subject.label} {name}", count, "factors") as advance:
+
+            def ticked() -> Iterator[Factor]:
+                for factor in factors:
+                    yield factor
+                    advance(factor.name, 1)
+
+            def keep(index: int, title: str, matrices: dict[str, Tensor]) -> None:
+                kept.append((f"{_slug(subject.label)}-{_slug(name)}-{index}", {k: v.cpu() for k, v in matrices.items()}))
+
+            done = analyse(
+                ticked(), name, description, config.spectral, config.alignment, keep if config.save_matrices else None
+            )
+        reports.append(done)
+
+    for chain in wanted:
+        blocks = chains.chain_blocks(subject.weights, chain)
+        report(chains.chain_factors(subject.weights, chain, device), len(blocks), chain.name, chain.description)
+    if images is not None and wanted:
+        assert subject.network is not None
+        blocks = chains.chain_blocks(subject.weights, wanted[0])
+        network = subject.network.to(device)
+        description = f"blocks of chain {wanted[0].name}, measured at one validation image"
+        for image_name, image in images(subject):
+            found = network_jacobians(network, blocks, image.to(device), config.jacobian.token, config.jacobian.chunk_mib << 20)
+            name = f"jacobian {image_name}"
+            report(chains.composing(found, name), len(blocks), name, description)
+    table = weight_table(chains.weight_matrices(subject.weights, device)) if config.spectral.weights else pd.DataFrame()
+    facts = {
+        "label": subject.label,
+        "origin": subject.origin,
+        "weights": subject.digest,
+        "size": subject.size,
+        "chains": [item.chain for item in reports],
+        "last_stage": stage_modules(subject.network).get("L4") if subject.network is not None else None,
+        "warnings": warnings,
+    }
+    return Diagnosed(facts, table, reports)
+
+
+def _images(config: DiagnoseConfig) -> Callable[[Subject], list[tuple[str, Tensor]]]:
+    """subject -> (name, normalised (1, 3, size, size)) of images spread evenly over the validation set."""
+    data = load_data(config.data, train=False)
+    count = min(config.jacobian.images, len(data.val))
+    ids = [int((i + 0.5) * len(data.val) / count) for i in range(count)]
+
+    def of(subject: Subject) -> list[tuple[str, Tensor]]:
+        assert subject.size is not None
+        transform = eval_transform(subject.size, config.data.resize, config.data.interpolation)
+        made = []
+        for i in ids:
+            image = data.val.load_or_bad(i)
+            if isinstance(image, BadImage):
+                raise UserError(f"{image.path} cannot be read: {image.reason}; repair it or choose another jacobian.images")
+            made.append((f"{data.name}-{i}", normalise(transform(image)[None], subject.mean, subject.std)))  # type: ignore[arg-type]
+        return made
+
+    return of
+
+
+def _tables(found: list[Diagnosed]) -> dict[str, pd.DataFrame]:
+    def joined(parts: list[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
+        filled = [part.assign(subject=label) for label, part in parts if len(part)]
+        if not filled:
+            return pd.DataFrame()
+        whole = pd.concat(filled, ignore_index=True)
+        whole.insert(0, "subject", whole.pop("subject"))
+        return whole
+
+    of_chain = [(item.facts["label"], report) for item in found for report in item.reports]
+    tables = {
+        name: joined([(label, getattr(report, name)) for label, report in of_chain])
+        for name in ("factors", "interfaces", "channels", "spectra")
+    }
+    tables["weights"] = joined([(item.facts["label"], item.weights) for item in found])
+    rows = [{"subject": label, "chain": each.chain, "kind": each.kind, **each.summary} for label, each in of_chain]
+    tables["summary"] = pd.DataFrame(rows)
+    return tables
+
+
+def _write(
+    config: DiagnoseConfig,
+    folder: Path,
+    found: list[Diagnosed],
+    tables: dict[str, pd.DataFrame],
+    comparison: geometry_compare.Comparison | None,
+    kept: list[tuple[str, dict[str, Tensor]]],
+    display: Display,
+) -> None:
+    reports = [(item.facts["label"], report) for item in found for report in item.reports]
+    figures = geometry_figures.all_figures(reports)
+    if comparison is not None and comparison.figure is not None:
+        figures["comparison"] = comparison.figure
+    facts = {
+        "kind": "diagnosis",
+        "command": shlex.join(sys.argv),
+        **records.provenance(),
+        "config": config.as_dict(),
+        "subjects": [item.facts for item in found],
+    }
+    text = geometry.markdown(facts, reports, comparison, sorted(figures))
+    written = []
+    for name in TABLES:
+        table = tables.get(name, pd.DataFrame())
+        if len(table):
+            records.write_parquet(folder / f"{name}.parquet", table)
+            written.append(f"{name}.parquet")
+            if name in CSV:
+                records.write_csv(folder / f"{name}.csv", table)
+    for name, figure in figures.items():
+        for kind in ("svg", "png"):
+            path = folder / "figures" / f"{name}.{kind}"
+            records.write_atomic(path, partial(figure.savefig, format=kind, dpi=150))
+    for name, matrices in kept:
+        arrays = {key: value.numpy() for key, value in matrices.items()}
+        records.write_atomic(folder / "matrices" / f"{name}.npz", partial(np.savez_compressed, **arrays))  # type: ignore[arg-type]
+    records.write_atomic(folder / "report.md", lambda file: file.write(text.encode()))
+    records.write_json(folder / "run.json", facts)  # last: it says that the folder is whole
+    logger = open_logger(config, folder, main=True)
+    try:
+        logger.metrics(geometry.logged_metrics(reports), 0)
+        logger.pictures([folder / "figures" / f"{name}.png" for name in figures])
+        logger.artifact(folder, "geometry", [*written, "report.md", "run.json"])
+    finally:
+        logger.close()
+    for item in found:
+        for warning in item.facts["warnings"]:
+            display.warn(f"{item.facts['label']}: {warning}")
+    for shown in geometry.console_tables(reports):
+        display.table(*shown)
+    if comparison is not None:
+        display.table(*comparison.console)
+    display.line(f"report: {folder / 'report.md'}")
+
+
+def _slug(name: str) -> str:
+    return geometry_figures.slug(name)
+
+
+def _name(found: list[Diagnosed]) -> str:
+    return _slug(found[0].facts["label"]) if len(found) == 1 else f"{len(found)}-networks"
+
+
+def _identity(config: DiagnoseConfig, found: list[Diagnosed]) -> str:
+    """What determines the numbers: the weights, and the options but for where they are written and watched."""
+    plain = {key: value for key, value in config.as_dict().items() if key not in ("logger", "output", "threads", "device")}
+    for name in ("checkpoint", "checkpoints", "source", "runs"):
+        plain.pop(name)
+    facts = [(item.facts["label"], item.facts["weights"]) for item in found]
+    return hashlib.sha256(json.dumps([plain, facts], sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,160 @@
+"""The diagnosis in words: a verdict per interface, tables for the console, the Markdown summary, names for the logger."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from gch_bench.report.geometry_compare import Comparison
+from gch_bench.report.geometry_figures import slug
+from gch_bench.spectral.analysis import PHYSICAL, SOURCE, ChainReport
+from gch_bench.spectral.factors import STATIC
+
+Reports = Sequence[tuple[str, ChainReport]]
+STATIC_NOTE = (
+    "static weights are diagnostics only: budgets, slacks, residuals and certificates hold for these matrices, not for what the"
+    " network computes with its nonlinearities; measured Jacobians (jacobian.images=N) verify the same chain at real inputs"
+)
+MEASURED_NOTE = "measured block Jacobians: the statements hold for the linearised blocks at this input"
+CERTIFICATE_COLUMNS = (
+    "from", "to", "windows", "error", "bound", "radius", "limit", "certified", "short by", "core", "overlap", "noise", "edges",
+    "hubs", "SC/SA/ST",
+)  # fmt: skip
+BAD = "**no**"
+CERTIFIED = {"bound": "yes, by the bound", "measured": "yes, measured", "no": BAD}
+
+
+def verdict(row: dict[str, Any], form: str = PHYSICAL) -> str:
+    """One interface in one sentence: which term of the margin dominates, and whether its channels are certified."""
+    moved = f"exponent {row['exponent_change']:+.3g}"
+    allowed = row["exponent_bound"]
+    in_rho = f", rho {row['displacement']:.3g} within {row['bound']:.3g}"
+    moved += in_rho if math.isnan(allowed) else f" within +-{allowed:.3g}"
+    if row[f"{form}_certified"] != "no":
+        return f"{moved}; {row['dominant']} dominates; channels certified ({row[f'{form}_certified']})"
+    return (
+        f"{moved}; {row['dominant']} dominates; channels not certified: truncation moves {row['truncation_error']:.3g}, the"
+        f" nearest {row[f'{form}_limit']} threshold is {row[f'{form}_radius']:.3g} away, {row[f'{form}_missing']:.3g} too much"
+    )
+
+
+def console_tables(reports: Reports) -> list[tuple[str, list[str], list[list[str]], list[str]]]:
+    """(title, columns, rows, notes) of one table: a row per chain."""
+    columns = ["network, chain", "factors", "exponent", "KL", "|residual|", "2g", "slack", "drift", "certified"]
+    rows = [[f"{label} {each.chain}", *_chain_cells(each)] for label, each in reports]
+    if not rows:
+        return []
+    notes = [
+        "exponent, KL (chart quality) and |residual|: means over factors; 2g, slack: sums over interfaces; drift: sum of"
+        " |change of exponent|",
+    ]
+    if any(each.kind == STATIC for _, each in reports):
+        notes.append(STATIC_NOTE)
+    return [("Geometry", columns, rows, notes)]
+
+
+def _chain_cells(report: ChainReport) -> list[str]:
+    numbers = report.summary
+    names = ("mean_exponent", "mean_kl", "mean_residual", "amplification", "total_slack", "drift")
+    cells = [f"{numbers[name]:.3f}" if name in numbers else "" for name in names]
+    total = len(report.interfaces)
+    return [f"{int(numbers['factors'])}", *cells, f"{round(numbers.get('certified_share', 0) * total)} of {total}"]
+
+
+def logged_metrics(reports: Reports) -> dict[str, float]:
+    """<network>/<chain>/<quantity>; numbers that are not finite are left out."""
+    return {
+        f"{slug(label)}/{slug(each.chain)}/{name}": value
+        for label, each in reports
+        for name, value in each.summary.items()
+        if math.isfinite(value)
+    }
+
+
+def markdown(facts: dict[str, Any], reports: Reports, comparison: Comparison | None, figures: list[str]) -> str:
+    """report.md: what was measured on what, a table and a verdict per interface, and the figures."""
+    lines = ["# Geometry", "", f"`{facts['command']}`", ""]
+    hardware = facts["hardware"]
+    lines.append(
+        f"commit {facts['commit']}; torch {facts['versions']['torch']}; {', '.join(hardware['gpus']) or hardware['processor']},"
+        f" {hardware['threads']} threads. Definitions: docs/geometry.md. All numbers are float64."
+    )
+    lines += [
+        "",
+        *_table(["network", "weights", "from"], [[s["label"], s["weights"], f"`{s['origin']}`"] for s in facts["subjects"]]),
+    ]
+    lines += [f"- WARNING: {s['label']}: {warning}" for s in facts["subjects"] for warning in s["warnings"]]
+    if comparison is not None:
+        lines += ["", "## Geometry and reliability", "", *_table(*comparison.console[1:3]), ""]
+        lines += [f"- {note}" for note in comparison.console[3]]
+        lines += _pictures(["comparison"], figures)
+    for title, columns, rows, notes in console_tables(reports):
+        lines += ["", f"## {title}: summary", "", *_table(columns, rows), "", *(f"- {note}" for note in notes)]
+    lines += _pictures([name for name in figures if name.startswith("profile-")], figures)
+    for label, report in reports:
+        lines += _chain(label, report, figures)
+    return "\n".join(lines) + "\n"
+
+
+def _chain(label: str, report: ChainReport, figures: list[str]) -> list[str]:
+    note = STATIC_NOTE if report.kind == STATIC else MEASURED_NOTE
+    lines = ["", f"## {label}: {report.chain} ({report.kind})", "", f"{report.description}. {note[0].upper()}{note[1:]}.", ""]
+    factor_columns = {
+        "name": "factor", "rows": "rows", "columns": "columns", "exponent": "exponent", "slope": "slope", "r_squared": "R2",
+        "kl": "KL", "radial": "r", "residual": "e", "rank_90": "R.90", "rank_95": "R.95", "rank_99": "R.99",
+        "chart_rank_95": "chart R.95", "window_low": "window from", "window_high": "to",
+    }  # fmt: skip
+    lines += _frame(report.factors, factor_columns)
+    if not len(report.interfaces):
+        return lines
+    table = report.interfaces
+    margin_columns = {
+        "first": "from", "second": "to", "budget": "2g", "slack": "slack", "residual_change": "change of e",
+        "displacement": "|change of rho|", "bound": "bound", "dominant": "dominant", "exponent_change": "change of a",
+        "exponent_bound": "bound", "mean_cosine_squared": "mean cos^2",
+    }  # fmt: skip
+    lines += ["", "Margins: |change of rho| <= 2g + slack + |change of e|.", "", *_frame(table, margin_columns)]
+    for form, name in ((PHYSICAL, "output channels x input channels"), (SOURCE, "output channels x source modes")):
+        lines += ["", f"Certificates, {name}. Windows are the charts' effective ranks.", ""]
+        rows = [_certificate(row, form) for row in table.to_dict("records")]
+        lines += _table(CERTIFICATE_COLUMNS, rows)
+    lines += ["", *(f"- {row['first']} to {row['second']}: {verdict(row)}." for row in table.to_dict("records"))]  # type: ignore[arg-type]
+    own = f"{slug(label)}-{slug(report.chain)}"
+    return lines + _pictures([f"{kind}-{own}" for kind in ("spectra", "interfaces", "certificates", "alignment")], figures)
+
+
+def _certificate(row: Any, form: str) -> list[str]:
+    certified = row[f"{form}_certified"]
+    numbers = [row["truncation_error"], row["truncation_bound"], row[f"{form}_radius"]]
+    shares = [row[f"{form}_{part}_share"] for part in ("core", "overlap", "noise")]
+    return [
+        row["first"],
+        row["second"],
+        f"{row['rank_first']}, {row['rank_second']}",
+        *(f"{number:.3g}" for number in numbers),
+        row[f"{form}_limit"],
+        CERTIFIED[certified],
+        f"{row[f'{form}_missing']:.3g}" if certified == "no" else "",
+        *(f"{share:.1%}" for share in shares),
+        str(row[f"{form}_edges"]),
+        str(row[f"{form}_hubs"]),
+        "/".join(str(row[f"{form}_{name}"]) for name in ("SC", "SA", "ST")),
+    ]
+
+
+def _frame(table: pd.DataFrame, columns: dict[str, str]) -> list[str]:
+    rows = [[_cell(row[name]) for name in columns] for row in table.to_dict("records")]
+    return _table(list(columns.values()), rows)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return ["| " + " | ".join(line) + " |" for line in (columns, ["---"] * len(columns), *rows)]
+
+
+def _pictures(wanted: list[str], figures: list[str]) -> list[str]:
+    return [line for name in wanted if name in figures for line in ("", f"![{name}](figures/{name}.svg)")]

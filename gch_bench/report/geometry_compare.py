@@ -1,0 +1,144 @@
+"""Runs side by side: what their weights' geometry has to do with their reliability, with the uncertainty of few runs."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from gch_bench.errors import UserError
+from gch_bench.records import CELL_CLEAN
+from gch_bench.report.statistics import rank_correlation
+from gch_bench.report.tables import means, read_run, shared_cells
+from gch_bench.spectral.analysis import ChainReport
+from gch_bench.spectral.factors import STATIC
+
+FEW = 10  # runs below which a rank correlation is a hint at most
+GEOMETRY = {
+    "drift": "exponent drift",
+    "last_stage_rank_90": "R.90 of L4",
+    "certified_share": "certified share",
+    "mean_residual": "mean |chart residual|",
+}
+RELIABILITY = {"shift_ece": "ECE under shift", "shift_nll": "NLL under shift"}
+
+
+class Comparison(NamedTuple):
+    """A table with a row per run, the correlations, and their figure (None below two runs)."""
+
+    table: pd.DataFrame
+    correlations: pd.DataFrame
+    figure: Figure | None
+    console: tuple[str, list[str], list[list[str]], list[str]]
+
+
+def compare(
+    folders: list[Path], reports: list[tuple[str, list[ChainReport]]], stages: dict[str, str | None], seed: int = 0
+) -> Comparison:
+    """Geometry of each run's first static chain against its records.
+
+    Args:
+        folders: the run folders, in the order of ``reports`` (label, its chains' reports).
+        stages: label -> the module that is stage L4, None where there is none: the last factor stands for it.
+
+    Raises:
+        UserError: a run without records, or without a chain.
+    """
+    runs = [read_run(folder) for folder in folders]
+    cells = shared_cells(runs)
+    rows = []
+    for run, (label, own) in zip(runs, reports, strict=True):
+        static = [report for report in own if report.kind == STATIC]
+        if not static:
+            raise UserError(f"{run.folder} has no chain to compare: give chain=NAME or chain=FILE.yaml")
+        summary = static[0].summary
+        row = {
+            "run": label,
+            "noise": run.facts["config"]["noise"]["name"],
+            "seed": run.facts["config"]["seed"],
+            "chain": static[0].chain,
+            "drift": summary.get("drift", float("nan")),
+            "last_stage_rank_90": stage_rank(static[0], stages[label]),
+            "certified_share": summary.get("certified_share", float("nan")),
+            "mean_residual": summary["mean_residual"],
+            "clean_ece": means(run, [CELL_CLEAN])["ece"],
+        }
+        if cells:
+            shifted = means(run, cells)
+            row |= {"shift_ece": shifted["ece"], "shift_nll": shifted["nll"]}
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    correlations = _correlations(table, seed) if cells else pd.DataFrame()
+    notes = _notes(table, correlations, cells, {run.facts["protocol_id"] for run in runs})
+    figure = _figure(table, correlations) if cells and len(table) > 1 else None
+    return Comparison(table, correlations, figure, ("Geometry and reliability", *_text(table), notes))
+
+
+def stage_rank(report: ChainReport, stage: str | None) -> float:
+    """Mean R_.90 of the chain's factors inside the module ``stage``, else of its last factor."""
+    names = report.factors["name"]
+    inside = names.map(lambda name: stage is not None and (name == stage or name.startswith(f"{stage}.")))
+    chosen = report.factors[inside] if inside.any() else report.factors.tail(1)
+    return float(chosen["rank_90"].mean())
+
+
+def _correlations(table: pd.DataFrame, seed: int) -> pd.DataFrame:
+    rows = []
+    for one in GEOMETRY:
+        for other in RELIABILITY:
+            found = rank_correlation(table[one].to_numpy(float), table[other].to_numpy(float), seed=seed)
+            rows.append({"geometry": one, "reliability": other, **found._asdict()})
+    return pd.DataFrame(rows)
+
+
+def _text(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    known = {"clean_ece": "clean ECE", **RELIABILITY}
+    names = {**GEOMETRY, **{name: text for name, text in known.items() if name in table}}
+    rows = [
+        [str(row["run"]), str(row["noise"]), str(row["seed"]), *(f"{row[name]:.4g}" for name in names)]
+        for row in table.to_dict("records")
+    ]
+    return ["run", "noise", "seed", *names.values()], rows
+
+
+def _notes(table: pd.DataFrame, correlations: pd.DataFrame, cells: list, protocols: set[str]) -> list[str]:
+    notes = [
+        f"static weights, chain {table['chain'].iloc[0]}; shift: mean over {len(cells)} corrupted cells; ECE as a fraction"
+    ]
+    if table["chain"].nunique() > 1:
+        notes.append(f"WARNING: the chains differ ({', '.join(sorted(set(table['chain'])))}) and are not comparable")
+    if len(protocols) > 1:
+        notes.append(f"WARNING: the runs follow DIFFERENT PROTOCOLS and are not comparable: {', '.join(sorted(protocols))}")
+    if len(table) < FEW:
+        notes.append(
+            f"WARNING: {len(table)} runs are few: correlations are hints at most, and intervals of so few rows are too narrow"
+        )
+    for row in correlations.to_dict("records"):
+        if np.isfinite(row["estimate"]):
+            notes.append(
+                f"rank correlation of {GEOMETRY[row['geometry']]} and {RELIABILITY[row['reliability']]}: {row['estimate']:+.2f}"
+                f" [{row['low']:+.2f}, {row['high']:+.2f}], n = {len(table)} (Spearman, 95% percentile interval over runs)"
+            )
+    return notes
+
+
+def _figure(table: pd.DataFrame, correlations: pd.DataFrame) -> Figure:
+    figure = Figure(figsize=(3.1 * len(GEOMETRY), 2.8 * len(RELIABILITY)), layout="constrained")
+    axes = figure.subplots(len(RELIABILITY), len(GEOMETRY), squeeze=False)
+    kinds = list(dict.fromkeys(table["noise"]))
+    for i, (other, other_text) in enumerate(RELIABILITY.items()):
+        for j, (one, one_text) in enumerate(GEOMETRY.items()):
+            axis = axes[i, j]
+            for number, kind in enumerate(kinds):
+                own = table[table["noise"] == kind]
+                axis.scatter(own[one], own[other], s=28, color=f"C{number}", label=kind)
+            found = correlations[(correlations["geometry"] == one) & (correlations["reliability"] == other)].iloc[0]
+            if np.isfinite(found["estimate"]):
+                axis.set_title(f"rho {found['estimate']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]", fontsize=8)
+            axis.set_xlabel(one_text if i == len(RELIABILITY) - 1 else "")
+            axis.set_ylabel(other_text if j == 0 else "")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(kinds), frameon=False)
+    few = ", FEW: hints at most" if len(table) < FEW else ""
+    figure.suptitle(f"Geometry and reliability, n = {len(table)} runs{few}")
+    return figure
