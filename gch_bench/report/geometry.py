@@ -149,11 +149,14 @@ def _frame(table: pd.DataFrame, columns: dict[str, str]) -> list[str]:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.4g}"
+    return str(value)
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(line) + " |" for line in (columns, ["---"] * len(columns), *rows)]
+    escaped = [[cell.replace("|", r"\|") for cell in line] for line in (columns, ["---"] * len(columns), *rows)]
+    return ["| " + " | ".join(line) + " |" for line in escaped]
 
 
 def _pictures(wanted: list[str], figures: list[str]) -> list[str]:

@@ -54,7 +54,7 @@ def profile(reports: Reports) -> Figure:
     bottom.set_yscale("log")
     _names(bottom, list(longest["name"]))
     for axis in (top, bottom):
-        axis.legend(frameon=False, fontsize=7, ncols=3)
+        axis.legend(frameon=False, fontsize=7, ncols=1, loc="upper left", bbox_to_anchor=(1, 1))
     first = reports[0][1]
     figure.suptitle(f"{first.chain} ({first.kind})")
     return figure
@@ -98,7 +98,7 @@ def interfaces(label: str, report: ChainReport) -> Figure:
     axis.plot(at, table["displacement"], "kD", ms=4, label="|change of rho| (bounded by their sum)")
     axis.axhline(0, color="black", lw=0.6)
     axis.set_ylabel("nats")
-    axis.legend(frameon=False, ncols=4, fontsize=7)
+    figure.legend(loc="outside upper center", frameon=False, ncols=4, fontsize=7)
     _names(axis, [f"{one} - {two}" for one, two in zip(table["first"], table["second"], strict=True)])
     figure.suptitle(f"{label}: {report.chain} ({report.kind}), margin inequality per interface")
     return figure
@@ -121,7 +121,7 @@ def certificates(label: str, report: ChainReport) -> Figure:
                 axis.plot(at[positive] + shift, radius[positive], marker, color=color, label=f"radius, {name}: {word}")
     axis.set_yscale("log")
     axis.set_ylabel("Frobenius norm")
-    axis.legend(frameon=False, ncols=3, fontsize=7)
+    figure.legend(loc="outside upper center", frameon=False, ncols=4, fontsize=7)
     _names(axis, [f"{one} - {two}" for one, two in zip(table["first"], table["second"], strict=True)])
     figure.suptitle(f"{label}: {report.chain} ({report.kind}), certificates")
     return figure

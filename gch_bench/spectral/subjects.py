@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -122,7 +123,7 @@ def subjects(config: DiagnoseConfig) -> Iterator[Subject]:
 
 def labels(paths: list[str]) -> list[str]:
     """Short unique names: the parts in which the paths differ, else numbered."""
-    parts = [[part for part in Path(path).parts if part not in ("/", "..", ".")] for path in paths]
+    parts = [[part for part in Path(re.sub(r"\.(pt|pth|bin|safetensors)$", "", path)).parts if part not in ("/", "..", ".")] for path in paths]
     names = ["-".join(part for part in own if not all(part in other for other in parts)) or own[-1] for own in parts]
     return names if len(set(names)) == len(names) else [f"{i}-{name}" for i, name in enumerate(names)]
 

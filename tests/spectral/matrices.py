@@ -33,7 +33,10 @@ def spectrum(kind: str, count: int, exponent: float, generator: torch.Generator)
         return torch.where(ranks <= kept, values, 0)
     if kind == "nearly deficient":
         return torch.where(ranks <= kept, values, 1e-9 * values)
-    return torch.where(ranks <= kept, values, 3e-5 * values)  # coarse: about what a Gram matrix may still resolve
+    floor = 10 ** -(
+        4 + 3 * torch.rand(1, dtype=torch.float64, generator=generator)
+    )  # about what a Gram matrix may still resolve
+    return torch.where(ranks <= kept, values, floor * values)  # coarse
 
 
 def made(rows: int, columns: int, kind: str, exponent: float, scale: float, seed: int) -> Tensor:

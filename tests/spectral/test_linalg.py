@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from matrices import BAD_MATRICES, KINDS, ODD, ODD_FORMS, matrices, refusal
 from torch import Tensor
 
-from gch_bench.spectral.linalg import GRAM_FLOOR, decompose, finite64, gram_values, matrix64, tail, top_value
+from gch_bench.spectral.linalg import decompose, finite64, gram_values, matrix64, tail, top_value
 
 ROUNDING = 1e-14  # relative to s_1: a few dozen units in the last place
 
 
 def value_errors(values: Tensor) -> Tensor:
     """What the module states: about 1e-16 s_1^2 / s_i (here five of it) by the Gram matrix, else the error of an SVD."""
-    floor = values.clamp(min=GRAM_FLOOR * values[0]) if values[0] > 0 else torch.ones_like(values)
+    floor = values.clamp(min=1e-5 * values[0]) if values[0] > 0 else torch.ones_like(values)
     return values[0] * (5e-16 * values[0] / floor).clamp(min=2e-15)
 
 

@@ -39,6 +39,8 @@ from gch_bench.spectral.radial import (
     radial_of_values,
 )
 
+ROUNDING = 1e-13
+
 
 def rho(exponent: float, count: int) -> float:
     return (math.log(count) - logsumexp(-exponent * np.log(np.arange(1, count + 1)))) / 2
@@ -85,9 +87,9 @@ def test_no_residual_on_the_chart(exponent: float, count: int, scale: float) -> 
 
 
 def checked(one: Interface) -> None:
-    """The statements that hold at every interface."""
+    """The statements that hold at every interface; ROUNDING where all terms are 0."""
     assert one.slack >= 0
-    assert one.displacement <= one.bound
+    assert one.displacement <= one.bound + ROUNDING
     assert one.displacement == abs(one.second.chart - one.first.chart)
     assert one.residual_change == one.second.residual - one.first.residual
     if one.slack < INF:
@@ -100,7 +102,7 @@ def checked(one: Interface) -> None:
     if sizes[0] != sizes[1]:
         assert math.isnan(one.exponent_bound)
         return
-    assert abs(one.exponent_change) <= one.exponent_bound
+    assert abs(one.exponent_change) <= one.exponent_bound + ROUNDING
     if 0 < max(exponents) < INF and sizes[0] > 1:
         weights = np.arange(1, sizes[0] + 1) ** -max(exponents)
         kappa = weights @ np.log(np.arange(1, sizes[0] + 1)) / weights.sum() / 2
@@ -152,7 +154,7 @@ def test_aligned_exact_charts_have_no_slack(exponents: list[float], count: int, 
 def test_depth_budget_is_the_sum(chain: list[Tensor]) -> None:
     made = [interface(*two) for two in itertools.pairwise(chain)]
     got = depth_budget(made)
-    loops = {name: 0.0 for name in ("amplification", "total_slack", "total_residual_change", "displacement", "bound", "drift")}
+    loops = dict.fromkeys(("amplification", "total_slack", "total_residual_change", "displacement", "bound", "drift"), 0.0)
     for one in made:
         loops["amplification"] += 2 * one.amplitude
         loops["total_slack"] += one.slack
@@ -226,8 +228,11 @@ def test_invariances(pair: tuple[Tensor, Tensor], scale: tuple[float, float], se
         got = interface(one, two)
         assert summary(got) == pytest.approx(summary(expected), rel=1e-8, abs=1e-8)
         assert math.exp(2 * got.amplitude) == pytest.approx(math.exp(2 * expected.amplitude), rel=1e-10, abs=1e-13)
-        assert got.first.fit.exponent == pytest.approx(expected.first.fit.exponent, rel=1e-8, abs=1e-8)
-        assert got.second.fit == pytest.approx(expected.second.fit, rel=1e-6, abs=1e-8, nan_ok=True)
+        for turned, known in ((got.first.fit, expected.first.fit), (got.second.fit, expected.second.fit)):
+            for name in ("exponent", "slope", "kl", "fisher", "size"):
+                assert getattr(turned, name) == pytest.approx(getattr(known, name), rel=1e-8, abs=1e-8, nan_ok=True)
+            if known.slope < -1e-3:  # R^2 of a flat line is one of rounding errors
+                assert turned.r_squared == pytest.approx(known.r_squared, rel=1e-8, abs=1e-8)
     for turned, known in ((middle @ first @ before, values[0]), (after @ second @ middle, values[1])):
         torch.testing.assert_close(gram_values(turned), known, rtol=1e-9, atol=0)
 

@@ -16,7 +16,7 @@ from gch_bench.spectral.gibbs import fit_exponent
 from gch_bench.spectral.linalg import decompose
 from gch_bench.spectral.transport import Transport, fitted_tail, principal_angles, transport, transport_of
 
-# The decompositions state an error of 1e-16 s_1^2 / s_i <= 1e-11 s_1 of a singular value (linalg.GRAM_FLOOR); a product carries it.
+# A decomposition states an error of 1e-16 s_1^2 / s_i <= 1e-11 s_1 of a singular value (linalg.GRAM_FLOOR): so has a product.
 ACCURACY = 1e-11
 
 

@@ -1,0 +1,514 @@
+"""Static channels of theory 3: against plain loops, and what the certificate and the stable labels promise."""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from matrices import BAD_MATRICES, INF, NAN, ODD, ODD_FORMS, matrices, orthogonal, refusal, scales, seeds
+from torch import Tensor
+
+from gch_bench.spectral.alignment import (
+    CORE,
+    LABELS,
+    NOISE,
+    OVERLAP,
+    Alignment,
+    align,
+    block_norms,
+    channel_labels,
+    overlap_strengths,
+    profiles,
+    row_groups,
+    stable_labels,
+    widest_gap,
+)
+
+FAMILY = ("supports", "degree", "edges", "hubs", "masks")  # what the certificate is about, with the SRS sets
+
+
+class Case(NamedTuple):
+    matrix: Tensor
+    group: list[int]
+    tau: float
+    omega: float
+    hub_degree: int
+    noise_budget: float | None
+
+    def align(self, matrix: Tensor | None = None) -> Alignment:
+        matrix = self.matrix if matrix is None else matrix
+        return align(matrix, self.group, self.tau, self.omega, self.hub_degree, self.noise_budget)
+
+
+def partition(rows: int, seed: int) -> list[int]:
+    """Each row's group, all groups non-empty, in no order."""
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(1, rows + 1))
+    return rng.permutation(np.r_[np.arange(count), rng.integers(0, count, rows - count)]).tolist()
+
+
+@st.composite
+def cases(draw, largest: int = 9) -> Case:
+    """Thresholds among the values that they cut, so that no side is empty as a rule."""
+    matrix, seed = draw(matrices(largest)), draw(seeds)
+    assume(float(matrix.abs().max()) > 0)
+    rng, group = np.random.default_rng(seed), partition(len(matrix), seed)
+    norms = reference_norms(matrix, group)
+    tau = float(np.quantile(norms, rng.uniform()) * rng.uniform(0.7, 1.3))
+    assume(tau > 0)
+    strengths = reference_overlap(norms, norms >= tau)
+    omega = float(np.quantile(strengths, rng.uniform()) * rng.uniform(0.7, 1.3)) or tau
+    budget = draw(st.one_of(st.none(), st.floats(0, 2)))
+    return Case(matrix, group, tau, omega, int(rng.integers(1, 4)), budget)
+
+
+def reference_norms(matrix: Tensor, group: Sequence[int]) -> np.ndarray:
+    """N_gj by loops."""
+    rows, columns = matrix.shape
+    norms = np.zeros((max(group) + 1, columns))
+    for g in range(len(norms)):
+        for j in range(columns):
+            norms[g, j] = math.hypot(*(float(matrix[i, j]) for i in range(rows) if group[i] == g))
+    return norms
+
+
+def reference_overlap(norms: np.ndarray, supports: np.ndarray) -> np.ndarray:
+    """o_gh by loops."""
+    count, columns = norms.shape
+    strengths = np.zeros((count, count))
+    for g in range(count):
+        for h in range(count):
+            both = [j for j in range(columns) if supports[g, j] and supports[h, j] and g != h]
+            strengths[g, h] = math.hypot(*(min(norms[g, j], norms[h, j]) for j in both))
+    return strengths
+
+
+def random_like(matrix: Tensor, size: float, seed: int) -> Tensor:
+    """A perturbation of Frobenius norm ``size``: all over the matrix, or in one column, one row or one entry."""
+    rng = np.random.default_rng(seed)
+    error = rng.normal(size=matrix.shape)
+    row, column = rng.integers(matrix.shape[0]), rng.integers(matrix.shape[1])
+    where = np.ones(matrix.shape, bool)
+    if seed % 4 in (1, 2):
+        where &= np.arange(matrix.shape[1]) == column
+    if seed % 4 in (2, 3):
+        where &= np.arange(matrix.shape[0])[:, None] == row
+    error *= where
+    return torch.from_numpy(error / np.linalg.norm(error) * size)
+
+
+def changed(case: Case, one: Alignment, two: Alignment) -> list[str]:
+    """The names of what differs, of all that a certificate covers."""
+    names = [name for name in FAMILY if not torch.equal(getattr(one, name), getattr(two, name))]
+    count = len(one.supports)
+    if any(not torch.equal(one.shared(g, h), two.shared(g, h)) for g in range(count) for h in range(count)):
+        names.append("shared")
+    if case.noise_budget is not None:
+        within = [each.noise <= case.noise_budget * math.hypot(each.core, each.overlapping, each.noise) for each in (one, two)]
+        if within[0] != within[1]:
+            names.append("noise budget")
+    return names
+
+
+@settings(max_examples=200, deadline=None)
+@given(case=cases())
+def test_against_plain_loops(case: Case) -> None:
+    got, group = case.align(), case.group
+    norms = reference_norms(case.matrix, group)
+    assume((np.abs(norms - case.tau) > 1e-12 * case.tau).all())  # a tie within rounding has no right answer
+    supports = norms >= case.tau
+    strengths = reference_overlap(norms, supports)
+    off = ~np.eye(len(norms), dtype=bool)
+    assume((np.abs(strengths - case.omega)[off] > 1e-12 * case.omega).all())
+    np.testing.assert_allclose(got.norms, norms, rtol=1e-13)
+    np.testing.assert_allclose(block_norms(case.matrix, group), norms, rtol=1e-13)
+    np.testing.assert_array_equal(got.supports, supports)
+    degree = [sum(bool(supports[g, j]) for g in range(len(norms))) for j in range(norms.shape[1])]
+    assert got.degree.tolist() == degree
+    np.testing.assert_allclose(got.overlap, strengths, rtol=1e-13)
+    np.testing.assert_allclose(overlap_strengths(torch.from_numpy(norms), torch.from_numpy(supports)), strengths, rtol=1e-13)
+    np.testing.assert_array_equal(got.edges, (strengths >= case.omega) & off)
+    assert got.hubs.tolist() == [each >= case.hub_degree for each in degree]
+    assert got.group.tolist() == group
+    for i, row in enumerate(got.masks.tolist()):
+        for j, kind in enumerate(row):
+            assert kind == (NOISE if not supports[group[i], j] else CORE if degree[j] == 1 else OVERLAP)
+    for g in range(len(norms)):
+        for h in range(len(norms)):
+            assert got.shared(g, h).tolist() == (supports[g] & supports[h]).tolist()
+
+
+@settings(max_examples=200, deadline=None)
+@given(case=cases())
+def test_the_split_is_orthogonal(case: Case) -> None:
+    """core^2 + overlap^2 + noise^2 = ||M||^2, each part the norm of M on its mask."""
+    got, m = case.align(), case.matrix.numpy()
+    assert math.hypot(got.core, got.overlapping, got.noise) == pytest.approx(np.linalg.norm(m), rel=1e-13)
+    for part, kind in ((got.core, CORE), (got.overlapping, OVERLAP), (got.noise, NOISE)):
+        assert part == pytest.approx(np.linalg.norm(m * (got.masks.numpy() == kind)), rel=1e-13)
+
+
+@settings(max_examples=200, deadline=None)
+@given(case=cases())
+def test_radius_is_its_formula(case: Case) -> None:
+    got = case.align()
+    norms, whole = reference_norms(case.matrix, case.group), np.linalg.norm(case.matrix.numpy())
+    terms = {"support": min(abs(float(n) - case.tau) for n in norms.flat)}
+    strengths = got.overlap.numpy()
+    between = [abs(strengths[g, h] - case.omega) for g in range(len(norms)) for h in range(g)]
+    if between:
+        terms["edge"] = min(between)
+    if case.noise_budget is not None:
+        nu = case.noise_budget
+        terms["noise budget"] = (nu * whole - got.noise) / (1 + nu)
+    assert got.radius == pytest.approx(min(terms.values()), rel=1e-12, abs=1e-13 * whole)
+    assert terms[got.limit] == pytest.approx(got.radius, rel=1e-12, abs=1e-13 * whole)
+
+
+@settings(max_examples=300, deadline=None)
+@given(case=cases(), seed=seeds)
+def test_certificate(case: Case, seed: int) -> None:
+    """Nothing changes under ||E||_F = 0.999 radius, whatever E: random, sparse, or straight at the closest threshold."""
+    before = case.align()
+    assume(before.radius > 1e-10 * float(case.matrix.abs().max()))
+    size = 0.999 * before.radius
+    for error in [random_like(case.matrix, size, seed + k) for k in range(8)] + straight(case, before, size):
+        assert float(error.norm()) <= before.radius
+        assert changed(case, before, case.align(case.matrix + error)) == []
+
+
+def straight(case: Case, made: Alignment, size: float) -> list[Tensor]:
+    """Perturbations of norm ``size`` along the block closest to tau, the pair closest to omega and the noise: both ways."""
+    m, group = case.matrix, made.group
+    g, j = divmod(int((made.norms - case.tau).abs().argmin()), m.shape[1])
+    block = torch.zeros_like(m)
+    block[group == g, j] = m[group == g, j]
+    if not block.any():
+        block[group == g, j] = 1.0
+    noise = torch.where(made.masks == NOISE, m, 0)
+    directions = [block, noise if noise.any() else (made.masks == NOISE).to(m.dtype)]
+    if len(made.norms) > 1:
+        away = (made.overlap - case.omega).abs().fill_diagonal_(INF)
+        g, h = divmod(int(away.argmin()), len(away))
+        pair = torch.zeros_like(m)
+        for j in made.shared(g, h).nonzero().flatten().tolist():
+            rows = group == (g if made.norms[g, j] <= made.norms[h, j] else h)
+            pair[rows, j] = m[rows, j]
+        directions.append(pair)
+    return [sign * size / each.norm() * each for each in directions if each.any() for sign in (1, -1)]
+
+
+# Two groups of one row, tau = 1; each limit is the closest one in its case.
+LIMITS = {
+    "support": Case(torch.tensor([[3.0, 0.0], [0.0, 1.5]]), [0, 1], 1.0, 9.0, 2, None),
+    "support, from below": Case(torch.tensor([[3.0, 0.0], [0.0, 0.7]]), [0, 1], 1.0, 9.0, 2, None),
+    "edge": Case(torch.tensor([[3.0, 0.0], [4.0, 0.0]]), [0, 1], 1.0, 2.8, 2, None),
+    "edge, from below": Case(torch.tensor([[3.0, 0.0], [4.0, 0.0]]), [0, 1], 1.0, 3.4, 2, None),
+    "noise budget": Case(torch.tensor([[3.0, 0.0], [0.0, 3.0]]), [0, 1], 1.0, 9.0, 2, 4e-4),
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_the_radius_is_no_smaller_than_it_need_be(name: str) -> None:
+    """1.001 radius straight at the threshold does change something: the certificate names its limit rightly."""
+    case, limit = LIMITS[name]._replace(matrix=LIMITS[name].matrix.double()), name.split(",")[0]
+    before = case.align()
+    assert before.limit == limit
+    told = {"support": "supports", "edge": "edges", "noise budget": "noise budget"}[limit]
+    for share in (0.999, 1.001):
+        found = [changed(case, before, case.align(case.matrix + e)) for e in straight(case, before, share * before.radius)]
+        assert any(told in names for names in found) == (share > 1)
+
+
+def test_negative_radius_where_the_budget_is_spent() -> None:
+    spent = align(torch.tensor([[3.0, 0.9], [0.0, 3.0]]), 2, 1.0, 9.0, noise_budget=0.1)
+    assert spent.limit == "noise budget"
+    assert spent.radius == pytest.approx((0.1 * math.sqrt(18.81) - 0.9) / 1.1)
+    assert spent.radius < 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(case=cases(), factor=scales, seed=seeds)
+def test_scale_and_rotations(case: Case, factor: float, seed: int) -> None:
+    """M, tau and omega in other units; a rotation of the rows within each group; an order of columns."""
+    before = case.align()
+    assume(min(float((before.norms - case.tau).abs().min()) / case.tau, 1) > 1e-9)
+    scaled = align(factor * case.matrix, case.group, factor * case.tau, factor * case.omega, case.hub_degree, case.noise_budget)
+    assert torch.equal(scaled.supports, before.supports)
+    whole = float(case.matrix.norm())
+    assert scaled.radius == pytest.approx(factor * before.radius, rel=1e-9, abs=1e-12 * factor * whole)
+    generator = torch.Generator().manual_seed(seed)
+    turned = case.matrix.clone()
+    for g in range(max(case.group) + 1):
+        rows = before.group == g
+        turned[rows] = orthogonal(int(rows.sum()), int(rows.sum()), generator) @ turned[rows]
+    got = case.align(turned)
+    torch.testing.assert_close(got.norms, before.norms, rtol=0, atol=1e-13 * whole)
+    assert torch.equal(got.supports, before.supports)
+    assert torch.equal(got.masks, before.masks)
+    assert (got.core, got.overlapping, got.noise) == pytest.approx(
+        (before.core, before.overlapping, before.noise), rel=1e-12, abs=1e-13 * whole
+    )
+    order = torch.randperm(turned.shape[1], generator=generator)
+    assert torch.equal(case.align(case.matrix[:, order]).masks, before.masks[:, order])
+
+
+def reference_labels(case: Case, made: Alignment, matrix: Tensor, kappa: float) -> list[dict[str, float | str]]:
+    """Label, parts and cosine of each row, by loops."""
+    m, supports, degree = matrix.tolist(), made.supports.tolist(), made.degree.tolist()
+    found = []
+    for i, row in enumerate(m):
+        g, mates = case.group[i], [k for k in range(len(m)) if case.group[k] == case.group[i]]
+        columns = range(len(row))
+        profile = [sum(m[k][j] for k in mates) / len(mates) if supports[g][j] else 0.0 for j in columns]
+        core = math.hypot(*(row[j] for j in columns if supports[g][j] and degree[j] == 1))
+        overlap = math.hypot(*(row[j] for j in columns if supports[g][j] and degree[j] >= 2))
+        noise = math.hypot(*(row[j] for j in columns if not supports[g][j]))
+        lengths = math.hypot(*row) * math.hypot(*profile)
+        cosine = sum(a * b for a, b in zip(row, profile, strict=True)) / lengths if lengths else 0.0
+        label = "ST"
+        if abs(cosine) >= kappa and max(core, overlap, noise) == core:
+            label = "SC"
+        elif abs(cosine) >= kappa and max(core, overlap, noise) == overlap:
+            label = "SA"
+        gap = sorted((core, overlap, noise))[2] - sorted((core, overlap, noise))[1]
+        found.append({"label": label, "core": core, "overlap": overlap, "noise": noise, "cosine": cosine, "gap": gap,
+                      "row": math.hypot(*row), "profile": math.hypot(*profile)})  # fmt: skip
+    return found
+
+
+kappas = st.one_of(st.just(0.5), st.floats(0.01, 1))
+
+
+@settings(max_examples=200, deadline=None)
+@given(case=cases(), kappa=kappas)
+def test_labels_against_plain_loops(case: Case, kappa: float) -> None:
+    made = case.align()
+    got, top = channel_labels(case.matrix, made, kappa), float(case.matrix.abs().max())
+    for i, expected in enumerate(reference_labels(case, made, case.matrix, kappa)):
+        for name in ("core", "overlap", "noise", "row", "profile", "gap"):
+            assert float(getattr(got, name)[i]) == pytest.approx(expected[name], rel=1e-12, abs=1e-13 * top)
+        if min(expected["row"], expected["profile"]) > 1e-8 * top:
+            assert float(got.cosine[i]) == pytest.approx(expected["cosine"], abs=1e-7)
+            assert float(got.cosine_margin[i]) == pytest.approx(abs(abs(expected["cosine"]) - kappa), abs=1e-7)
+            if expected["gap"] > 1e-12 * top and got.cosine_margin[i] > 1e-6:
+                assert LABELS[got.label[i]] == expected["label"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(case=cases(), kappa=kappas, share=st.floats(1e-6, 0.999), seed=seeds)
+def test_stable_labels_never_change(case: Case, kappa: float, share: float, seed: int) -> None:
+    before = case.align()
+    assume(before.radius > 1e-9 * float(case.matrix.abs().max()))
+    labels = channel_labels(case.matrix, before, kappa)
+    for k in range(6):
+        error = random_like(case.matrix, share * before.radius, seed + k)
+        stable = stable_labels(labels, before, error)
+        after = channel_labels(case.matrix + error, case.align(case.matrix + error), kappa)
+        assert torch.equal(after.label[stable], labels.label[stable])
+
+
+@settings(max_examples=150, deadline=None)
+@given(case=cases(), kappa=kappas, size=st.floats(-4, 0), seed=seeds)
+def test_stable_labels_are_their_formula(case: Case, kappa: float, size: float, seed: int) -> None:
+    made, m = case.align(), case.matrix
+    labels = channel_labels(m, made, kappa)
+    error = random_like(m, 10**size * float(m.norm()), seed)
+    stable = stable_labels(labels, made, error).tolist()
+    for i, row in enumerate(error):
+        mates = [k for k in range(len(m)) if case.group[k] == case.group[i]]
+        mean = error[mates].mean(0) * made.supports[case.group[i]]
+        lengths = float(labels.row[i]), float(labels.profile[i])
+        gap, margin = float(labels.gap[i]) - 2 * float(row.norm()), -INF
+        if min(lengths) > 0:
+            margin = float(labels.cosine_margin[i]) - 2 * float(row.norm()) / lengths[0] - 2 * float(mean.norm()) / lengths[1]
+        if abs(gap) > 1e-12 * float(m.norm()) and abs(margin) > 1e-9:
+            assert stable[i] == (gap > 0 and margin > 0)
+    assert not stable_labels(labels, made, 1e6 * float(m.norm()) * torch.ones_like(m)).any()
+
+
+def test_all_labels_occur_and_may_be_stable() -> None:
+    """Rows on columns of their own, on shared columns, below tau, and against their group."""
+    m = torch.tensor([[9.0, 0, 1, 0], [8.0, 0, 1, 0], [0, 0, 9.0, 0.5], [0, 9.0, 9.5, 0], [0, 0.3, 0.4, 0.5]]).double()
+    case = Case(m, [0, 0, 1, 2, 3], 1.2, 2.0, 2, None)
+    made = case.align()
+    assert made.edges.nonzero().tolist() == [[1, 2], [2, 1]]
+    labels = channel_labels(m, made)
+    assert [LABELS[kind] for kind in labels.label.tolist()] == ["SC", "SC", "SA", "SA", "ST"]
+    assert stable_labels(labels, made, torch.full_like(m, 1e-3)).tolist() == [True, True, True, True, False]
+    opposed = torch.tensor([[9.0, 0.1], [-8.9, 4.0], [1.0, 0.0]]).double()
+    turned = channel_labels(opposed, align(opposed, [0, 0, 0], 5.0, 1.0), kappa=0.99)
+    assert [LABELS[kind] for kind in turned.label.tolist()] == ["SC", "ST", "SC"]
+
+
+@settings(max_examples=50, deadline=None)
+@given(case=cases())
+def test_profiles_are_means_on_the_support(case: Case) -> None:
+    made = case.align()
+    for g, row in enumerate(profiles(case.matrix, made)):
+        mean = case.matrix.numpy()[np.array(case.group) == g].mean(0) * made.supports[g].numpy()
+        np.testing.assert_allclose(row, mean, rtol=1e-12, atol=1e-15 * float(case.matrix.abs().max()))
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows=st.integers(1, 40), data=st.data())
+def test_a_number_of_groups_is_contiguous_and_balanced(rows: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, rows))
+    group = row_groups(count, rows).tolist()
+    sizes = [group.count(g) for g in range(count)]
+    assert group == sorted(group)
+    assert sum(sizes) == rows
+    assert max(sizes) - min(sizes) <= 1
+    assert min(sizes) >= 1
+
+
+@given(rows=st.integers(1, 12), seed=seeds)
+def test_forms_of_a_partition_agree(rows: int, seed: int) -> None:
+    group = partition(rows, seed)
+    listed = [[i for i in range(rows) if group[i] == g] for g in range(max(group) + 1)]
+    for form in (
+        group,
+        tuple(group),
+        torch.tensor(group),
+        torch.tensor(group, dtype=torch.uint8),
+        torch.tensor(group).repeat_interleave(2)[::2],
+        listed,
+        [tuple(reversed(each)) for each in listed],
+        [torch.tensor(each) for each in listed],
+    ):
+        got = row_groups(form, rows)
+        assert got.dtype == torch.int64
+        assert got.tolist() == group
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        (0, "groups must be in 1..3, the number of rows, got 0"),
+        (-1, "groups must be in 1..3, the number of rows, got -1"),
+        (4, "groups must be in 1..3, the number of rows, got 4"),
+        ([0, 1], r"groups must give each of 3 rows a number, got torch\.int64 of shape \(2,\)"),
+        (torch.zeros(4, dtype=torch.int32), r"groups must give each of 3 rows a number, got torch\.int32 of shape \(4,\)"),
+        (torch.zeros(3), r"groups must give each of 3 rows a number, got torch\.float32 of shape \(3,\)"),
+        (torch.ones(3, dtype=torch.bool), r"groups must give each of 3 rows a number, got torch\.bool of shape \(3,\)"),
+        (torch.zeros(3, 1, dtype=torch.int64), r"groups must give each of 3 rows a number, .* of shape \(3, 1\)"),
+        ([True, False, True], r"groups must give each of 3 rows a number, got torch\.bool"),
+        ([0, 2, 2], r"groups must be numbered 0, 1, \.\.\. without gaps, got \[0, 2\]"),
+        ([1, 1, 2], r"groups must be numbered 0, 1, \.\.\. without gaps, got \[1, 2\]"),
+        ([0, -1, 1], r"groups must be numbered 0, 1, \.\.\. without gaps, got \[-1, 0, 1\]"),
+        ([-1, -1, -1], r"groups must be numbered 0, 1, \.\.\. without gaps, got \[-1\]"),
+        ([[0, 1]], "groups must be non-empty and hold each of the 3 rows once, got 2 rows"),
+        ([[0, 1], [1, 2]], "groups must be non-empty and hold each of the 3 rows once, got 4 rows"),
+        ([[0, 1], [3]], "groups must be non-empty and hold each of the 3 rows once"),
+        ([[0, 0], [2]], "groups must be non-empty and hold each of the 3 rows once"),
+        ([[0, 1, 2], []], "groups must be non-empty and hold each of the 3 rows once"),
+        ([[-1, 0], [1]], "groups must be non-empty and hold each of the 3 rows once"),
+        ([torch.tensor([0, 1])], "groups must be non-empty and hold each of the 3 rows once"),
+        ([], "groups must be non-empty and hold each of the 3 rows once, got 0 rows"),
+    ],
+)
+def test_what_is_no_partition_is_refused(groups, message: str) -> None:
+    matrix = torch.ones(3, 2)
+    for call in ((row_groups, groups, 3), (block_norms, matrix, groups), (align, matrix, groups, 1.0, 1.0)):
+        assert re.match(message, refusal(*call))
+
+
+QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares that are whole numbers of 4 k values
+
+
+@settings(max_examples=200, deadline=None)
+@given(quarter=st.integers(1, 6), window=st.sampled_from([(a, b) for a in QUARTERS for b in QUARTERS if a < b]), seed=seeds)
+def test_widest_gap_against_a_loop(quarter: int, window: tuple[float, float], seed: int) -> None:
+    rng, count = np.random.default_rng(seed), 4 * quarter
+    values = rng.choice([rng.uniform(size=count), rng.lognormal(0, 2, count), rng.integers(0, 5, count).astype(float)])
+    ordered, gaps = sorted(values.tolist()), []
+    for below in range(1, count):
+        if window[0] <= below / count <= window[1]:
+            gaps.append((ordered[below] - ordered[below - 1], (ordered[below] + ordered[below - 1]) / 2))
+    assume(gaps and max(gaps)[0] > 0)
+    found = widest_gap(torch.from_numpy(values).reshape(4, quarter), *window)
+    widest = [middle for width, middle in gaps if width >= max(gaps)[0] * (1 - 1e-12)]
+    assert min(abs(found - middle) for middle in widest) <= 1e-12 * max(1, ordered[-1])
+    below = sum(each < found for each in ordered)
+    assert window[0] * count <= below <= window[1] * count
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 100])
+@pytest.mark.parametrize("value", [3.0, 1e-8, 1e8])
+def test_widest_gap_of_equal_values_is_half_of_them(value: float, count: int) -> None:
+    for window in ((0.0, 1.0), (0.75, 0.95), (0.5, 0.5)):
+        assert widest_gap(torch.full((count,), value, dtype=torch.float64), *window) == value / 2
+    assert widest_gap(torch.full((1, 1), value, dtype=torch.float64), 0.25, 0.75) == value / 2
+
+
+def test_widest_gap_is_the_largest_margin_of_a_threshold() -> None:
+    values = torch.tensor([5.0, 1.0, 1.2, 5.1, 1.1, 5.3, 1.3, 20.0])
+    assert widest_gap(values, 0.25, 0.75) == pytest.approx((1.3 + 5.0) / 2)
+    assert widest_gap(values, 0.0, 1.0) == pytest.approx((5.3 + 20) / 2)
+
+
+@pytest.mark.parametrize("form", ODD_FORMS)
+def test_any_layout_and_precision(form: str) -> None:
+    expected = align(ODD.double(), [1, 0], 1.5, 0.5, 1, 0.9)
+    got = align(ODD_FORMS[form], [1, 0], 1.5, 0.5, 1, 0.9)
+    assert got.norms.dtype == torch.float64
+    for name, value in expected._asdict().items():
+        assert torch.equal(getattr(got, name), value) if isinstance(value, Tensor) else getattr(got, name) == value
+    labels = channel_labels(ODD_FORMS[form], got)
+    for one, two in zip(labels, channel_labels(ODD.double(), expected), strict=True):
+        assert torch.equal(one, two)
+    assert torch.equal(block_norms(ODD_FORMS[form], 1), block_norms(ODD.double(), 1))
+
+
+def test_degenerate_matrices() -> None:
+    """A zero matrix, one by one, one group, one column: nothing active, or no edge to be had."""
+    zero = align(torch.zeros(3, 4), 3, 1.0, 0.5, noise_budget=0.1)
+    assert not zero.supports.any()
+    assert not zero.edges.any()
+    assert zero.core == zero.overlapping == zero.noise == zero.radius == 0
+    assert zero.limit == "noise budget"
+    labels = channel_labels(torch.zeros(3, 4), zero)
+    assert [LABELS[kind] for kind in labels.label.tolist()] == ["ST"] * 3
+    assert labels.cosine.tolist() == [0.0] * 3
+    assert not stable_labels(labels, zero, torch.zeros(3, 4)).any()
+    one = align(torch.tensor([[-2.0]]), 1, 0.5, 1.0)
+    assert (one.radius, one.limit, one.core) == (1.5, "support", 2.0)
+    assert one.edges.tolist() == [[False]]
+    assert LABELS[channel_labels(torch.tensor([[-2.0]]), one).label] == "SC"
+    rank_one = torch.outer(torch.tensor([1.0, 1.0, 3.0]), torch.tensor([1.0, 2.0]))
+    shared = align(rank_one, 3, 0.5, 1.0)
+    assert shared.degree.tolist() == [3, 3]
+    assert shared.core == shared.noise == 0
+    assert shared.edges.sum() == 6
+
+
+@pytest.mark.parametrize("case", BAD_MATRICES)
+def test_bad_matrices_are_refused(case: str) -> None:
+    bad, message = BAD_MATRICES[case]
+    made = align(torch.eye(2), 2, 0.5, 0.5)
+    labels = channel_labels(torch.eye(2), made)
+    for call in ((align, bad, 1, 1.0, 1.0), (block_norms, bad, 1), (channel_labels, bad, made)):
+        assert re.match("matrix " + message, refusal(*call))
+    assert re.match("error " + message, refusal(stable_labels, labels, made, bad))
+
+
+def test_what_else_is_refused() -> None:
+    matrix = torch.eye(2)
+    for threshold in (0, 0.0, -1.0, NAN, INF):
+        assert refusal(align, matrix, 2, threshold, 1.0) == f"tau must be > 0 and finite, got {threshold!r}"
+        assert refusal(align, matrix, 2, 1.0, threshold) == f"omega must be > 0 and finite, got {threshold!r}"
+    for budget in (-0.1, NAN, INF):
+        message = f"noise_budget must be >= 0 and finite, got {budget!r}"
+        assert refusal(align, matrix, 2, 1.0, 1.0, noise_budget=budget) == message
+    for hub in (0, -1, 1.5, True):
+        assert refusal(align, matrix, 2, 1.0, 1.0, hub_degree=hub) == f"hub_degree must be a whole number >= 1, got {hub!r}"
+    made = align(matrix, 2, 0.5, 0.5)
+    for kappa in (0, -0.5, 1.01, NAN):
+        assert refusal(channel_labels, matrix, made, kappa) == f"kappa must be in (0, 1], got {kappa!r}"
+    message = refusal(channel_labels, torch.ones(2, 3), made)
+    assert message == "matrix must have the alignment's shape (2, 2), got (2, 3)"
