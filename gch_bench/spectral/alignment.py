@@ -4,13 +4,14 @@ Source: GSA II, arXiv 2605.02111; names from the abstract, definitions in docs/g
 Matrix M (m, n) has output channels in q groups of rows, and input channels or source modes as columns; N_gj = ||M[G_g, j]||_2.
 """
 
+import numbers
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gch_bench.spectral.linalg import matrix64
+from gch_bench.spectral.linalg import matrix64, norm, power_of_two
 
 NOISE, CORE, OVERLAP = 0, 1, 2
 SC, SA, ST = 0, 1, 2
@@ -31,7 +32,7 @@ class Alignment(NamedTuple):
     core: float  # Frobenius norms of M on the masks: core^2 + overlapping^2 + noise^2 = ||M||^2
     overlapping: float
     noise: float
-    radius: float  # a perturbation of a smaller Frobenius norm changes nothing of the above but norms; negative: see limit
+    radius: float  # a perturbation of a smaller Frobenius norm keeps supports, edges, shared sets, hubs and masks
     limit: str  # what gives the radius: "support", "edge" or "noise budget"
     group: Tensor  # int64 (m,): each row's group
 
@@ -60,26 +61,38 @@ def row_groups(groups: Groups, rows: int) -> Tensor:
     Raises:
         ValueError: not a partition of the ``rows`` rows into non-empty groups.
     """
-    if isinstance(groups, int):
+    if isinstance(groups, int) and not isinstance(groups, bool):
         if not 1 <= groups <= rows:
             raise ValueError(f"groups must be in 1..{rows}, the number of rows, got {groups}")
         return torch.arange(rows) * groups // rows
-    if isinstance(groups, Tensor) or (len(groups) > 0 and isinstance(groups[0], int)):
-        group = torch.as_tensor(groups).cpu()
-        if group.dtype == torch.bool or group.is_floating_point() or group.shape != (rows,):
-            raise ValueError(f"groups must give each of {rows} rows a number, got {group.dtype} of shape {tuple(group.shape)}")
-        group = group.to(torch.int64)
-        if sorted(set(group.tolist())) != list(range(int(group.max()) + 1)):
-            raise ValueError(f"groups must be numbered 0, 1, ... without gaps, got {sorted(set(group.tolist()))}")
+    if isinstance(groups, Sequence) and len(groups) and not isinstance(groups[0], numbers.Number):
+        members = [_whole(rows_of) for rows_of in groups]
+        listed = torch.cat(members)
+        if not all(len(rows_of) for rows_of in members) or sorted(listed.tolist()) != list(range(rows)):
+            raise ValueError(
+                f"groups must be non-empty and hold each of the rows 0..{rows - 1} once, got {[m.tolist() for m in members]}"
+            )
+        group = torch.empty(rows, dtype=torch.int64)
+        group[listed] = torch.arange(len(members)).repeat_interleave(torch.tensor([len(rows_of) for rows_of in members]))
         return group
-    indices = [torch.as_tensor(rows_of).flatten() for rows_of in groups]
-    listed = [int(row) for rows_of in indices for row in rows_of]
-    if sorted(listed) != list(range(rows)) or not all(len(rows_of) for rows_of in indices):
-        raise ValueError(f"groups must be non-empty and hold each of the {rows} rows once, got {len(listed)} rows")
-    group = torch.empty(rows, dtype=torch.int64)
-    for number, rows_of in enumerate(indices):
-        group[rows_of.cpu().long()] = number
+    group = _whole(groups)
+    if len(group) != rows or sorted(set(group.tolist())) != list(range(int(group.max()) + 1)):
+        raise ValueError(
+            f"groups must give each of {rows} rows a group 0, 1, ... without gaps, got {len(group)} rows in groups"
+            f" {sorted(set(group.tolist()))}"
+        )
     return group
+
+
+def _whole(numbers_1d: Any) -> Tensor:
+    """int64 (k,) from whole numbers of any kind."""
+    try:
+        values = torch.as_tensor(numbers_1d).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"groups must hold whole numbers, got {numbers_1d!r}") from error
+    if values.ndim != 1 or (len(values) and (values.dtype == torch.bool or values.is_floating_point())):
+        raise ValueError(f"groups must hold whole numbers, got {values.dtype} of shape {tuple(values.shape)}")
+    return values.to(torch.int64)
 
 
 def block_norms(matrix: Tensor, groups: Groups) -> Tensor:
@@ -89,8 +102,9 @@ def block_norms(matrix: Tensor, groups: Groups) -> Tensor:
 
 
 def _block_norms(matrix: Tensor, group: Tensor) -> Tensor:
-    # Each group by its own norm: scaled against overflow, where a sum of squares is not.
-    return torch.stack([torch.linalg.vector_norm(matrix[group == g], dim=0) for g in range(int(group.max()) + 1)])
+    scale = power_of_two(matrix.abs().max())
+    groups = range(int(group.max()) + 1)
+    return scale * torch.stack([torch.linalg.vector_norm(matrix[group == g] / scale, dim=0) for g in groups])
 
 
 def align(
@@ -123,12 +137,12 @@ def align(
     strength = overlap_strengths(norms, supports)
     off_diagonal = ~torch.eye(len(norms), dtype=torch.bool, device=matrix.device)
     masks = torch.where(supports, torch.where(degree >= 2, OVERLAP, CORE), NOISE)[group]
-    parts = [float(torch.linalg.vector_norm(matrix[masks == kind])) for kind in (NOISE, CORE, OVERLAP)]
+    parts = [norm(matrix[masks == kind]) for kind in (NOISE, CORE, OVERLAP)]
     radii = {"support": float((norms - tau).abs().min())}
     if len(norms) > 1:
         radii["edge"] = float((strength - omega)[off_diagonal].abs().min())
     if noise_budget is not None:
-        whole = float(torch.linalg.vector_norm(matrix))
+        whole = norm(matrix)
         radii["noise budget"] = (noise_budget * whole - parts[NOISE]) / (1 + noise_budget)
     limit = min(radii, key=lambda name: radii[name])
     return Alignment(
@@ -159,16 +173,22 @@ def overlap_strengths(norms: Tensor, supports: Tensor) -> Tensor:
 
 def widest_gap(values: Tensor, low: float, high: float) -> float:
     """A threshold with the largest margin: the middle of the widest gap between sorted ``values``, among those that leave a
-    share of ``low`` to ``high`` of them below it (this project's rule). Of equal values: half of it."""
+    share of ``low`` to ``high`` of them below it, 0 < low < high < 1 (this project's rule). Where there is no such gap, among
+    all; of equal values, half of it.
+
+    Raises:
+        ValueError: no values.
+    """
+    if values.numel() == 0:
+        raise ValueError("a threshold needs at least one value, got none")
     ordered = values.flatten().sort().values
-    count = len(ordered)
-    first, last = int(low * count), max(int(high * count), int(low * count) + 1)
-    window = ordered[max(first - 1, 0) : last + 1]
-    gaps = window.diff()
-    if len(gaps) == 0 or float(gaps.max()) == 0:
+    gaps, below = ordered.diff(), torch.arange(1, len(ordered), device=values.device)
+    inside = (below >= low * len(ordered) - 1e-9) & (below <= high * len(ordered) + 1e-9) & (gaps > 0)
+    candidates = torch.where(inside, gaps, 0) if bool(inside.any()) else gaps
+    if len(gaps) == 0 or float(candidates.max()) == 0:
         return float(ordered[-1]) / 2
-    at = int(gaps.argmax())
-    return float(window[at] + window[at + 1]) / 2
+    at = int(candidates.argmax())
+    return float(ordered[at] + ordered[at + 1]) / 2
 
 
 def channel_labels(matrix: Tensor, alignment: Alignment, kappa: float = 0.5) -> ChannelLabels:
@@ -217,6 +237,8 @@ def stable_labels(labels: ChannelLabels, alignment: Alignment, error: Tensor) ->
     The gap exceeds 2 ||E_i|| and | |q| - kappa | exceeds 2 ||E_i|| / ||row_i|| + 2 ||E_g mean|| / ||mean profile||.
     """
     error = matrix64(error, "error")
+    if error.shape != alignment.masks.shape:
+        raise ValueError(f"error must have the alignment's shape {tuple(alignment.masks.shape)}, got {tuple(error.shape)}")
     row_error = torch.linalg.vector_norm(error, dim=1)
     mean_error = torch.linalg.vector_norm(profiles(error, alignment), dim=1)[alignment.group]
     return (labels.gap > 2 * row_error) & (labels.cosine_margin > 2 * row_error / labels.row + 2 * mean_error / labels.profile)

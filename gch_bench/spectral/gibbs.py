@@ -51,7 +51,7 @@ def chart(exponent: float, count: int) -> Tensor:
 
 def _log_chart(exponent: float, count: int) -> Tensor:
     log_i = _log_ranks(count)
-    if math.isinf(exponent):
+    if exponent == math.inf:
         return torch.where(log_i == 0, 0.0, -math.inf).to(torch.float64)
     return (-exponent * log_i).log_softmax(0)
 
@@ -70,8 +70,9 @@ def fit_exponent(singular_values: Tensor) -> GibbsFit:
     log_i = _log_ranks(len(p))
     exponent = _solve(float(p @ log_i), log_i)
     slope, r_squared = _line(log_i, p)
-    kl = kl_divergence(p, chart(exponent, len(p)))
-    return GibbsFit(exponent, slope, r_squared, kl, fisher_information(exponent, len(p)), len(p))
+    # Not from the chart itself, which may underflow to 0 where p has not.
+    kl = float((torch.special.xlogy(p, p) - torch.where(p > 0, p * _log_chart(exponent, len(p)), 0)).sum())
+    return GibbsFit(exponent, slope, r_squared, max(kl, 0.0), fisher_information(exponent, len(p)), len(p))
 
 
 def _solve(mean_log_rank: float, log_i: Tensor) -> float:
@@ -110,7 +111,8 @@ def _line(log_i: Tensor, p: Tensor) -> tuple[float, float]:
     xx, yy, xy = float(x @ x), float(y @ y), float(x @ y)
     if xx == 0:
         return math.nan, math.nan
-    return xy / xx, xy * xy / (xx * yy) if yy > 0 else math.nan
+    flat = yy <= 1e-24 * len(p)  # a flat spectrum but for rounding has nothing to explain
+    return xy / xx, math.nan if flat else xy * xy / (xx * yy)
 
 
 def fisher_information(exponent: float, count: int) -> float:
@@ -163,12 +165,12 @@ def effective_rank(p: Tensor, eta: float) -> int:
     """R_eta = min{k: p_1 + ... + p_k >= eta}, of energies (d,) in descending order, 0 < eta <= 1."""
     if not 0 < eta <= 1:
         raise ValueError(f"eta must be in (0, 1], got {eta!r}")
-    reached = p.to(torch.float64).cumsum(0) >= eta * (1 - 1e-14)  # a sum of d rounded terms may miss eta = 1
+    reached = p.to(torch.float64).cumsum(0) >= eta - 1e-14 - 2.3e-16 * len(p)  # a sum of rounded terms may just miss eta
     return min(int((~reached).sum()) + 1, len(p))
 
 
 def rank_window(exponent: float, uncertainty: float, count: int, eta: float) -> tuple[int, int]:
-    """[R_eta(a + da), R_eta(a - da)] of the chart: its effective ranks when the exponent is known to +- ``uncertainty``."""
+    """[R_eta(a + da), R_eta(a - da)] of the chart: its effective ranks for exponents within a finite ``uncertainty``."""
     return tuple(effective_rank(chart(exponent + da, count), eta) for da in (uncertainty, -uncertainty))  # type: ignore[return-value]
 
 

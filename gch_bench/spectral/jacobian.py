@@ -6,6 +6,7 @@ J[o, i], the derivative of channel o of one token of the output by channel i of 
 held. Legend: a block's input is (1, C, H, W), (1, H, W, C) or (1, N, C); N tokens, C channels.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -37,7 +38,9 @@ def block_jacobian(block: Callable[[Tensor], Tensor], inputs: Tensor, layout: La
         raise ValueError(f"inputs must be a batch of 1, got {len(inputs)}")
     channel = 1 if layout.kind == CHANNELS_FIRST else inputs.ndim - 1
     channels = inputs.shape[channel]
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
+    # Fused attention has no forward-mode derivative; torch's own derivatives use a part of torch that torch deprecates.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
         outputs = block(inputs)
         if outputs.ndim != inputs.ndim or (layout.kind == TOKEN and outputs.shape[1] != inputs.shape[1]):
             raise ValueError(f"the block must keep the layout of its input {tuple(inputs.shape)}, got {tuple(outputs.shape)}")

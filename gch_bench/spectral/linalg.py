@@ -2,8 +2,8 @@
 
 Legend: a matrix is (m, n), outputs x inputs; d = min(m, n). Singular values s_1 >= ... >= s_d >= 0.
 
-Eigenvalues of the Gram matrix cost a quarter of an SVD or less. Their error is about 1e-16 s_1^2, hence of a singular value
-1e-16 s_1^2 / s_i: the Gram matrix is used where s_d > GRAM_FLOOR s_1 (relative errors below 1e-6), else LAPACK's SVD.
+Eigenvalues of the Gram matrix cost a quarter of an SVD or less. Their error is about d 1e-16 s_1^2, hence of a singular value
+d 1e-16 s_1^2 / s_i: the Gram matrix is used where s_d > GRAM_FLOOR s_1, else LAPACK's SVD.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-GRAM_FLOOR = 1e-5
+GRAM_FLOOR = 1e-4
 
 
 def matrix64(matrix: Tensor, name: str = "matrix") -> Tensor:
@@ -38,25 +38,40 @@ def finite64(values: Tensor, name: str) -> Tensor:
 
 def gram_values(matrices: Tensor) -> Tensor:
     """Singular values (..., d) of (..., m, n) by the Gram matrix, descending, those that it cannot resolve by an SVD."""
-    largest = matrices.abs().amax((-2, -1), keepdim=True)
-    matrices = matrices / torch.where(largest > 0, largest, 1)  # squares neither overflow nor vanish
-    tall = matrices.mT if matrices.shape[-2] < matrices.shape[-1] else matrices
+    tall, scale = _tall(matrices)
     squares = torch.linalg.eigvalsh(tall.mT @ tall).flip(-1).clamp_(min=0)
     values = squares.sqrt_()
     coarse = values[..., -1] <= GRAM_FLOOR * values[..., 0]
     if bool(coarse.any()):
         values[coarse] = torch.linalg.svdvals(tall[coarse])
-    return values * largest[..., 0]
+    return values * scale
+
+
+def _tall(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """The matrices or their transposes (..., max(m, n), d) at a largest entry in [1, 2), what they were divided by (..., 1)."""
+    scale = power_of_two(matrices.abs().amax((-2, -1), keepdim=True))
+    matrices = matrices / scale
+    return matrices.mT if matrices.shape[-2] < matrices.shape[-1] else matrices, scale[..., 0]
+
+
+def power_of_two(largest: Tensor) -> Tensor:
+    """The power of two at or below each ``largest`` >= 0, 1 for 0: divided by it, which is exact, squares neither overflow nor
+    vanish."""
+    return torch.where(largest > 0, torch.exp2(largest.log2().floor()), 1)
 
 
 def top_value(matrix: Tensor) -> float:
     """s_1 of a float64 (m, n)."""
-    largest = matrix.abs().max()
-    if largest == 0:
+    tall, scale = _tall(matrix)
+    return float(torch.linalg.eigvalsh(tall.mT @ tall)[-1].clamp(min=0).sqrt() * scale)
+
+
+def norm(values: Tensor) -> float:
+    """The 2-norm of all ``values``, at any scale: torch's own squares them as they are."""
+    if values.numel() == 0:
         return 0.0
-    matrix = matrix / largest
-    tall = matrix.mT if matrix.shape[0] < matrix.shape[1] else matrix
-    return float(torch.linalg.eigvalsh(tall.mT @ tall)[-1].clamp(min=0).sqrt() * largest)
+    scale = power_of_two(values.abs().max())
+    return float(scale * torch.linalg.vector_norm(values / scale))
 
 
 class Decomposition(NamedTuple):
@@ -71,19 +86,18 @@ class Decomposition(NamedTuple):
 def decompose(matrix: Tensor) -> Decomposition:
     """The singular value decomposition of ``matrix`` (m, n), by the Gram matrix's eigenvectors where they are accurate."""
     matrix = matrix64(matrix)
-    rows, columns = matrix.shape
-    scale = float(matrix.abs().max()) or 1.0
-    tall = matrix.mT / scale if rows < columns else matrix / scale
-    squares, vectors = torch.linalg.eigh(tall.mT @ tall)
-    values, vectors = squares.clamp_(min=0).sqrt_().flip(0), vectors.flip(1)
+    tall, scale = _tall(matrix)
+    vectors = torch.linalg.eigh(tall.mT @ tall).eigenvectors
     left = tall @ vectors
+    values, order = torch.linalg.vector_norm(left, dim=0).sort(descending=True)  # more exact than the eigenvalues' roots
+    left, vectors = left[:, order], vectors[:, order]
     if values[-1] <= GRAM_FLOOR * values[0]:
         left, values, vectors_T = torch.linalg.svd(tall, full_matrices=False)
         left, vectors = left * values, vectors_T.mT
     values, left, right = scale * values, scale * left, scale * values[:, None] * vectors.mT
-    return Decomposition(matrix, values, *((right.mT, left.mT) if rows < columns else (left, right)))
+    return Decomposition(matrix, values, *((left, right) if tall.shape == matrix.shape else (right.mT, left.mT)))
 
 
 def tail(values: Tensor, rank: int) -> float:
     """Frobenius norm of what a truncation to ``rank`` modes leaves out."""
-    return float(torch.linalg.vector_norm(values[rank:]))
+    return norm(values[rank:])

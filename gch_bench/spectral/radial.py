@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gch_bench.spectral.gibbs import GibbsFit, fit_exponent, mean_log_rank
-from gch_bench.spectral.linalg import gram_values, matrix64, top_value
+from gch_bench.spectral.gibbs import GibbsFit, energies, fit_exponent, mean_log_rank
+from gch_bench.spectral.linalg import gram_values, matrix64, norm, top_value
 
 
 class Radial(NamedTuple):
@@ -63,11 +63,10 @@ def chart_radial(exponent: float, count: int) -> float:
 def radial_of_values(singular_values: Tensor) -> Radial:
     """The radial coordinates of a factor with these singular values (d,). Raises ValueError as ``fit_exponent``."""
     fit = fit_exponent(singular_values)
-    values = singular_values.to(torch.float64)
-    norm = float(torch.linalg.vector_norm(values))
-    radial = max(math.log(float(values.max()) / norm) + math.log(fit.size) / 2, 0.0)
+    top = float(energies(singular_values)[0])
+    radial = max((math.log(top) + math.log(fit.size)) / 2, 0.0)
     chart = chart_radial(fit.exponent, fit.size)
-    return Radial(radial, chart, radial - chart, fit, norm)
+    return Radial(radial, chart, radial - chart, fit, norm(singular_values.to(torch.float64)))
 
 
 def interface(first: Tensor, second: Tensor) -> Interface:
@@ -103,7 +102,6 @@ def interface_of(first: Radial, second: Radial, top: float) -> Interface:
     terms = {"budget": log_top, "slack": slack, "residual": abs(change)}
     exponents = first.fit.exponent, second.fit.exponent
     kappa = mean_log_rank(max(exponents), counts[0]) / 2
-    step = 0.0 if exponents[0] == exponents[1] else exponents[1] - exponents[0]
     return Interface(
         amplitude=log_top / 2,
         slack=slack,
@@ -111,11 +109,15 @@ def interface_of(first: Radial, second: Radial, top: float) -> Interface:
         displacement=abs(second.chart - first.chart),
         bound=bound,
         dominant=max(terms, key=lambda name: terms[name]),
-        exponent_change=step,
+        exponent_change=_change(*exponents),
         exponent_bound=math.nan if counts[0] != counts[1] else bound / kappa if kappa > 0 else math.inf,
         first=first,
         second=second,
     )
+
+
+def _change(first: float, second: float) -> float:
+    return 0.0 if first == second else second - first  # both may be infinite
 
 
 def depth_budget(interfaces: Sequence[Interface]) -> DepthBudget:
@@ -132,7 +134,7 @@ def depth_budget(interfaces: Sequence[Interface]) -> DepthBudget:
         total_slack=sum(one.slack for one in interfaces),
         total_residual_change=sum(abs(one.residual_change) for one in interfaces),
         drift=sum(abs(one.exponent_change) for one in interfaces),
-        net_drift=interfaces[-1].second.fit.exponent - interfaces[0].first.fit.exponent,
+        net_drift=_change(interfaces[0].first.fit.exponent, interfaces[-1].second.fit.exponent),
         displacement=sum(one.displacement for one in interfaces),
         bound=sum(one.bound for one in interfaces),
     )

@@ -123,7 +123,8 @@ def subjects(config: DiagnoseConfig) -> Iterator[Subject]:
 
 def labels(paths: list[str]) -> list[str]:
     """Short unique names: the parts in which the paths differ, else numbered."""
-    parts = [[part for part in Path(re.sub(r"\.(pt|pth|bin|safetensors)$", "", path)).parts if part not in ("/", "..", ".")] for path in paths]
+    stems = [Path(re.sub(r"\.(pt|pth|bin|safetensors)$", "", path)) for path in paths]
+    parts = [[part for part in stem.parts if part not in ("/", "..", ".")] for stem in stems]
     names = ["-".join(part for part in own if not all(part in other for other in parts)) or own[-1] for own in parts]
     return names if len(set(names)) == len(names) else [f"{i}-{name}" for i, name in enumerate(names)]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gch_bench.spectral.gibbs import chart, energies, fit_exponent
-from gch_bench.spectral.linalg import Decomposition, decompose, tail
+from gch_bench.spectral.linalg import Decomposition, decompose, norm, tail
 from gch_bench.spectral.radial import composable
 
 
@@ -42,13 +42,13 @@ def transport(first: Tensor, second: Tensor, rank_first: int, rank_second: int) 
 def transport_of(first: Decomposition, second: Decomposition, rank_first: int, rank_second: int) -> Transport:
     """The same of two decompositions, which a chain makes once a factor."""
     for name, rank, of in (("rank_first", rank_first, first), ("rank_second", rank_second, second)):
-        if not 1 <= rank <= len(of.values):
-            raise ValueError(f"{name} must be in 1..{len(of.values)}, got {rank!r}")
+        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= len(of.values):
+            raise ValueError(f"{name} must be a whole number in 1..{len(of.values)}, got {rank!r}")
     full = second.inputs @ first.outputs
     truncated = torch.zeros_like(full)
     truncated[:rank_second, :rank_first] = full[:rank_second, :rank_first]
-    right_T = _basis(first.inputs[:rank_first].mT).mT  # (k1, n)
-    left = _basis(second.outputs[:, :rank_second])  # (p, k2)
+    right_T = _unit(first.inputs[:rank_first].mT).mT  # (k1, n)
+    left = _unit(second.outputs[:, :rank_second])  # (p, k2)
     source_mode = second.matrix @ first.outputs
     source_mode_truncated = torch.zeros_like(source_mode)
     source_mode_truncated[:, :rank_first] = left @ full[:rank_second, :rank_first]
@@ -62,7 +62,7 @@ def transport_of(first: Decomposition, second: Decomposition, rank_first: int, r
         physical_truncated=source_mode_truncated[:, :rank_first] @ right_T,
         source_mode=source_mode,
         source_mode_truncated=source_mode_truncated,
-        error=float(torch.linalg.vector_norm(full - truncated)),
+        error=norm(full - truncated),
         bound=tops[1] * tails[0] + tops[0] * tails[1],
         fitted_bound=tops[1] * fitted[0] + tops[0] * fitted[1],
         rank_first=rank_first,
@@ -70,10 +70,15 @@ def transport_of(first: Decomposition, second: Decomposition, rank_first: int, r
     )
 
 
-def _basis(columns: Tensor) -> Tensor:
+def _unit(columns: Tensor) -> Tensor:
     """The columns of U_k Sigma_k, orthogonal and descending, at unit length; columns of length 0 stay 0."""
     lengths = torch.linalg.vector_norm(columns, dim=0)
     return columns / torch.where(lengths > 0, lengths, 1)
+
+
+def _basis(columns: Tensor) -> Tensor:
+    """The same, orthogonal to machine precision: columns of small modes are so only relative to the largest."""
+    return torch.linalg.qr(columns).Q * (torch.linalg.vector_norm(columns, dim=0) > 0)
 
 
 def fitted_tail(values: Tensor, rank: int) -> float:
@@ -84,13 +89,14 @@ def fitted_tail(values: Tensor, rank: int) -> float:
     p = energies(values).cpu()
     q = chart(fit_exponent(values).exponent, len(p))
     error = torch.linalg.vector_norm(p[rank:].sqrt() - q[rank:].sqrt())
-    return float(torch.linalg.vector_norm(values) * (q[rank:].sum().sqrt() + error))
+    return norm(values) * float(q[rank:].sum().sqrt() + error)
 
 
 def principal_angles(first: Decomposition, second: Decomposition, rank_first: int, rank_second: int) -> Tensor:
     """float64 (min(k1, k2),), radians, ascending: between the top left subspace of A_l and the top right one of A_{l+1}.
 
-    Angles below 1e-8 are not resolved: they come from cosines, whose rounding error is 1e-16.
+    Angles below 1e-7 are not resolved: they come from cosines, whose rounding error is 1e-15. Modes of size 0 have no
+    direction: they are at a right angle to all.
     """
     left = _basis(first.outputs[:, :rank_first])
     right = _basis(second.inputs[:rank_second].mT)

@@ -392,24 +392,26 @@ def test_forms_of_a_partition_agree(rows: int, seed: int) -> None:
         (0, "groups must be in 1..3, the number of rows, got 0"),
         (-1, "groups must be in 1..3, the number of rows, got -1"),
         (4, "groups must be in 1..3, the number of rows, got 4"),
-        ([0, 1], r"groups must give each of 3 rows a number, got torch\.int64 of shape \(2,\)"),
-        (torch.zeros(4, dtype=torch.int32), r"groups must give each of 3 rows a number, got torch\.int32 of shape \(4,\)"),
-        (torch.zeros(3), r"groups must give each of 3 rows a number, got torch\.float32 of shape \(3,\)"),
-        (torch.ones(3, dtype=torch.bool), r"groups must give each of 3 rows a number, got torch\.bool of shape \(3,\)"),
-        (torch.zeros(3, 1, dtype=torch.int64), r"groups must give each of 3 rows a number, .* of shape \(3, 1\)"),
-        ([True, False, True], r"groups must give each of 3 rows a number, got torch\.bool"),
-        ([0, 2, 2], r"groups must be numbered 0, 1, \.\.\. without gaps, got \[0, 2\]"),
-        ([1, 1, 2], r"groups must be numbered 0, 1, \.\.\. without gaps, got \[1, 2\]"),
-        ([0, -1, 1], r"groups must be numbered 0, 1, \.\.\. without gaps, got \[-1, 0, 1\]"),
-        ([-1, -1, -1], r"groups must be numbered 0, 1, \.\.\. without gaps, got \[-1\]"),
-        ([[0, 1]], "groups must be non-empty and hold each of the 3 rows once, got 2 rows"),
-        ([[0, 1], [1, 2]], "groups must be non-empty and hold each of the 3 rows once, got 4 rows"),
-        ([[0, 1], [3]], "groups must be non-empty and hold each of the 3 rows once"),
-        ([[0, 0], [2]], "groups must be non-empty and hold each of the 3 rows once"),
-        ([[0, 1, 2], []], "groups must be non-empty and hold each of the 3 rows once"),
-        ([[-1, 0], [1]], "groups must be non-empty and hold each of the 3 rows once"),
-        ([torch.tensor([0, 1])], "groups must be non-empty and hold each of the 3 rows once"),
-        ([], "groups must be non-empty and hold each of the 3 rows once, got 0 rows"),
+        (True, "groups must hold whole numbers, got torch.bool"),
+        ([0, 1], r"groups must give each of 3 rows a group 0, 1, ... without gaps, got 2 rows in groups \[0, 1\]"),
+        (torch.zeros(4, dtype=torch.int32), "groups must give each of 3 rows a group .* got 4 rows"),
+        (torch.zeros(3), r"groups must hold whole numbers, got torch\.float32 of shape \(3,\)"),
+        (torch.ones(3, dtype=torch.bool), r"groups must hold whole numbers, got torch\.bool of shape \(3,\)"),
+        (torch.zeros(3, 1, dtype=torch.int64), r"groups must hold whole numbers, .* of shape \(3, 1\)"),
+        ([True, False, True], r"groups must hold whole numbers, got torch\.bool"),
+        ([[0.5], [1.7], [2]], r"groups must hold whole numbers, got torch\.float32"),
+        ([0, 2, 2], r"groups must give each of 3 rows a group 0, 1, \.\.\. without gaps, got 3 rows in groups \[0, 2\]"),
+        ([1, 1, 2], r"groups must give .* \[1, 2\]"),
+        ([0, -1, 1], r"groups must give .* \[-1, 0, 1\]"),
+        ([-1, -1, -1], r"groups must give .* \[-1\]"),
+        ([[0, 1]], r"groups must be non-empty and hold each of the rows 0\.\.2 once, got \[\[0, 1\]\]"),
+        ([[0, 1], [1, 2]], r"groups must be non-empty and hold each of the rows 0\.\.2 once, got \[\[0, 1\], \[1, 2\]\]"),
+        ([[0, 1], [3]], "groups must be non-empty and hold each of the rows"),
+        ([[0, 0], [2]], "groups must be non-empty and hold each of the rows"),
+        ([[0, 1, 2], []], "groups must be non-empty and hold each of the rows"),
+        ([[-1, 0], [1]], "groups must be non-empty and hold each of the rows"),
+        ([torch.tensor([0, 1])], "groups must be non-empty and hold each of the rows"),
+        ([], "groups must give each of 3 rows a group .* got 0 rows"),
     ],
 )
 def test_what_is_no_partition_is_refused(groups, message: str) -> None:
@@ -512,3 +514,44 @@ def test_what_else_is_refused() -> None:
         assert refusal(channel_labels, matrix, made, kappa) == f"kappa must be in (0, 1], got {kappa!r}"
     message = refusal(channel_labels, torch.ones(2, 3), made)
     assert message == "matrix must have the alignment's shape (2, 2), got (2, 3)"
+
+
+def test_groups_of_numpy_integers_are_the_rows_groups() -> None:
+    expected = torch.tensor([1, 0, 1])
+    for groups in (np.array([1, 0, 1]), list(np.array([1, 0, 1])), (1, 0, 1), torch.tensor([1, 0, 1], dtype=torch.int8)):
+        assert torch.equal(row_groups(groups, 3), expected)
+    assert torch.equal(row_groups([np.array([1]), range(0, 3, 2)], 3), expected)
+
+
+def test_an_error_of_another_shape_is_refused() -> None:
+    matrix = torch.randn(4, 6)
+    made = align(matrix, 2, 1.0, 1.0)
+    labels = channel_labels(matrix, made)
+    for shape in ((4, 1), (1, 6), (3, 6)):
+        with pytest.raises(ValueError, match=r"error must have the alignment's shape \(4, 6\), got"):
+            stable_labels(labels, made, torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("values", "low", "high", "expected"),
+    [
+        ([1, 5, 5.1, 5.2, 5.3, 5.4, 5.9, 6, 6.1, 6.2], 0.15, 0.65, 5.65),  # not 3, which leaves a tenth below
+        ([1, 1, 1, 5, 5, 5, 5, 5, 5, 9], 0.25, 0.5, 3.0),
+        ([1, 2, 4], 0.4, 0.6, 3.0),  # no gap inside: the widest of all
+        ([9] * 9 + [10], 0.2, 0.5, 9.5),  # flat inside: the widest of all
+        ([2, 2, 2], 0.2, 0.5, 1.0),  # equal values: half
+        ([3], 0.2, 0.5, 1.5),
+    ],
+)
+def test_widest_gap_leaves_the_share_below_that_was_asked_for(values: list, low: float, high: float, expected: float) -> None:
+    assert widest_gap(torch.tensor(values, dtype=torch.float64), low, high) == pytest.approx(expected)
+
+
+def test_huge_and_tiny_matrices() -> None:
+    """Squares of these entries are no floating-point numbers."""
+    for scale in (2.0**560, 2.0**-560):
+        matrix = torch.tensor([[3.0, 0.0], [4.0, 1.0]], dtype=torch.float64) * scale
+        made = align(matrix, 1, 2 * scale, scale)
+        assert (made.norms / scale).tolist() == [[5.0, 1.0]]
+        assert made.core / scale == 5.0
+        assert made.radius / scale == 1.0

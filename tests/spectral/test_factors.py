@@ -83,7 +83,8 @@ def test_resnet_blocks_equal_their_modules_at_dc(name: str, options: dict) -> No
 
 
 def test_convnext_blocks_equal_their_modules_at_dc() -> None:
-    network = scrambled(timm.create_model("convnext_atto", num_classes=3, depths=(1, 2, 1, 1), dims=(8, 8, 16, 16), use_grn=False))
+    options = {"depths": (1, 2, 1, 1), "dims": (8, 8, 16, 16)}
+    network = scrambled(timm.create_model("convnext_atto", num_classes=3, use_grn=False, **options))
     (chain,) = find_chains(network.state_dict())
     factors = {factor.name: factor.matrix for factor in chain_factors(network.state_dict(), chain)}
     expected_order = ["stages.0.blocks.0", "stages.1.downsample", "stages.1.blocks.0", "stages.1.blocks.1",
@@ -118,9 +119,9 @@ def gpt2(layers: int, width: int, prefix: str) -> dict[str, Tensor]:
     state = {f"{prefix}wte.weight": torch.randn(11, width)}
     for i in range(layers):
         name = f"{prefix}h.{i}."
-        state |= {f"{name}ln_1.weight": torch.ones(width), f"{name}attn.c_attn.weight": torch.randn(width, 3 * width),
-                  f"{name}attn.c_proj.weight": torch.randn(width, width), f"{name}mlp.c_fc.weight": torch.randn(width, 4 * width),
-                  f"{name}mlp.c_proj.weight": torch.randn(4 * width, width)}  # fmt: skip
+        shapes = {"ln_1": (width,), "attn.c_attn": (width, 3 * width), "attn.c_proj": (width, width),
+                  "mlp.c_fc": (width, 4 * width), "mlp.c_proj": (4 * width, width)}  # fmt: skip
+        state |= {f"{name}{key}.weight": torch.randn(shape) for key, shape in shapes.items()}
     return state
 
 
@@ -224,7 +225,7 @@ def test_unet2d_down_path_and_middle() -> None:
 
 
 def test_blocks_come_in_the_order_of_their_numbers() -> None:
-    state = {key: value for key, value in sorted(gpt2(12, 4, "").items())}  # h.10 before h.2
+    state = dict(sorted(gpt2(12, 4, "").items()))  # h.10 before h.2
     assert chain_blocks(state, load_chain("gpt2_mlp")) == [f"h.{i}" for i in range(12)]
 
 
@@ -305,7 +306,7 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(state: dict[str, Tensor
 
 
 def test_unknown_chain_lists_the_choices() -> None:
-    with pytest.raises(ValueError, match="choose one of .*gpt2_mlp.*resnet.*NAME.yaml"):
+    with pytest.raises(ValueError, match=r"choose one of .*gpt2_mlp.*resnet.*NAME.yaml"):
         load_chain("resnet51")
     with pytest.raises(ValueError, match="cannot be read"):
         load_chain("nowhere.yaml")

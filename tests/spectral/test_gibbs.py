@@ -102,7 +102,7 @@ def test_fit_is_the_maximum_of_the_likelihood(values: torch.Tensor) -> None:
     assert fit.exponent == pytest.approx(max(expected, 0), rel=1e-10, abs=1e-10)
 
     def cross_entropy(a: float) -> float:
-        return a * target + math.log((np.arange(1, len(p) + 1) ** -a).sum())
+        return a * target + math.log1p((np.arange(2, len(p) + 1) ** -a).sum())
 
     for step in (-1e-3, 1e-3):
         assert cross_entropy(fit.exponent) <= cross_entropy(fit.exponent + step)
@@ -315,3 +315,20 @@ def test_bad_arguments_are_refused() -> None:
     for exponent in (-0.1, NAN):
         assert refusal(tail_bound, exponent, 1, 5) == f"exponent must be >= 0, got {exponent}"
     assert refusal(bures_squared, p, torch.ones(3) / 3) == "p and q must have the same length, got 2 and 3"
+
+
+def test_spectra_whose_chart_underflows_still_have_a_quality() -> None:
+    """p_2 is 1e-300: the fitted chart's p_3 is no floating-point number, KL is."""
+    fit = fit_exponent(torch.tensor([1, 1e-150, 1e-150], dtype=torch.float64))
+    assert 900 < fit.exponent < 1100
+    assert 0 <= fit.kl < 1e-290
+
+
+@pytest.mark.parametrize(("count", "eta", "rank"), [(400, 0.99, 396), (470, 0.9, 423), (3000, 0.95, 2850), (4096, 1.0, 4096)])
+def test_exact_ties_of_long_flat_spectra(count: int, eta: float, rank: int) -> None:
+    assert effective_rank(energies(torch.ones(count)), eta) == rank
+
+
+def test_a_flat_spectrum_but_for_rounding_has_no_r_squared() -> None:
+    q = torch.linalg.qr(torch.randn(64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).Q
+    assert math.isnan(fit_exponent(torch.linalg.svdvals(q)).r_squared)

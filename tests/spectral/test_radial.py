@@ -313,3 +313,18 @@ def test_rounding_never_makes_the_slack_negative() -> None:
     one = interface_of(flat, flat, (1 + 1e-15) / 3)
     assert one.slack == 0
     checked(one)
+
+
+@pytest.mark.parametrize("scale", [1e200, 1e160, 1e-160, 1e-200])
+def test_any_scale(scale: float) -> None:
+    values = torch.tensor([2.0, 1.0], dtype=torch.float64)
+    one, other = radial_of_values(values), radial_of_values(values * scale)
+    assert other.radial == pytest.approx(one.radial, abs=1e-12)
+    assert other.residual == pytest.approx(one.residual, abs=1e-12)
+    assert other.norm == pytest.approx(scale * 5**0.5)
+
+
+def test_a_chain_of_rank_one_factors_does_not_drift() -> None:
+    factor = torch.diag(torch.tensor([5.0, 0.0, 0.0]))
+    budget = depth_budget([interface(factor, factor)] * 2)
+    assert budget.drift == budget.net_drift == 0.0

@@ -241,12 +241,35 @@ def test_bad_matrices_are_refused(case: str) -> None:
 def test_what_else_is_refused() -> None:
     first, second = torch.ones(3, 4), torch.eye(3)[:2]
     for rank in (0, -1, 4):
-        assert refusal(transport, first, second, rank, 1) == f"rank_first must be in 1..3, got {rank}"
+        assert refusal(transport, first, second, rank, 1) == f"rank_first must be a whole number in 1..3, got {rank}"
     for rank in (0, -1, 3):
-        message = f"rank_second must be in 1..2, got {rank}"
+        message = f"rank_second must be a whole number in 1..2, got {rank}"
         assert refusal(transport, first, second, 1, rank) == message
         assert refusal(transport_of, decompose(first), decompose(second), 1, rank) == message
     message = refusal(transport, torch.ones(3, 4), torch.ones(4, 2), 1, 1)
     assert message == "second must take what first gives: second has shape (4, 2), first (3, 4)"
     for one, two in ((torch.zeros(2, 3), torch.eye(2)), (torch.eye(2), torch.zeros(3, 2))):
         assert refusal(transport, one, two, 1, 1) == "singular_values must have a positive one, got 2 zeros"
+
+
+def test_angles_of_small_modes_are_exact_too() -> None:
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(n, 3, dtype=torch.float64, generator=generator)).Q for n in (6, 3))
+    matrix = (left * torch.tensor([1, 3e-4, 2e-4], dtype=torch.float64)) @ right.mT
+    assert float(principal_angles(decompose(matrix), decompose(matrix.mT), 3, 3).max()) < 1e-7
+
+
+def test_tight_bounds_hold_for_badly_conditioned_factors() -> None:
+    generator = torch.Generator().manual_seed(1)
+    basis = [torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=generator)).Q for n in (3, 3, 3)]
+    for small in (1.5e-3, 1.5e-4, 1.5e-5, 1.5e-6):
+        first = basis[0] @ torch.diag(torch.tensor([1, small, 0.8 * small], dtype=torch.float64)) @ basis[1]
+        moved = transport(first, basis[2], 2, 3)
+        assert moved.error <= moved.bound * (1 + 1e-9)
+        assert moved.error == pytest.approx(0.8 * small, rel=1e-9)
+
+
+@pytest.mark.parametrize("rank", [2.0, 2.5, True])
+def test_ranks_are_whole_numbers(rank) -> None:
+    with pytest.raises(ValueError, match=r"rank_first must be a whole number in 1\.\.2"):
+        transport(torch.eye(2), torch.eye(2), rank, 1)
