@@ -26,6 +26,7 @@ lint: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/python scripts/bench_noise.py
 	$(BIN)/python scripts/bench_corruptions.py
+	$(BIN)/python scripts/bench_spectral.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

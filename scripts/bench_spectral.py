@@ -1,0 +1,157 @@
+"""What the geometry costs: python scripts/bench_spectral.py [--output FILE] (part of make bench)
+
+1. Spectra and exponents of every weight of a network, beside `weightwatcher` (PyPI) analysing the same network in the same
+   process, in turn; and how far the singular values are apart. 2. The whole report of that network: chain, transport, channels,
+   figures. 3. With --llama N: a state dict of N layers with the shapes of Llama-2 7B (fp16, random, sharded on disk), read layer by
+   layer in a process of its own; its peak memory, which does not depend on N.
+"""
+
+import argparse
+import contextlib
+import io
+import logging
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import timm
+import torch
+from measure import machine, seconds
+from safetensors.torch import save_file
+from torch import nn
+
+from gch_bench.report.geometry_figures import all_figures
+from gch_bench.spectral.analysis import analyse, weight_table
+from gch_bench.spectral.factors import chain_factors, find_chains, load_chain, weight_matrices
+from gch_bench.spectral.linalg import gram_values
+from gch_bench.spectral.options import AlignmentConfig, SpectralConfig
+from gch_bench.spectral.subjects import SafetensorsWeights
+
+GOAL_RATIO, GOAL_APART, GOAL_REPORT, GOAL_GIB = 3.0, 1e-5, 30.0, 8.0
+MARK = {True: "yes", False: "NO"}
+LLAMA = {"self_attn.q_proj": (4096, 4096), "self_attn.k_proj": (4096, 4096), "self_attn.v_proj": (4096, 4096),
+         "self_attn.o_proj": (4096, 4096), "mlp.gate_proj": (11008, 4096), "mlp.up_proj": (11008, 4096),
+         "mlp.down_proj": (4096, 11008)}  # fmt: skip
+
+
+def trained_alike(name: str) -> nn.Module:
+    """The network with random weights and norms that are not trivial: no weights can be downloaded everywhere."""
+    torch.manual_seed(0)
+    network = timm.create_model(name, pretrained=False).eval()
+    for value in network.state_dict().values():
+        if value.ndim == 1 and value.is_floating_point():
+            value.uniform_(0.5, 1.5)
+    return network
+
+
+def weights_beside_weightwatcher(network: nn.Module, turns: int, device: torch.device) -> Iterator[str]:
+    warnings.filterwarnings("ignore")
+    with contextlib.redirect_stdout(io.StringIO()):  # it says on import which backend it takes
+        import weightwatcher
+    logging.getLogger("weightwatcher").setLevel(logging.ERROR)
+    watcher = weightwatcher.WeightWatcher(model=network)
+    state = {key: value.to(device) for key, value in network.state_dict().items()}
+    weight_table(weight_matrices(state))  # not counted: libraries start
+    ours, theirs = [], []
+    for _ in range(turns):
+        ours.append(seconds(lambda: weight_table(weight_matrices(state)), device))
+        theirs.append(seconds(watcher.analyze, torch.device("cpu")))
+    ratios = [their / our for our, their in zip(ours, theirs, strict=True)]
+    ratio = statistics.median(ratios)
+    details = watcher.analyze()
+    layer_of = {row["longname"]: int(row["layer_id"]) for row in details.to_dict("records")}
+    apart, compared = 0.0, 0
+    for layer, taps in weight_matrices(state):
+        if layer in layer_of:
+            own = gram_values(taps).flatten().sort().values.cpu()
+            other = torch.from_numpy(watcher.get_ESD(layer=layer_of[layer])).clamp(min=0).sqrt().sort().values
+            if len(own) == len(other):
+                apart, compared = max(apart, float((own - other).abs().max() / own[-1])), compared + 1
+    yield f"| spectra and exponents of {len(layer_of)} weights | {statistics.median(ours):.2f} s | | |"
+    yield f"| weightwatcher {version('weightwatcher')} | {statistics.median(theirs):.2f} s | | |"
+    yield (f"| ratio | {ratio:.2f} ({min(ratios):.2f}..{max(ratios):.2f} in {turns} turns) | >= {GOAL_RATIO:g} |"
+           f" {MARK[ratio >= GOAL_RATIO]} |")  # fmt: skip
+    yield (f"| singular values apart, of the largest ({compared} weights) | {apart:.1e} | <= {GOAL_APART:.0e} |"
+           f" {MARK[apart <= GOAL_APART]} |")  # fmt: skip
+
+
+def whole_report(network: nn.Module, device: torch.device) -> Iterator[str]:
+    begun = time.perf_counter()
+    (chain,) = find_chains(network.state_dict())
+    factors = chain_factors(network.state_dict(), chain, device)
+    report = analyse(factors, chain.name, chain.description, SpectralConfig(), AlignmentConfig())
+    analysed = time.perf_counter() - begun
+    weight_table(weight_matrices(network.state_dict(), device))
+    for figure in all_figures([("network", report)]).values():
+        for kind in ("svg", "png"):
+            figure.savefig(io.BytesIO(), format=kind, dpi=150)
+    whole = time.perf_counter() - begun
+    yield f"| chain of {len(report.factors)} factors: GSA I and II | {analysed:.1f} s | | |"
+    yield f"| whole report, weights and figures included | {whole:.1f} s | <= {GOAL_REPORT:g} s | {MARK[whole <= GOAL_REPORT]} |"
+
+
+def llama(layers: int, threads: int) -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(layers):
+            state = {f"model.layers.{i}.{key}.weight": torch.randn(shape).half() for key, shape in LLAMA.items()}
+            save_file(state, Path(folder) / f"model-{i:05d}.safetensors")
+        command = [sys.executable, __file__, "--stream", folder, "--threads", str(threads)]
+        spent, gib = map(float, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    yield f"| Llama-2 7B shapes, {layers} layers: llama_mlp and llama_ov, per layer | {spent / layers:.0f} s | | |"
+    yield f"| peak resident memory of that process | {gib:.1f} GiB | <= {GOAL_GIB:g} GiB | {MARK[gib <= GOAL_GIB]} |"
+
+
+def stream(folder: str) -> None:
+    """Print the seconds and the peak resident GiB of both chains of a folder of weights."""
+    weights, begun = SafetensorsWeights(folder), time.perf_counter()
+    for name in ("llama_mlp", "llama_ov"):
+        chain = load_chain(name)
+        analyse(chain_factors(weights, chain), name, "", SpectralConfig(), AlignmentConfig())
+    print(time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet50", help="a timm name with one built-in chain")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--llama", type=int, default=0, metavar="N", help="layers of Llama-2 7B to stream; 0: none")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path, help="also write the report to this Markdown file")
+    parser.add_argument("--stream", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.stream:
+        stream(options.stream)
+        return
+    device = torch.device(options.device)
+    network: nn.Module = trained_alike(options.model)
+    lines = [
+        f"{options.model}, random weights; {machine(device)}.",
+        "",
+        "| what | measured | goal | met |",
+        "|---|---|---|---|",
+    ]
+    print("\n".join(lines))
+    parts = [weights_beside_weightwatcher(network, options.turns, device), whole_report(network, device)]
+    if options.llama:
+        parts.append(llama(options.llama, options.threads))
+    for part in parts:
+        for line in part:
+            print(line, flush=True)
+            lines.append(line)
+    if options.output:
+        command = shlex.join(["python", "scripts/bench_spectral.py", *sys.argv[1:]])
+        options.output.write_text("\n".join(["# What the geometry costs", "", f"`{command}`, as it came.", "", *lines, ""]))
+
+
+if __name__ == "__main__":
+    main()

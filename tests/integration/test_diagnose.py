@@ -1,0 +1,209 @@
+"""diagnose.py end to end: networks, weight files and runs; and what it refuses."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+from conftest import TINY, configuration
+from hydra import compose, initialize_config_dir
+from safetensors.torch import save_file
+
+from gch_bench.cli import diagnosis, reported
+from gch_bench.diagnose import diagnose
+from gch_bench.job import train_and_evaluate
+
+REPOSITORY = Path(__file__).parents[2]
+SMALL = ("model.name=resnet18", "model.kwargs={channels: [4, 8, 8, 16]}", "logger=none", "threads=1")
+
+
+def run(*overrides: str) -> None:
+    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+        diagnose(diagnosis(compose("diagnose", overrides=list(overrides))))
+
+
+def resnet(path: Path, seed: int = 0, classes: int = 7) -> str:
+    torch.manual_seed(seed)
+    network = timm.create_model("resnet18", channels=[4, 8, 8, 16], num_classes=classes, zero_init_last=False)
+    torch.save(network.state_dict(), path)
+    return str(path)
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The one line of a refusal; nothing is written."""
+
+    def call(*overrides: str) -> str:
+        with pytest.raises(SystemExit) as stopped, reported():
+            run(*overrides)
+        lines = capsys.readouterr().err.splitlines()
+        assert stopped.value.code == 2
+        assert len(lines) == 1, lines
+        return lines[0]
+
+    return call
+
+
+def test_checkpoint_as_typed(tmp_path: Path, cli) -> None:
+    resnet(tmp_path / "a.pt")
+    done = cli("diagnose.py", *SMALL[:2], "checkpoint=a.pt", "output=out")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "report: out/report.md" in done.stdout
+    out = tmp_path / "out"
+    facts = json.loads((out / "run.json").read_text())
+    assert facts["subjects"][0]["chains"] == ["resnet"]
+    assert facts["config"]["checkpoint"] == "a.pt"
+    for name in ("summary", "factors", "interfaces", "weights"):
+        stored = pd.read_parquet(out / f"{name}.parquet")
+        pd.testing.assert_frame_equal(pd.read_csv(out / f"{name}.csv"), stored, check_dtype=False)
+    assert len(pd.read_parquet(out / "factors.parquet")) == 8
+    assert "fc" in set(pd.read_csv(out / "weights.csv")["name"])  # the classifier's 7 classes were read from the file
+    assert len(pd.read_parquet(out / "channels.parquet")) == sum(pd.read_csv(out / "factors.csv")["rows"][1:])
+    for name in ("profile-resnet", "spectra-resnet18-resnet", "interfaces-resnet18-resnet", "certificates-resnet18-resnet",
+                 "alignment-resnet18-resnet"):  # fmt: skip
+        assert (out / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+        assert "</svg>" in (out / "figures" / f"{name}.svg").read_text()[-20:]
+        assert f"figures/{name}.svg" in (out / "report.md").read_text()
+    text = (out / "report.md").read_text()
+    assert "diagnostics only" in text
+    assert text.count("channels not certified: truncation moves") == 7
+    assert len(list((out / "wandb").glob("offline-run-*"))) == 1
+
+
+def test_several_checkpoints_and_measured_jacobians(tmp_path: Path) -> None:
+    paths = [resnet(tmp_path / "a.pt", 0), resnet(tmp_path / "b.safetensors.pt", 1)]
+    run(*SMALL, f"checkpoints=[{','.join(paths)}]", "jacobian.images=2", "size=32", f"output={tmp_path / 'out'}",
+        "save_matrices=true", "logger=csv")  # fmt: skip
+    factors = pd.read_csv(tmp_path / "out" / "factors.csv")
+    assert set(factors["subject"]) == {"a", "b.safetensors"}
+    assert set(factors["chain"]) == {"resnet", "jacobian digits-90", "jacobian digits-270"}
+    assert set(factors["kind"]) == {"static weights", "measured Jacobian"}
+    assert len(factors) == 2 * 3 * 8
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "Measured block Jacobians: the statements hold" in text
+    matrices = np.load(tmp_path / "out" / "matrices" / "a-resnet-0.npz")
+    assert matrices["physical"].shape == (4, 64)
+    logged = pd.read_csv(tmp_path / "out" / "metrics.csv").set_index("name")["value"]
+    assert np.isfinite(logged["a/resnet/drift"])
+
+
+def test_same_numbers_again_and_another_run_is_kept(tmp_path: Path, refused) -> None:
+    path = resnet(tmp_path / "a.pt")
+    overrides = (*SMALL, f"checkpoint={path}", f"output={tmp_path / 'out'}")
+    run(*overrides)
+    first = (tmp_path / "out" / "interfaces.parquet").read_bytes()
+    run(*overrides)
+    assert (tmp_path / "out" / "interfaces.parquet").read_bytes() == first
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    said = refused(*SMALL, f"checkpoint={path}", f"output={tmp_path / 'run'}")
+    assert "already holds something else than a diagnosis" in said
+
+
+def test_source_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shapes = {"mlp.c_fc": (16, 64), "mlp.c_proj": (64, 16), "attn.c_attn": (16, 48), "attn.c_proj": (16, 16)}
+    files = [{f"h.{i}.{key}.weight": torch.randn(shape).half() for key, shape in shapes.items()} for i in (10, 2, 1)]
+    save_file({key: value for state in files for key, value in state.items()}, "gpt.safetensors")
+    run("source=gpt.safetensors", "chain=gpt2_mlp", "logger=none")
+    (out,) = Path("runs").glob("diagnose-gpt-*")
+    whole = pd.read_csv(out / "factors.csv")
+    assert list(whole["name"]) == ["h.1", "h.2", "h.10"]
+    Path("parts").mkdir()
+    for i, state in enumerate(files):
+        save_file(state, f"parts/model-{i}.safetensors")
+    index = {"weight_map": {key: f"model-{i}.safetensors" for i, state in enumerate(files) for key in state}}
+    Path("parts/model.safetensors.index.json").write_text(json.dumps(index))
+    for source in ("parts", "parts/model.safetensors.index.json"):
+        run(f"source={source}", "logger=none", f"output=out-{len(source)}", "spectral.weights=false")
+        other = pd.read_csv(f"out-{len(source)}/factors.csv")
+        assert set(other["chain"]) == {"gpt2_mlp", "gpt2_ov"}
+        assert list(other["exponent"][:3]) == list(whole["exponent"])
+
+
+def test_runs_against_their_reliability(tmp_path: Path, refused) -> None:
+    tiny = [item for item in TINY if not item.startswith("recipe.epochs")]
+    folders = []
+    for noise, seed in (("none", 0), ("gch", 0), ("none", 1)):
+        folders.append(str(tmp_path / f"{noise}-{seed}"))
+        train_and_evaluate(configuration(*tiny, f"noise={noise}", f"seed={seed}", "recipe.epochs=1", f"output={folders[-1]}"))
+    run(f"runs=[{','.join(folders)}]", "logger=none", f"output={tmp_path / 'out'}")
+    table = pd.read_csv(tmp_path / "out" / "comparison.csv")
+    assert list(table["run"]) == ["none-0", "gch-0", "none-1"]
+    summary = pd.read_csv(tmp_path / "none-0" / "summary.csv")
+    shifted = summary[summary["corruption"] != "clean"].groupby("corruption")["ece"].mean().mean()
+    assert table["shift_ece"][0] == pytest.approx(shifted)
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "WARNING: 3 runs are few" in text
+    assert (tmp_path / "out" / "figures" / "comparison.png").exists()
+    drift = pd.read_csv(tmp_path / "out" / "summary.csv").set_index("subject")["drift"]
+    assert table["drift"][1] == drift["gch-0"]
+    # a checkpoint inside a run knows its image size and classes
+    run(*[item for item in tiny if item.startswith("model")], f"checkpoint={folders[0]}/checkpoints/last.pt", "logger=none",
+        f"output={tmp_path / 'one'}")  # fmt: skip
+    assert json.loads((tmp_path / "one" / "run.json").read_text())["subjects"][0]["size"] == 32
+    (tmp_path / "none-1" / "checkpoints" / "last.pt").unlink()
+    assert "no checkpoints/last.pt" in refused(f"runs=[{folders[2]}]", "logger=none", f"output={tmp_path / 'x'}")
+    assert not (tmp_path / "x").exists()
+
+
+def test_no_chain_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file({"a.weight": torch.randn(4, 3), "b.weight": torch.randn(4, 3)}, tmp_path / "odd.safetensors")
+    run(f"source={tmp_path / 'odd.safetensors'}", "logger=none", f"output={tmp_path / 'out'}")
+    assert "no built-in chain fits these weights" in capsys.readouterr().out
+    assert len(pd.read_csv(tmp_path / "out" / "weights.csv")) == 2
+    assert not (tmp_path / "out" / "factors.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([], "diagnose.py needs weights"),
+        (["checkpoint=nowhere.pt"], "model.checkpoint=nowhere.pt: no such file"),
+        (["checkpoint=a.pt", "source=b.safetensors"], "exclude each other"),
+        (["checkpoint=a.pt", "model.pretrained=true"], "drop one of them"),
+        (["source=nowhere.safetensors"], "cannot be read as safetensors"),
+        (["source=FILE"], "cannot be read as safetensors"),
+        (["source=EMPTY"], "holds no .safetensors file"),
+        (["checkpoint=FILE"], "cannot be read, it is truncated or no state dict"),
+        (["source=x.safetensors", "jacobian.images=1"], "jacobian.images needs a network"),
+        (["checkpoint=GOOD", "chain=resnet51"], "chain: unknown chain 'resnet51': choose one of"),
+        (["checkpoint=GOOD", "chain=nowhere.yaml"], "chain file nowhere.yaml cannot be read"),
+        (["checkpoint=GOOD", "chain=layers"], "does not compose"),
+        (["checkpoint=GOOD", "chain=gpt2_mlp"], "needs at least two blocks"),
+        (["checkpoint=GOOD", "jacobian.images=1", "jacobian.token=-1", "size=0"], "size must be >= 1 or null, got 0"),
+        (["checkpoint=GOOD", "spectral.eta=0"], "spectral.eta must be in (0, 1], got 0"),
+        (["checkpoint=GOOD", "spectral.exponent_uncertainty=-1"], "spectral.exponent_uncertainty must be >= 0"),
+        (["checkpoint=GOOD", "alignment.groups=0"], "alignment.groups must be >= 1, got 0"),
+        (["checkpoint=GOOD", "alignment.tau=-1"], "alignment.tau must be > 0 or null, got -1"),
+        (["checkpoint=GOOD", "alignment.kappa=2"], "alignment.kappa must be in (0, 1], got 2"),
+        (["checkpoint=GOOD", "alignment.noise_budget=-1"], "alignment.noise_budget must be >= 0 or null"),
+        (["checkpoint=GOOD", "jacobian.images=-1"], "jacobian.images must be >= 0, got -1"),
+        (["checkpoint=GOOD", "device=tpu"], "device must be one of auto, cpu, cuda, got 'tpu'"),
+        (["checkpoint=GOOD", "num_classes=3"], "has 7 classes and the data 3"),
+        (["checkpoint=DEAD", "chain=OWN"], "factor layer1.0: singular_values must have a positive one"),
+        (["checkpoint=NAN"], "layer2.0.conv1.weight must be finite"),
+        (["runs=[nowhere]"], "nowhere is no run folder"),
+        (["checkpoint=GOOD", "spektral.eta=0.5"], "no field"),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(tmp_path: Path, refused, overrides: list[str], said: str) -> None:
+    good = resnet(tmp_path / "good.pt")
+    state = torch.load(good)
+    torch.save(state | {"layer1.0.bn2.weight": torch.zeros(4)}, tmp_path / "dead.pt")
+    torch.save(state | {"layer2.0.conv1.weight": torch.full((8, 4, 3, 3), float("nan"))}, tmp_path / "nan.pt")
+    own = tmp_path / "own.yaml"  # branches without their shortcuts: a dead one is nothing
+    own.write_text("units: [{block: 'layer(\\d+)\\.0', order: ['\\1'], product: [{key: 'conv2\\.weight', norm: bn2}]}]")
+    (tmp_path / "file").write_bytes(b"nothing that one could read")
+    (tmp_path / "empty").mkdir()
+    names = {"GOOD": good, "FILE": tmp_path / "file", "EMPTY": tmp_path / "empty", "DEAD": tmp_path / "dead.pt",
+             "NAN": tmp_path / "nan.pt", "OWN": own}  # fmt: skip
+    for word, path in names.items():
+        overrides = [item.replace(word, str(path)) for item in overrides]
+    assert said in refused(*SMALL, *overrides, f"output={tmp_path / 'out'}")
+    assert not (tmp_path / "out").exists()
