@@ -6,9 +6,12 @@ hendrycks/robustness, make_imagenet_c.py. A new corruption is a function, its le
 
 import math
 import operator
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
+from threading import Barrier
 from typing import Literal
 
 import torch
@@ -156,8 +159,8 @@ def in_parts(part: Callable[[slice], Tensor], images: Tensor) -> Tensor:
     """A tensor like ``images`` with ``part(slice)`` in each slice of the batch, on a CPU by as many threads as torch may use.
 
     Each thread runs its operations alone: no thread waits for others after each operation, what torch does in one thread
-    (random draws, JPEG) runs side by side too, and no result depends on the number of threads. Other threads of the process
-    that start during a call see one torch thread.
+    (random draws) runs side by side too, and no result depends on the number of threads. Other threads of the process that
+    start while the first call of a process makes its threads see one torch thread.
     """
     out = torch.empty(images.shape, dtype=images.dtype, device=images.device)
     size = max(1, PART_PIXELS[images.device.type] // max(1, images[:, 0].numel() // max(1, len(images))))
@@ -173,10 +176,16 @@ def in_parts(part: Callable[[slice], Tensor], images: Tensor) -> Tensor:
         for start in starts:
             fill(start)
         return out
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for _ in pool.map(fill, starts):
-                pass
-    finally:
-        torch.set_num_threads(threads)  # the pool's threads have set that of threads still to come as well
+    for _ in _pool(threads, os.getpid()).map(fill, starts):
+        pass
     return out
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads with one torch thread each, kept from call to call; a forked process has none of its parent's and makes its own."""
+    pool, together = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)), Barrier(threads)
+    for _ in pool.map(lambda _: together.wait(), range(threads)):  # all of them start now
+        pass
+    torch.set_num_threads(threads)  # they have set that of threads still to come as well
+    return pool
