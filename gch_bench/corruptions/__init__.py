@@ -58,6 +58,7 @@ class Corruption:
     function: Callable[..., Tensor]
     group: Literal["noise", "blur", "weather", "digital", "extra"]
     random: bool = False
+    parts: int = 1  # of PART_PIXELS that it takes at a time on a CPU
 
 
 CORRUPTIONS: dict[str, Corruption] = {
@@ -67,7 +68,7 @@ CORRUPTIONS: dict[str, Corruption] = {
     "defocus_blur": Corruption(defocus_blur, group="blur"),
     "glass_blur": Corruption(glass_blur, group="blur", random=True),
     "motion_blur": Corruption(motion_blur, group="blur", random=True),
-    "zoom_blur": Corruption(zoom_blur, group="blur"),
+    "zoom_blur": Corruption(zoom_blur, group="blur", parts=4),
     "snow": Corruption(snow, group="weather", random=True),
     "frost": Corruption(frost, group="weather", random=True),
     "fog": Corruption(fog, group="weather", random=True),
@@ -137,7 +138,7 @@ def corrupt(images: Tensor, name: str, severity: int, ids: Tensor, seed: int = 0
         draws = generators(ids[of].tolist(), seed, name, severity, device=images.device)
         return corruption.function(images[of], level, draws)
 
-    return in_parts(part, images)
+    return in_parts(part, images, corruption.parts)
 
 
 def _whole(name: str, value: int) -> int:
@@ -155,7 +156,7 @@ def jpeg_roundtrip(images: Tensor) -> Tensor:
     return in_parts(lambda of: jpeg_compression(images[of], STORED_QUALITY), images)
 
 
-def in_parts(part: Callable[[slice], Tensor], images: Tensor) -> Tensor:
+def in_parts(part: Callable[[slice], Tensor], images: Tensor, parts: int = 1) -> Tensor:
     """A tensor like ``images`` with ``part(slice)`` in each slice of the batch, on a CPU by as many threads as torch may use.
 
     Each thread runs its operations alone: no thread waits for others after each operation, what torch does in one thread
@@ -163,7 +164,8 @@ def in_parts(part: Callable[[slice], Tensor], images: Tensor) -> Tensor:
     start while the first call of a process makes its threads see one torch thread.
     """
     out = torch.empty(images.shape, dtype=images.dtype, device=images.device)
-    size = max(1, PART_PIXELS[images.device.type] // max(1, images[:, 0].numel() // max(1, len(images))))
+    pixels = PART_PIXELS[images.device.type] * (parts if images.device.type == "cpu" else 1)
+    size = max(1, pixels // max(1, images[:, 0].numel() // max(1, len(images))))
 
     inference = torch.is_inference_mode_enabled()  # each thread has its own mode
 
@@ -184,8 +186,13 @@ def in_parts(part: Callable[[slice], Tensor], images: Tensor) -> Tensor:
 @lru_cache(maxsize=1)
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
     """Threads with one torch thread each, kept from call to call; a forked process has none of its parent's and makes its own."""
-    pool, together = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)), Barrier(threads)
+    pool, together = ThreadPoolExecutor(threads, initializer=_take_one_torch_thread), Barrier(threads)
     for _ in pool.map(lambda _: together.wait(), range(threads)):  # all of them start now
         pass
     torch.set_num_threads(threads)  # they have set that of threads still to come as well
     return pool
+
+
+def _take_one_torch_thread() -> None:
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # torch's first look at a thread gives it the number set last by any thread: now, not later
