@@ -48,7 +48,7 @@ __all__ = [
 SEVERITIES = (1, 2, 3, 4, 5)
 STORED_QUALITY = 85  # JPEG quality of the published ImageNet-C
 # How many pixels are corrupted together: on a CPU what stays in a core's cache, on a GPU what keeps it busy and bounds memory.
-PART_PIXELS = {"cpu": 4 * 224 * 224, "cuda": 1 << 23}
+PART_PIXELS = {"cpu": 8 * 224 * 224, "cuda": 1 << 23}
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ CORRUPTIONS: dict[str, Corruption] = {
     "defocus_blur": Corruption(defocus_blur, group="blur"),
     "glass_blur": Corruption(glass_blur, group="blur", random=True),
     "motion_blur": Corruption(motion_blur, group="blur", random=True),
-    "zoom_blur": Corruption(zoom_blur, group="blur", parts=4),
+    "zoom_blur": Corruption(zoom_blur, group="blur", parts=2),
     "snow": Corruption(snow, group="weather", random=True),
     "frost": Corruption(frost, group="weather", random=True),
     "fog": Corruption(fog, group="weather", random=True),
