@@ -5,8 +5,10 @@ returns new uint8 images.
 """
 
 import io
+import os
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -79,12 +81,20 @@ def jpeg_compression(images: Tensor, quality: int) -> Tensor:
     if images.device.type != "cpu":
         return jpeg.jpeg_compression(images, quality)
     decoded = np.empty(images.shape, dtype=np.uint8)
-    for image_3HW, out_3HW in zip(images.contiguous().numpy(), decoded, strict=True):
-        with io.BytesIO() as file:
+    with _file_in_memory() as file:
+        for image_3HW, out_3HW in zip(images.contiguous().numpy(), decoded, strict=True):
+            file.seek(0)
+            file.truncate()
             Image.merge("RGB", [Image.fromarray(channel) for channel in image_3HW]).save(file, "JPEG", quality=quality)
-            for channel, out_HW in zip(Image.open(file).split(), out_3HW, strict=True):
+            file.seek(0)
+            for channel, out_HW in zip(Image.open(io.BytesIO(file.read())).split(), out_3HW, strict=True):
                 out_HW[:] = channel
     return torch.from_numpy(decoded)
+
+
+def _file_in_memory() -> BinaryIO:
+    """Of the operating system where it can be (Linux): other threads run while Pillow compresses into such a file."""
+    return os.fdopen(os.memfd_create("jpeg"), "w+b", buffering=0) if hasattr(os, "memfd_create") else io.BytesIO()
 
 
 def elastic_transform(images: Tensor, level: tuple[float, float, float], generators: Sequence[Generator]) -> Tensor:
