@@ -38,8 +38,8 @@ def snow(images: Tensor, level: Snow, generators: Sequence[Generator]) -> Tensor
         layer_1HW = motion_blur_at(flakes, radius, sigma, angle=draw_angle(-135, -45, generator)).to(torch.float32)
         x = image_3HW.to(torch.float32)
         whitened_HW = torch.tensordot(luma, x, 1).mul_(1.5).add_(127.5)
-        x = x * keep + torch.maximum(x, whitened_HW).mul_(1 - keep)
-        out_3HW.copy_(truncate(x.add_(layer_1HW).add_(layer_1HW.rot90(2, (1, 2)))))
+        x = torch.maximum(x, whitened_HW).mul_(1 - keep).add_(x.mul_(keep))
+        out_3HW.copy_(truncate(x.add_(layer_1HW + layer_1HW.rot90(2, (1, 2)))))
     return snowy
 
 
