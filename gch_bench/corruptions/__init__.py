@@ -58,7 +58,7 @@ class Corruption:
     function: Callable[..., Tensor]
     group: Literal["noise", "blur", "weather", "digital", "extra"]
     random: bool = False
-    parts: int = 1  # of PART_PIXELS that it takes at a time on a CPU
+    parts: float = 1  # of PART_PIXELS that it takes at a time on a CPU
 
 
 CORRUPTIONS: dict[str, Corruption] = {
@@ -72,7 +72,7 @@ CORRUPTIONS: dict[str, Corruption] = {
     "snow": Corruption(snow, group="weather", random=True),
     "frost": Corruption(frost, group="weather", random=True),
     "fog": Corruption(fog, group="weather", random=True),
-    "brightness": Corruption(brightness, group="weather"),
+    "brightness": Corruption(brightness, group="weather", parts=0.25),
     "contrast": Corruption(contrast, group="digital"),
     "elastic_transform": Corruption(elastic_transform, group="digital", random=True),
     "pixelate": Corruption(pixelate, group="digital"),
@@ -80,7 +80,7 @@ CORRUPTIONS: dict[str, Corruption] = {
     "speckle_noise": Corruption(speckle_noise, group="extra", random=True),
     "gaussian_blur": Corruption(gaussian_blur, group="extra"),
     "spatter": Corruption(spatter, group="extra", random=True),
-    "saturate": Corruption(saturate, group="extra"),
+    "saturate": Corruption(saturate, group="extra", parts=0.25),
 }
 
 
@@ -156,16 +156,16 @@ def jpeg_roundtrip(images: Tensor) -> Tensor:
     return in_parts(lambda of: jpeg_compression(images[of], STORED_QUALITY), images)
 
 
-def in_parts(part: Callable[[slice], Tensor], images: Tensor, parts: int = 1) -> Tensor:
+def in_parts(part: Callable[[slice], Tensor], images: Tensor, parts: float = 1) -> Tensor:
     """A tensor like ``images`` with ``part(slice)`` in each slice of the batch, on a CPU by as many threads as torch may use.
 
     Each thread runs its operations alone: no thread waits for others after each operation, what torch does in one thread
     (random draws) runs side by side too, and no result depends on the number of threads. Other threads of the process that
-    start while the first call of a process makes its threads see one torch thread.
+    start while a first call makes its threads see one torch thread.
     """
     out = torch.empty(images.shape, dtype=images.dtype, device=images.device)
     pixels = PART_PIXELS[images.device.type] * (parts if images.device.type == "cpu" else 1)
-    size = max(1, pixels // max(1, images[:, 0].numel() // max(1, len(images))))
+    size = max(1, int(pixels / (images.shape[2] * images.shape[3])))
 
     inference = torch.is_inference_mode_enabled()  # each thread has its own mode
 
@@ -185,7 +185,7 @@ def in_parts(part: Callable[[slice], Tensor], images: Tensor, parts: int = 1) ->
 
 @lru_cache(maxsize=1)
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """Threads with one torch thread each, kept from call to call; a forked process has none of its parent's and makes its own."""
+    """Threads with one torch thread each, kept from call to call; a forked process has none and makes its own."""
     pool, together = ThreadPoolExecutor(threads, initializer=_take_one_torch_thread), Barrier(threads)
     for _ in pool.map(lambda _: together.wait(), range(threads)):  # all of them start now
         pass

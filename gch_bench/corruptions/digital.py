@@ -32,7 +32,8 @@ def pixelate(images: Tensor, scale: float) -> Tensor:
     # Pillow's order: along the rows, rounded to 8 bits, then along the columns. Rows of a transposed image are taken quickest.
     shrunk = _box_shrink_rows(images.transpose(2, 3).contiguous(), max(1, int(width * scale)))
     shrunk = _box_shrink_rows(shrunk.transpose(2, 3).contiguous(), max(1, int(height * scale)))
-    columns, rows = (_nearest(n, wanted, str(images.device)) for n, wanted in zip(shrunk.shape[:1:-1], (width, height), strict=True))
+    rows = _nearest(shrunk.shape[2], height, str(images.device))
+    columns = _nearest(shrunk.shape[3], width, str(images.device))
     return shrunk.gather(3, columns.expand(*shrunk.shape[:3], -1)).index_select(2, rows)
 
 
@@ -139,8 +140,8 @@ def _sample(field_3HW: Tensor, x_HW: Tensor, y_HW: Tensor, about_centres: bool) 
     # grid_sample counts -1..1 from the first to the last pixel's centre, or from outer side to outer side.
     # As the real and imaginary parts of complex numbers: on a CPU 6 times as quick as torch.stack.
     if about_centres:
-        grid = torch.complex(x_HW * (2 / max(width - 1, 1)) - 1, y_HW * (2 / max(height - 1, 1)) - 1)
+        grid_HW = torch.complex(x_HW * (2 / max(width - 1, 1)) - 1, y_HW * (2 / max(height - 1, 1)) - 1)
     else:
-        grid = torch.complex((x_HW + 0.5) * (2 / width) - 1, (y_HW + 0.5) * (2 / height) - 1)
-    sampled = F.grid_sample(field_3HW[None], torch.view_as_real(grid)[None], "bilinear", "reflection", align_corners=about_centres)
-    return sampled[0]
+        grid_HW = torch.complex((x_HW + 0.5) * (2 / width) - 1, (y_HW + 0.5) * (2 / height) - 1)
+    grid_1HW2 = torch.view_as_real(grid_HW)[None]
+    return F.grid_sample(field_3HW[None], grid_1HW2, "bilinear", "reflection", align_corners=about_centres)[0]
