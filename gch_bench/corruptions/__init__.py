@@ -6,9 +6,12 @@ hendrycks/robustness, make_imagenet_c.py. A new corruption is a function, its le
 
 import math
 import operator
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
+from threading import Barrier
 from typing import Literal
 
 import torch
@@ -45,7 +48,7 @@ __all__ = [
 SEVERITIES = (1, 2, 3, 4, 5)
 STORED_QUALITY = 85  # JPEG quality of the published ImageNet-C
 # How many pixels are corrupted together: on a CPU what stays in a core's cache, on a GPU what keeps it busy and bounds memory.
-PART_PIXELS = {"cpu": 4 * 224 * 224, "cuda": 1 << 23}
+PART_PIXELS = {"cpu": 8 * 224 * 224, "cuda": 1 << 23}
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Corruption:
     function: Callable[..., Tensor]
     group: Literal["noise", "blur", "weather", "digital", "extra"]
     random: bool = False
+    parts: float = 1  # of PART_PIXELS that it takes at a time on a CPU
 
 
 CORRUPTIONS: dict[str, Corruption] = {
@@ -64,11 +68,11 @@ CORRUPTIONS: dict[str, Corruption] = {
     "defocus_blur": Corruption(defocus_blur, group="blur"),
     "glass_blur": Corruption(glass_blur, group="blur", random=True),
     "motion_blur": Corruption(motion_blur, group="blur", random=True),
-    "zoom_blur": Corruption(zoom_blur, group="blur"),
+    "zoom_blur": Corruption(zoom_blur, group="blur", parts=2),
     "snow": Corruption(snow, group="weather", random=True),
     "frost": Corruption(frost, group="weather", random=True),
     "fog": Corruption(fog, group="weather", random=True),
-    "brightness": Corruption(brightness, group="weather"),
+    "brightness": Corruption(brightness, group="weather", parts=0.25),
     "contrast": Corruption(contrast, group="digital"),
     "elastic_transform": Corruption(elastic_transform, group="digital", random=True),
     "pixelate": Corruption(pixelate, group="digital"),
@@ -76,7 +80,7 @@ CORRUPTIONS: dict[str, Corruption] = {
     "speckle_noise": Corruption(speckle_noise, group="extra", random=True),
     "gaussian_blur": Corruption(gaussian_blur, group="extra"),
     "spatter": Corruption(spatter, group="extra", random=True),
-    "saturate": Corruption(saturate, group="extra"),
+    "saturate": Corruption(saturate, group="extra", parts=0.25),
 }
 
 
@@ -134,7 +138,7 @@ def corrupt(images: Tensor, name: str, severity: int, ids: Tensor, seed: int = 0
         draws = generators(ids[of].tolist(), seed, name, severity, device=images.device)
         return corruption.function(images[of], level, draws)
 
-    return in_parts(part, images)
+    return in_parts(part, images, corruption.parts)
 
 
 def _whole(name: str, value: int) -> int:
@@ -152,15 +156,16 @@ def jpeg_roundtrip(images: Tensor) -> Tensor:
     return in_parts(lambda of: jpeg_compression(images[of], STORED_QUALITY), images)
 
 
-def in_parts(part: Callable[[slice], Tensor], images: Tensor) -> Tensor:
+def in_parts(part: Callable[[slice], Tensor], images: Tensor, parts: float = 1) -> Tensor:
     """A tensor like ``images`` with ``part(slice)`` in each slice of the batch, on a CPU by as many threads as torch may use.
 
     Each thread runs its operations alone: no thread waits for others after each operation, what torch does in one thread
-    (random draws, JPEG) runs side by side too, and no result depends on the number of threads. Other threads of the process
-    that start during a call see one torch thread.
+    (random draws) runs side by side too, and no result depends on the number of threads. Other threads of the process that
+    start while a first call makes its threads see one torch thread.
     """
     out = torch.empty(images.shape, dtype=images.dtype, device=images.device)
-    size = max(1, PART_PIXELS[images.device.type] // max(1, images[:, 0].numel() // max(1, len(images))))
+    pixels = PART_PIXELS[images.device.type] * (parts if images.device.type == "cpu" else 1)
+    size = max(1, int(pixels / (images.shape[2] * images.shape[3])))
 
     inference = torch.is_inference_mode_enabled()  # each thread has its own mode
 
@@ -173,10 +178,21 @@ def in_parts(part: Callable[[slice], Tensor], images: Tensor) -> Tensor:
         for start in starts:
             fill(start)
         return out
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for _ in pool.map(fill, starts):
-                pass
-    finally:
-        torch.set_num_threads(threads)  # the pool's threads have set that of threads still to come as well
+    for _ in _pool(threads, os.getpid()).map(fill, starts):
+        pass
     return out
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads with one torch thread each, kept from call to call; a forked process has none and makes its own."""
+    pool, together = ThreadPoolExecutor(threads, initializer=_take_one_torch_thread), Barrier(threads)
+    for _ in pool.map(lambda _: together.wait(), range(threads)):  # all of them start now
+        pass
+    torch.set_num_threads(threads)  # they have set that of threads still to come as well
+    return pool
+
+
+def _take_one_torch_thread() -> None:
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # torch's first look at a thread gives it the number set last by any thread: now, not later

@@ -22,6 +22,9 @@ from gch_bench.corruptions.pixel import truncate
 # reference mostly keeps it. This much is added before truncating; it moves 1 value in 2000 up by one level.
 TIE_MARGIN = 5e-4
 GAUSSIAN_BLOCK = 56  # rows of a filter matrix multiplied at a time
+# Images that are enlarged together as channels, last in memory: 10 times as quick as one by one on a CPU. Always so many, empty
+# ones too, a multiple of a processor's vectors: the rounding of an image cannot depend on how many others there are.
+ZOOM_GROUP = 16
 
 
 def truncate_blur(field: Tensor, margin: float = TIE_MARGIN) -> Tensor:
@@ -203,18 +206,24 @@ def motion_blur_at(image: Tensor, radius: float, sigma: float, angle: float) -> 
 def zoom_blur(images: Tensor, start_stop_step: tuple[float, float, float]) -> Tensor:
     """The mean of the image and its enlargements by the factors ``numpy.arange(start, stop, step)``."""
     factors = np.arange(*start_stop_step).tolist()
+    height, width = images.shape[2:]
     blurred = torch.empty(images.shape, dtype=torch.uint8, device=images.device)
-    for image_3HW, out_3HW in zip(images, blurred, strict=True):
-        x = image_3HW.contiguous().to(torch.float32)
-        total = x.clone()
+    for group_B3HW, out_B3HW in zip(images.split(ZOOM_GROUP), blurred.split(ZOOM_GROUP), strict=True):
+        x_HWN = torch.zeros(height, width, 3 * ZOOM_GROUP, dtype=torch.float32, device=images.device)
+        x_HWN[..., : 3 * len(group_B3HW)] = group_B3HW.flatten(0, 1).permute(1, 2, 0)
+        x_NHW = x_HWN.permute(2, 0, 1)
+        total_NHW = x_NHW.clone()
         for factor in factors:
-            total += clipped_zoom(x, factor)
-        out_3HW.copy_(truncate_blur(total.div_(len(factors) + 1)))
+            total_NHW += clipped_zoom(x_NHW, factor)
+        total_NHW = truncate_blur(total_NHW.div_(len(factors) + 1))
+        out_B3HW.copy_(total_NHW.unflatten(0, (ZOOM_GROUP, 3))[: len(group_B3HW)])
     return blurred
 
 
 def clipped_zoom(field: Tensor, factor: float) -> Tensor:
     """float32 (C, H, W) -> the same: the middle enlarged by ``factor`` >= 1, bilinear between the corner pixels' centres."""
+    if factor == 1:
+        return field
     height, width = field.shape[1:]
     crop_height, crop_width = zoom_crop(height, factor), zoom_crop(width, factor)
     top, left = (height - crop_height) // 2, (width - crop_width) // 2
@@ -229,6 +238,7 @@ def zoom_crop(n: int, factor: float) -> int:
 def enlarge(crop: Tensor, factor: float, size: tuple[int, int]) -> Tensor:
     """float32 (C, h, w) enlarged by ``factor``, then trimmed to ``size``."""
     enlarged = [round(n * factor) for n in crop.shape[1:]]
-    field = F.interpolate(crop.contiguous()[None], enlarged, mode="bilinear", align_corners=True)[0]
+    crop = crop[None].contiguous(memory_format=torch.channels_last)
+    field = F.interpolate(crop, enlarged, mode="bilinear", align_corners=True)[0]
     top, left = ((n - wanted) // 2 for n, wanted in zip(enlarged, size, strict=True))
     return field[:, top : top + size[0], left : left + size[1]]

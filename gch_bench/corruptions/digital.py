@@ -5,8 +5,10 @@ returns new uint8 images.
 """
 
 import io
+import os
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -30,32 +32,42 @@ def pixelate(images: Tensor, scale: float) -> Tensor:
     # Pillow's order: along the rows, rounded to 8 bits, then along the columns. Rows of a transposed image are taken quickest.
     shrunk = _box_shrink_rows(images.transpose(2, 3).contiguous(), max(1, int(width * scale)))
     shrunk = _box_shrink_rows(shrunk.transpose(2, 3).contiguous(), max(1, int(height * scale)))
-    wide = shrunk.transpose(2, 3).contiguous().index_select(2, _nearest(shrunk.shape[3], width, str(images.device)))
-    return wide.transpose(2, 3).contiguous().index_select(2, _nearest(shrunk.shape[2], height, str(images.device)))
+    rows = _nearest(shrunk.shape[2], height, str(images.device))
+    columns = _nearest(shrunk.shape[3], width, str(images.device))
+    return shrunk.gather(3, columns.expand(*shrunk.shape[:3], -1)).index_select(2, rows)
 
 
 def _box_shrink_rows(images: Tensor, size: int) -> Tensor:
-    """Box filter over the rows, down to ``size`` rows, in Pillow's fixed point (int32)."""
-    source, weight = _box_taps(images.shape[2], size, str(images.device))
-    shape, half = (*images.shape[:2], size, images.shape[3]), 1 << (_FIXED_POINT_BITS - 1)
-    total = torch.full(shape, half, dtype=torch.int32, device=images.device)
-    for tap_source, tap_weight in zip(source, weight, strict=True):
-        total.addcmul_(images.index_select(2, tap_source).int(), tap_weight[:, None])
+    """Box filter over the rows, down to ``size`` rows, in Pillow's fixed point (int32). A row has one weight for all its taps,
+    so their sum comes first, in int16."""
+    source, present, weight = _box_taps(images.shape[2], size, str(images.device))
+    total = images.index_select(2, source[0]).to(torch.int16)
+    for tap_source, tap_present in zip(source[1:], present[1:], strict=True):
+        total.addcmul_(images.index_select(2, tap_source).to(torch.int16), tap_present)
+    total = total.to(torch.int32).mul_(weight).add_(1 << (_FIXED_POINT_BITS - 1))
     return total.bitwise_right_shift_(_FIXED_POINT_BITS).to(torch.uint8)
 
 
 @lru_cache(maxsize=64)
-def _box_taps(size_in: int, size_out: int, device: str) -> tuple[Tensor, Tensor]:
-    """Sources (int64) and weights (int32, summing to about 2**22), both (taps, size_out), as in Pillow's Resample.c."""
+def _box_taps(size_in: int, size_out: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """The taps of each output row, as in Pillow's Resample.c: at most 5 where an image shrinks to a quarter.
+
+    Returns:
+        source: int64 (taps, size_out), the first of each row always present.
+        present: int16 (taps, size_out, 1), 1 or 0.
+        weight: int32 (size_out, 1), 2**22 / number of taps.
+    """
     scale = size_in / size_out
     center = (np.arange(size_out) + 0.5) * scale
     first = np.maximum((center - scale / 2 + 0.5).astype(int), 0)
     last = np.minimum((center + scale / 2 + 0.5).astype(int), size_in)
     source = first + np.arange((last - first).max())[:, None]
     position = (source - center + 0.5) * (1 / scale)
-    weight = ((position > -0.5) & (position <= 0.5) & (source < last)).astype(float)
-    fixed = (weight * (1 / weight.sum(0)) * (1 << _FIXED_POINT_BITS) + 0.5).astype(np.int32)
-    return torch.from_numpy(source.clip(max=size_in - 1)).to(device), torch.from_numpy(fixed).to(device)
+    present = (position > -0.5) & (position <= 0.5) & (source < last)
+    weight = ((1 / present.sum(0)) * (1 << _FIXED_POINT_BITS) + 0.5).astype(np.int32)
+    arrays = (source.clip(max=size_in - 1), present[..., None].astype(np.int16), weight[:, None])
+    source, present, weight = (torch.from_numpy(array).to(device) for array in arrays)
+    return source, present, weight
 
 
 @lru_cache(maxsize=64)
@@ -70,12 +82,20 @@ def jpeg_compression(images: Tensor, quality: int) -> Tensor:
     if images.device.type != "cpu":
         return jpeg.jpeg_compression(images, quality)
     decoded = np.empty(images.shape, dtype=np.uint8)
-    for image_3HW, out_3HW in zip(images.contiguous().numpy(), decoded, strict=True):
-        with io.BytesIO() as file:
+    with _file_in_memory() as file:
+        for image_3HW, out_3HW in zip(images.contiguous().numpy(), decoded, strict=True):
+            file.seek(0)
+            file.truncate()
             Image.merge("RGB", [Image.fromarray(channel) for channel in image_3HW]).save(file, "JPEG", quality=quality)
-            for channel, out_HW in zip(Image.open(file).split(), out_3HW, strict=True):
+            file.seek(0)
+            for channel, out_HW in zip(Image.open(io.BytesIO(file.read())).split(), out_3HW, strict=True):
                 out_HW[:] = channel
     return torch.from_numpy(decoded)
+
+
+def _file_in_memory() -> BinaryIO:
+    """Of the operating system where it can be (Linux): other threads run while Pillow compresses into such a file."""
+    return os.fdopen(os.memfd_create("jpeg"), "w+b", buffering=0) if hasattr(os, "memfd_create") else io.BytesIO()
 
 
 def elastic_transform(images: Tensor, level: tuple[float, float, float], generators: Sequence[Generator]) -> Tensor:
@@ -118,9 +138,10 @@ def _sample(field_3HW: Tensor, x_HW: Tensor, y_HW: Tensor, about_centres: bool) 
     """The field at pixel coordinates (x, y), bilinear; reflected about the edge pixels' centres or about their outer sides."""
     height, width = x_HW.shape
     # grid_sample counts -1..1 from the first to the last pixel's centre, or from outer side to outer side.
+    # As the real and imaginary parts of complex numbers: on a CPU 6 times as quick as torch.stack.
     if about_centres:
-        grid = torch.stack([x_HW * (2 / max(width - 1, 1)), y_HW * (2 / max(height - 1, 1))], dim=-1).sub_(1)
+        grid_HW = torch.complex(x_HW * (2 / max(width - 1, 1)) - 1, y_HW * (2 / max(height - 1, 1)) - 1)
     else:
-        grid = torch.stack([(x_HW + 0.5) * (2 / width), (y_HW + 0.5) * (2 / height)], dim=-1).sub_(1)
-    sampled = F.grid_sample(field_3HW[None], grid[None], "bilinear", "reflection", align_corners=about_centres)
-    return sampled[0]
+        grid_HW = torch.complex((x_HW + 0.5) * (2 / width) - 1, (y_HW + 0.5) * (2 / height) - 1)
+    grid_1HW2 = torch.view_as_real(grid_HW)[None]
+    return F.grid_sample(field_3HW[None], grid_1HW2, "bilinear", "reflection", align_corners=about_centres)[0]

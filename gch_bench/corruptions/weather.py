@@ -38,8 +38,8 @@ def snow(images: Tensor, level: Snow, generators: Sequence[Generator]) -> Tensor
         layer_1HW = motion_blur_at(flakes, radius, sigma, angle=draw_angle(-135, -45, generator)).to(torch.float32)
         x = image_3HW.to(torch.float32)
         whitened_HW = torch.tensordot(luma, x, 1).mul_(1.5).add_(127.5)
-        x = x * keep + torch.maximum(x, whitened_HW).mul_(1 - keep)
-        out_3HW.copy_(truncate(x.add_(layer_1HW).add_(layer_1HW.rot90(2, (1, 2)))))
+        x = torch.maximum(x, whitened_HW).mul_(1 - keep).add_(x.mul_(keep))
+        out_3HW.copy_(truncate(x.add_(layer_1HW + layer_1HW.rot90(2, (1, 2)))))
     return snowy
 
 
@@ -124,13 +124,14 @@ def plasma(draws_BN: Tensor, decay: float) -> Tensor:
     while (side := corners.shape[1]) ** 2 < size:
         draws = draws_BN[:, side * side : 4 * side * side].view(batch, 3, side, side) * wibble**2
         right, below = corners.roll(-1, 2), corners.roll(-1, 1)
-        middle = (corners + right).add_(below).add_(right.roll(-1, 1)).div_(4).add_(draws[:, 0])
-        top = (corners + right).add_(middle).add_(middle.roll(1, 1)).div_(4).add_(draws[:, 1])
-        left = (corners + below).add_(middle).add_(middle.roll(1, 2)).div_(4).add_(draws[:, 2])
-        finer = torch.empty(batch, 2 * side, 2 * side, dtype=draws_BN.dtype, device=draws_BN.device)
-        finer[:, ::2, ::2], finer[:, ::2, 1::2] = corners, top
-        finer[:, 1::2, ::2], finer[:, 1::2, 1::2] = left, middle
-        corners = finer
+        middle = (corners + right).add_(below).add_(right.roll(-1, 1)).mul_(0.25).add_(draws[:, 0])
+        top = (corners + right).add_(middle).add_(middle.roll(1, 1)).mul_(0.25).add_(draws[:, 1])
+        left = (corners + below).add_(middle).add_(middle.roll(1, 2)).mul_(0.25).add_(draws[:, 2])
+        finer = torch.empty(batch, side, 2, side, 2, dtype=draws_BN.dtype, device=draws_BN.device)
+        pairs = torch.view_as_complex(finer)  # two columns by turns are written quickest as real and imaginary parts
+        torch.complex(corners, top, out=pairs[:, :, 0])
+        torch.complex(left, middle, out=pairs[:, :, 1])
+        corners = finer.view(batch, 2 * side, 2 * side)
         wibble /= decay
     low, high = corners.amin((1, 2), keepdim=True), corners.amax((1, 2), keepdim=True)
-    return (corners - low).div_(high - low)
+    return corners.sub_(low).div_(high - low)
