@@ -2,7 +2,7 @@
 
 1. Spectra and exponents of every weight of a network, beside `weightwatcher` (PyPI) analysing the same network in the same
    process, in turn; and how far the singular values are apart. 2. The whole report of that network: chain, transport, channels,
-   figures. 3. With --llama N: a state dict of N layers with the shapes of Llama-2 7B (fp16, random, sharded on disk), read layer
+   figures. 3. With --llama N: a state dict of N layers with the shapes of Llama-2 7B (fp16, random, sharded), read layer
    by layer in a process of its own; its peak memory, which does not depend on N.
 """
 
@@ -54,7 +54,7 @@ def trained_alike(name: str) -> nn.Module:
 
 def weights_beside_weightwatcher(network: nn.Module, turns: int, device: torch.device) -> Iterator[str]:
     warnings.filterwarnings("ignore")
-    with contextlib.redirect_stdout(io.StringIO()):  # it says on import which backend it takes
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # it says which backend it takes
         import weightwatcher
     logging.getLogger("weightwatcher").setLevel(logging.ERROR)
     watcher = weightwatcher.WeightWatcher(model=network)

@@ -6,12 +6,8 @@ hendrycks/robustness, make_imagenet_c.py. A new corruption is a function, its le
 
 import math
 import operator
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
-from threading import Barrier
 from typing import Literal
 
 import torch
@@ -32,6 +28,7 @@ from gch_bench.corruptions.pixel import (
 from gch_bench.corruptions.spatter import spatter
 from gch_bench.corruptions.weather import fog, frost, snow
 from gch_bench.rng import generators
+from gch_bench.threads import pool
 
 __all__ = [
     "ALEXNET_CLEAN_ERROR_PERCENT",
@@ -160,8 +157,7 @@ def in_parts(part: Callable[[slice], Tensor], images: Tensor, parts: float = 1) 
     """A tensor like ``images`` with ``part(slice)`` in each slice of the batch, on a CPU by as many threads as torch may use.
 
     Each thread runs its operations alone: no thread waits for others after each operation, what torch does in one thread
-    (random draws) runs side by side too, and no result depends on the number of threads. Other threads of the process that
-    start while a first call makes its threads see one torch thread.
+    (random draws) runs side by side too, and no result depends on the number of threads.
     """
     out = torch.empty(images.shape, dtype=images.dtype, device=images.device)
     pixels = PART_PIXELS[images.device.type] * (parts if images.device.type == "cpu" else 1)
@@ -178,21 +174,6 @@ def in_parts(part: Callable[[slice], Tensor], images: Tensor, parts: float = 1) 
         for start in starts:
             fill(start)
         return out
-    for _ in _pool(threads, os.getpid()).map(fill, starts):
+    for _ in pool().map(fill, starts):
         pass
     return out
-
-
-@lru_cache(maxsize=1)
-def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """Threads with one torch thread each, kept from call to call; a forked process has none and makes its own."""
-    pool, together = ThreadPoolExecutor(threads, initializer=_take_one_torch_thread), Barrier(threads)
-    for _ in pool.map(lambda _: together.wait(), range(threads)):  # all of them start now
-        pass
-    torch.set_num_threads(threads)  # they have set that of threads still to come as well
-    return pool
-
-
-def _take_one_torch_thread() -> None:
-    torch.set_num_threads(1)
-    torch.get_num_threads()  # torch's first look at a thread gives it the number set last by any thread: now, not later

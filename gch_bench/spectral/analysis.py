@@ -4,7 +4,7 @@ Definitions: docs/geometry.md. Nothing of a factor but its rows and a small pict
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from gch_bench.spectral.factors import Factor
 from gch_bench.spectral.linalg import Decomposition, decompose, gram_values, top_value
 from gch_bench.spectral.options import AlignmentConfig, SpectralConfig
 from gch_bench.spectral.transport import Transport, principal_angles, transport_of
+from gch_bench.threads import few_at_a_time
 
 ETAS = (0.9, 0.95, 0.99)
 TAU_WINDOW = (0.75, 0.95)  # shares of block norms below the automatic tau
@@ -271,17 +272,21 @@ def _summary(report: ChainReport, interfaces: list[radial.Interface]) -> dict[st
     }  # fmt: skip
 
 
-def weight_table(weights: Iterator[tuple[str, Tensor]]) -> pd.DataFrame:
-    """A row per weight: the spectrum of its taps' singular values taken together, and its chart."""
-    rows = []
-    for name, taps in weights:
-        values = gram_values(taps).flatten()
-        shape = {"name": name, "taps": taps.shape[0], "rows": taps.shape[1], "columns": taps.shape[2]}
-        if float(values.max()) == 0:
-            rows.append({**shape, "norm": 0.0})
-            continue
-        here = radial.radial_of_values(values)
-        p = gibbs.energies(values).cpu()
-        ranks = {f"rank_{eta * 100:.0f}": gibbs.effective_rank(p, eta) for eta in ETAS}
-        rows.append({**shape, "norm": here.norm, "top": float(values.max()), **here.fit._asdict(), **ranks})
-    return pd.DataFrame(rows)
+def weight_table(weights: Iterable[tuple[str, Tensor]]) -> pd.DataFrame:
+    """A row per weight: the spectrum of its taps' singular values taken together, and its chart.
+
+    On a CPU several weights at a time: most are too small to keep more than one core busy.
+    """
+    return pd.DataFrame(few_at_a_time(_weight_row, weights))
+
+
+def _weight_row(weight: tuple[str, Tensor]) -> dict[str, Any]:
+    name, taps = weight
+    values = gram_values(taps).flatten()
+    row: dict[str, Any] = {"name": name, "taps": taps.shape[0], "rows": taps.shape[1], "columns": taps.shape[2], "norm": 0.0}
+    if float(values.max()) == 0:
+        return row
+    here = radial.radial_of_values(values)
+    p = gibbs.energies(values).cpu()
+    ranks = {f"rank_{eta * 100:.0f}": gibbs.effective_rank(p, eta) for eta in ETAS}
+    return row | {"norm": here.norm, "top": float(values.max()), **here.fit._asdict(), **ranks}
