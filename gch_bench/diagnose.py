@@ -3,8 +3,10 @@
 import hashlib
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +25,8 @@ from gch_bench.errors import UserError
 from gch_bench.loggers import open_logger
 from gch_bench.noise.inject import stage_modules
 from gch_bench.report import geometry, geometry_compare, geometry_figures
+from gch_bench.report.geometry_figures import slug
+from gch_bench.report.tables import read_run
 from gch_bench.spectral import factors as chains
 from gch_bench.spectral.analysis import ChainReport, analyse, weight_table
 from gch_bench.spectral.factors import Chain, Factor
@@ -30,8 +34,8 @@ from gch_bench.spectral.jacobian import network_jacobians
 from gch_bench.spectral.options import DiagnoseConfig
 from gch_bench.spectral.subjects import Subject, subjects
 
-TABLES = ("summary", "factors", "interfaces", "weights", "channels", "spectra", "comparison")
-CSV = ("summary", "factors", "interfaces", "weights", "comparison")  # the others have a row per channel or singular value
+CSV = ("summary", "factors", "interfaces", "weights", "comparison", "correlations")
+TABLES = (*CSV, "channels", "columns", "edges", "spectra")  # a row per channel, column, edge or singular value: Parquet alone
 
 
 class Diagnosed(NamedTuple):
@@ -62,7 +66,10 @@ def _run(config: DiagnoseConfig, device: torch.device) -> None:
     display = Display(True)
     if config.output:
         _check_folder(Path(config.output))
+    for run in config.runs:
+        read_run(Path(run))  # its records are needed at the end: found missing now, not after the measuring
     named = [_load_chain(name) for name in config.chain or [] if name != "auto"]
+    _check_names(named)
     images = _images(config) if config.jacobian.images and not config.runs else None
     kept: list[tuple[str, dict[str, Tensor]]] = []
     found = []
@@ -72,15 +79,18 @@ def _run(config: DiagnoseConfig, device: torch.device) -> None:
             found.append(_diagnose_subject(subject, config, named, images, device, display, kept))
         except ValueError as error:
             raise UserError(f"{subject.label}: {error}") from error
-    folder = Path(config.output or f"runs/diagnose-{_name(found)}-{_identity(config, found)[:8]}")
+    folder = Path(config.output or f"runs/diagnose-{_name(found)}-{_identity(config, named, found)[:8]}")
     _check_folder(folder)
     tables = _tables(found)
     comparison = None
     if config.runs:
         reports = [(item.facts["label"], item.reports) for item in found]
         stages = {item.facts["label"]: item.facts["last_stage"] for item in found}
-        comparison = geometry_compare.compare([Path(run) for run in config.runs], reports, stages, config.seed)
-        tables["comparison"] = comparison.table
+        digests = {item.facts["label"]: item.facts["weights"] for item in found}
+        comparison = geometry_compare.compare(
+            [read_run(Path(run)) for run in config.runs], reports, stages, digests, config.seed
+        )
+        tables |= {"comparison": comparison.table, "correlations": comparison.correlations}
     _write(config, folder, found, tables, comparison, kept, display)
 
 
@@ -89,6 +99,12 @@ def _load_chain(name: str) -> Chain:
         return chains.load_chain(name)
     except ValueError as error:
         raise UserError(f"chain: {error}") from error
+
+
+def _check_names(named: list[Chain]) -> None:
+    names = [chain.name for chain in named]
+    if len(set(names)) < len(names):
+        raise UserError(f"chain: files and built-in chains must have different names, got {', '.join(names)}")
 
 
 def _check_folder(folder: Path) -> None:
@@ -124,23 +140,32 @@ def _diagnose_subject(
                     advance(factor.name, 1)
 
             def keep(index: int, title: str, matrices: dict[str, Tensor]) -> None:
-                kept.append((f"{_slug(subject.label)}-{_slug(name)}-{index}", {k: v.cpu() for k, v in matrices.items()}))
+                kept.append((f"{slug(subject.label)}-{slug(name)}-{index}", {k: v.cpu() for k, v in matrices.items()}))
 
             done = analyse(
                 ticked(), name, description, config.spectral, config.alignment, keep if config.save_matrices else None
             )
         reports.append(done)
 
+    fitting = []
     for chain in wanted:
         blocks = chains.chain_blocks(subject.weights, chain)
-        report(chains.chain_factors(subject.weights, chain, device), len(blocks), chain.name, chain.description)
-    if images is not None and wanted:
+        factors = chains.chain_factors(subject.weights, chain, device, subject.head_dim)
+        try:
+            report(factors, len(blocks), chain.name, chain.description)
+            fitting.append(chain)
+        except ValueError as error:
+            if named:
+                raise
+            warnings.append(f"chain {chain.name} was left out: {error}")
+    if images is not None and fitting:
         assert subject.network is not None
-        blocks = chains.chain_blocks(subject.weights, wanted[0])
-        network = subject.network.to(device)
-        description = f"blocks of chain {wanted[0].name}, measured at one validation image"
+        blocks = chains.chain_blocks(subject.weights, fitting[0])
+        network = subject.network.to(device, torch.float64)
+        description = f"blocks of chain {fitting[0].name}, measured at one validation image"
         for image_name, image in images(subject):
-            found = network_jacobians(network, blocks, image.to(device), config.jacobian.token, config.jacobian.chunk_mib << 20)
+            image = image.to(device, torch.float64)
+            found = network_jacobians(network, blocks, image, config.jacobian.token, config.jacobian.chunk_mib << 20)
             name = f"jacobian {image_name}"
             report(chains.composing(found, name), len(blocks), name, description)
     table = weight_table(chains.weight_matrices(subject.weights, device)) if config.spectral.weights else pd.DataFrame()
@@ -188,7 +213,7 @@ def _tables(found: list[Diagnosed]) -> dict[str, pd.DataFrame]:
     of_chain = [(item.facts["label"], report) for item in found for report in item.reports]
     tables = {
         name: joined([(label, getattr(report, name)) for label, report in of_chain])
-        for name in ("factors", "interfaces", "channels", "spectra")
+        for name in ("factors", "interfaces", "channels", "columns", "edges", "spectra")
     }
     tables["weights"] = joined([(item.facts["label"], item.weights) for item in found])
     rows = [{"subject": label, "chain": each.chain, "kind": each.kind, **each.summary} for label, each in of_chain]
@@ -216,13 +241,12 @@ def _write(
         "config": config.as_dict(),
         "subjects": [item.facts for item in found],
     }
-    text = geometry.markdown(facts, reports, comparison, sorted(figures))
-    written = []
+    text = geometry.markdown(facts, reports, comparison, list(figures))
+    _clear(folder)
     for name in TABLES:
         table = tables.get(name, pd.DataFrame())
         if len(table):
             records.write_parquet(folder / f"{name}.parquet", table)
-            written.append(f"{name}.parquet")
             if name in CSV:
                 records.write_csv(folder / f"{name}.csv", table)
     for name, figure in figures.items():
@@ -234,11 +258,12 @@ def _write(
         records.write_atomic(folder / "matrices" / f"{name}.npz", partial(np.savez_compressed, **arrays))  # type: ignore[arg-type]
     records.write_atomic(folder / "report.md", lambda file: file.write(text.encode()))
     records.write_json(folder / "run.json", facts)  # last: it says that the folder is whole
+    written = sorted(path.name for path in folder.iterdir() if path.name not in ("wandb", "metrics.csv"))
     logger = open_logger(config, folder, main=True)
     try:
         logger.metrics(geometry.logged_metrics(reports), 0)
         logger.pictures([folder / "figures" / f"{name}.png" for name in figures])
-        logger.artifact(folder, "geometry", [*written, "report.md", "run.json"])
+        logger.artifact(folder, "geometry", written)
     finally:
         logger.close()
     for item in found:
@@ -251,18 +276,30 @@ def _write(
     display.line(f"report: {folder / 'report.md'}")
 
 
-def _slug(name: str) -> str:
-    return geometry_figures.slug(name)
+def _clear(folder: Path) -> None:
+    """Remove an earlier diagnosis, run.json first: a folder without it is not whole."""
+    with records.writing(folder):
+        for name in (
+            "run.json",
+            "report.md",
+            "metrics.csv",
+            *(f"{name}.{kind}" for name in TABLES for kind in ("parquet", "csv")),
+        ):
+            (folder / name).unlink(missing_ok=True)
+        for name in ("figures", "matrices"):
+            if (folder / name).is_dir():
+                shutil.rmtree(folder / name)
 
 
 def _name(found: list[Diagnosed]) -> str:
-    return _slug(found[0].facts["label"]) if len(found) == 1 else f"{len(found)}-networks"
+    return slug(found[0].facts["label"]) if len(found) == 1 else f"{len(found)}-networks"
 
 
-def _identity(config: DiagnoseConfig, found: list[Diagnosed]) -> str:
+def _identity(config: DiagnoseConfig, named: list[Chain], found: list[Diagnosed]) -> str:
     """What determines the numbers: the weights, and the options but for where they are written and watched."""
     plain = {key: value for key, value in config.as_dict().items() if key not in ("logger", "output", "threads", "device")}
-    for name in ("checkpoint", "checkpoints", "source", "runs"):
+    for name in ("checkpoint", "checkpoints", "source", "runs", "chain"):
         plain.pop(name)
+    plain["chains"] = [asdict(chain) for chain in named]
     facts = [(item.facts["label"], item.facts["weights"]) for item in found]
     return hashlib.sha256(json.dumps([plain, facts], sort_keys=True).encode()).hexdigest()

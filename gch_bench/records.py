@@ -96,9 +96,12 @@ def write_parquet(path: Path, table: pd.DataFrame) -> None:
     write_atomic(path, lambda file: table.to_parquet(file, index=False))
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("it holds no mapping")
+        return content
     except FileNotFoundError as error:
         raise UserError(f"{path.parent} is no run folder: it has no {path.name}") from error
     except (OSError, ValueError) as error:

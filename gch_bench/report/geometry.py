@@ -47,7 +47,7 @@ def console_tables(reports: Reports) -> list[tuple[str, list[str], list[list[str
         return []
     notes = [
         "exponent, KL (chart quality) and |residual|: means over factors; 2g, slack: sums over interfaces; drift: sum of"
-        " |change of exponent|",
+        " |change of exponent| where d is the same",
     ]
     if any(each.kind == STATIC for _, each in reports):
         notes.append(STATIC_NOTE)
@@ -78,7 +78,7 @@ def markdown(facts: dict[str, Any], reports: Reports, comparison: Comparison | N
     hardware = facts["hardware"]
     lines.append(
         f"commit {facts['commit']}; torch {facts['versions']['torch']}; {', '.join(hardware['gpus']) or hardware['processor']},"
-        f" {hardware['threads']} threads. Definitions: docs/geometry.md. All numbers are float64."
+        f" {hardware['threads']} threads. Definitions: docs/geometry.md. Computed in float64."
     )
     lines += [
         "",
@@ -112,7 +112,7 @@ def _chain(label: str, report: ChainReport, figures: list[str]) -> list[str]:
     margin_columns = {
         "first": "from", "second": "to", "budget": "2g", "slack": "slack", "residual_change": "change of e",
         "displacement": "|change of rho|", "bound": "bound", "dominant": "dominant", "exponent_change": "change of a",
-        "exponent_bound": "bound", "mean_cosine_squared": "mean cos^2",
+        "exponent_bound": "bound of it", "mean_cosine_squared": "mean cos^2",
     }  # fmt: skip
     lines += ["", "Margins: |change of rho| <= 2g + slack + |change of e|.", "", *_frame(table, margin_columns)]
     for form, name in ((PHYSICAL, "output channels x input channels"), (SOURCE, "output channels x source modes")):

@@ -1,6 +1,5 @@
 """Runs side by side: what their weights' geometry has to do with their reliability, with the uncertainty of few runs."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,13 +9,14 @@ from matplotlib.figure import Figure
 from gch_bench.errors import UserError
 from gch_bench.records import CELL_CLEAN
 from gch_bench.report.statistics import rank_correlation
-from gch_bench.report.tables import means, read_run, shared_cells
+from gch_bench.report.tables import Run, means, shared_cells
 from gch_bench.spectral.analysis import ChainReport
 from gch_bench.spectral.factors import STATIC
 
 FEW = 10  # runs below which a rank correlation is a hint at most
 GEOMETRY = {
-    "drift": "exponent drift",
+    "drift": "exponent drift (equal d)",
+    "displacement": "drift in rho",
     "last_stage_rank_90": "R.90 of L4",
     "certified_share": "certified share",
     "mean_residual": "mean |chart residual|",
@@ -34,18 +34,23 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    folders: list[Path], reports: list[tuple[str, list[ChainReport]]], stages: dict[str, str | None], seed: int = 0
+    runs: list[Run],
+    reports: list[tuple[str, list[ChainReport]]],
+    stages: dict[str, str | None],
+    digests: dict[str, str],
+    seed: int = 0,
 ) -> Comparison:
     """Geometry of each run's first static chain against its records.
 
     Args:
-        folders: the run folders, in the order of ``reports`` (label, its chains' reports).
+        runs: in the order of ``reports`` (label, its chains' reports).
         stages: label -> the module that is stage L4, None where there is none: the last factor stands for it.
 
+        digests: label -> which weights.
+
     Raises:
-        UserError: a run without records, or without a chain.
+        UserError: a run without a chain.
     """
-    runs = [read_run(folder) for folder in folders]
     cells = shared_cells(runs)
     rows = []
     for run, (label, own) in zip(runs, reports, strict=True):
@@ -59,6 +64,7 @@ def compare(
             "seed": run.facts["config"]["seed"],
             "chain": static[0].chain,
             "drift": summary.get("drift", float("nan")),
+            "displacement": summary.get("displacement", float("nan")),
             "last_stage_rank_90": stage_rank(static[0], stages[label]),
             "certified_share": summary.get("certified_share", float("nan")),
             "mean_residual": summary["mean_residual"],
@@ -71,6 +77,9 @@ def compare(
     table = pd.DataFrame(rows)
     correlations = _correlations(table, seed) if cells else pd.DataFrame()
     notes = _notes(table, correlations, cells, {run.facts["protocol_id"] for run in runs})
+    for digest in {digest for digest in digests.values() if list(digests.values()).count(digest) > 1}:
+        same = ", ".join(label for label, own in digests.items() if own == digest)
+        notes.insert(1, f"WARNING: {same} have the same weights: as rows of a correlation they are one run")
     figure = _figure(table, correlations) if cells and len(table) > 1 else None
     return Comparison(table, correlations, figure, ("Geometry and reliability", *_text(table), notes))
 
@@ -103,16 +112,15 @@ def _text(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
 
 
 def _notes(table: pd.DataFrame, correlations: pd.DataFrame, cells: list, protocols: set[str]) -> list[str]:
-    notes = [
-        f"static weights, chain {table['chain'].iloc[0]}; shift: mean over {len(cells)} corrupted cells; ECE as a fraction"
-    ]
+    shift = f"shift: mean over {len(cells)} corrupted cells" if cells else "no corrupted cell that all runs have"
+    notes = [f"static weights, chain {table['chain'].iloc[0]}; {shift}; ECE as a fraction"]
     if table["chain"].nunique() > 1:
         notes.append(f"WARNING: the chains differ ({', '.join(sorted(set(table['chain'])))}) and are not comparable")
     if len(protocols) > 1:
         notes.append(f"WARNING: the runs follow DIFFERENT PROTOCOLS and are not comparable: {', '.join(sorted(protocols))}")
     if len(table) < FEW:
         notes.append(
-            f"WARNING: {len(table)} runs are few: correlations are hints at most, and intervals of so few rows are too narrow"
+            f"WARNING: n = {len(table)} is small: correlations are hints at most, and intervals of so few rows are too narrow"
         )
     for row in correlations.to_dict("records"):
         if np.isfinite(row["estimate"]):

@@ -8,12 +8,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from gch_bench.spectral.analysis import PHYSICAL, SOURCE, ChainReport
 
 matplotlib.rcParams.update({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none"})
 WIDE = 10.0  # inches
-PANELS = 6  # spectra and interfaces shown, spread over the depth
+PANELS = 6  # spectra shown, spread over the depth
 Reports = Sequence[tuple[str, ChainReport]]
 
 
@@ -52,6 +53,8 @@ def profile(reports: Reports) -> Figure:
     top.set_ylabel("exponent a (of energies)")
     bottom.set_ylabel("effective rank (band: window)")
     bottom.set_yscale("log")
+    bottom.yaxis.set_major_formatter(ScalarFormatter())
+    bottom.yaxis.set_minor_formatter(ScalarFormatter())
     _names(bottom, list(longest["name"]))
     for axis in (top, bottom):
         axis.legend(frameon=False, fontsize=7, ncols=1, loc="upper left", bbox_to_anchor=(1, 1))
@@ -75,7 +78,9 @@ def spectra(label: str, report: ChainReport) -> Figure:
             axis.loglog(rank, chart / chart.sum(), "k--", lw=1, label=f"chart, a = {factor['exponent']:.3f}")
         positive = own["energy"][own["energy"] > 0]
         axis.set_ylim(max(positive.min(), positive.max() * 1e-8) / 2, positive.max() * 3)
-        axis.set_title(f"{factor['name']}  R2 {factor['r_squared']:.3f}, KL {factor['kl']:.3f}", fontsize=8)
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_title(f"{factor['name']}, KL {factor['kl']:.3f}", fontsize=8)
         axis.legend(frameon=False, fontsize=7, loc="lower left")
     for axis in list(axes):
         axis.axis("off")
@@ -98,7 +103,7 @@ def interfaces(label: str, report: ChainReport) -> Figure:
     axis.plot(at, table["displacement"], "kD", ms=4, label="|change of rho| (bounded by their sum)")
     axis.axhline(0, color="black", lw=0.6)
     axis.set_ylabel("nats")
-    figure.legend(loc="outside upper center", frameon=False, ncols=4, fontsize=7)
+    figure.legend(loc="outside lower center", frameon=False, ncols=4, fontsize=7)
     _names(axis, [f"{one} - {two}" for one, two in zip(table["first"], table["second"], strict=True)])
     figure.suptitle(f"{label}: {report.chain} ({report.kind}), margin inequality per interface")
     return figure
@@ -111,7 +116,9 @@ def certificates(label: str, report: ChainReport) -> Figure:
     axis = figure.subplots()
     at = np.arange(len(table))
     axis.plot(at, table["truncation_bound"], "v", color="0.6", ms=5, label="bound of the truncation error")
-    axis.plot(at, table["truncation_error"], "ko", ms=4, label="truncation error")
+    # A whole window truncates nothing but rounding: shown at a thousandth of the smallest bound.
+    floor = table["truncation_bound"][table["truncation_bound"] > 0].min() / 1e3
+    axis.plot(at, table["truncation_error"].clip(lower=floor), "ko", ms=4, label="truncation error (or less)")
     for form, shift, color, name in ((PHYSICAL, -0.12, "C0", "input channels"), (SOURCE, 0.12, "C1", "source modes")):
         radius = table[f"{form}_radius"]
         good = table[f"{form}_certified"] != "no"
@@ -121,7 +128,7 @@ def certificates(label: str, report: ChainReport) -> Figure:
                 axis.plot(at[positive] + shift, radius[positive], marker, color=color, label=f"radius, {name}: {word}")
     axis.set_yscale("log")
     axis.set_ylabel("Frobenius norm")
-    figure.legend(loc="outside upper center", frameon=False, ncols=4, fontsize=7)
+    figure.legend(loc="outside lower center", frameon=False, ncols=4, fontsize=7)
     _names(axis, [f"{one} - {two}" for one, two in zip(table["first"], table["second"], strict=True)])
     figure.suptitle(f"{label}: {report.chain} ({report.kind}), certificates")
     return figure

@@ -46,7 +46,9 @@ class ChainReport:
     description: str
     factors: pd.DataFrame = field(default_factory=pd.DataFrame)
     interfaces: pd.DataFrame = field(default_factory=pd.DataFrame)
-    channels: pd.DataFrame = field(default_factory=pd.DataFrame)
+    channels: pd.DataFrame = field(default_factory=pd.DataFrame)  # of the physical matrices' rows
+    columns: pd.DataFrame = field(default_factory=pd.DataFrame)  # of their columns: supports and hubs
+    edges: pd.DataFrame = field(default_factory=pd.DataFrame)  # incidence, with the size of the SRS sets
     spectra: pd.DataFrame = field(default_factory=pd.DataFrame)
     pictures: list[Picture] = field(default_factory=list)
     summary: dict[str, float] = field(default_factory=dict)
@@ -76,7 +78,8 @@ def analyse(
     Raises:
         ValueError: a factor that is zero or not finite, factors that do not compose, or more groups than rows.
     """
-    rows: dict[str, list[Any]] = {"factors": [], "interfaces": [], "channels": [], "spectra": []}
+    names = ("factors", "interfaces", "channels", "columns", "edges", "spectra")
+    rows: dict[str, list[Any]] = {name: [] for name in names}
     interfaces: list[radial.Interface] = []
     report = ChainReport(chain, "", description)
     before: _Analysed | None = None
@@ -97,12 +100,14 @@ def analyse(
                 (PHYSICAL, moved.physical, moved.physical_truncated),
                 (SOURCE, moved.source_mode, moved.source_mode_truncated),
             ):
-                shown = _align(matrix, factor.group_size, alignment)
+                shown = _align(matrix, factor.group_size, alignment, f"{before.factor.name} to {factor.name}")
                 labels = pam.channel_labels(matrix, shown.alignment, alignment.kappa)
                 stable = pam.stable_labels(labels, shown.alignment, cut - matrix)
                 row |= {f"{form}_{key}": value for key, value in _alignment_row(shown, moved, labels, stable).items()}
                 if form == PHYSICAL:
                     rows["channels"].append(_channels(index - 1, shown.alignment, labels, stable))
+                    rows["columns"].append(_columns(index - 1, shown.alignment))
+                    rows["edges"] += _edges(index - 1, shown.alignment)
                     title = f"{before.factor.name} -> {here.factor.name}"
                     report.pictures.append(_picture(index - 1, title, matrix, shown))
                     if keep is not None:
@@ -187,14 +192,14 @@ class _Aligned(NamedTuple):
     omega: float
 
 
-def _align(matrix: Tensor, group_size: int | None, options: AlignmentConfig) -> _Aligned:
+def _align(matrix: Tensor, group_size: int | None, options: AlignmentConfig, where: str) -> _Aligned:
     if group_size is not None and len(matrix) % group_size:
-        raise ValueError(f"group_size must divide the {len(matrix)} rows of the interface, got {group_size}")
+        raise ValueError(f"interface {where}: group_size must divide its {len(matrix)} rows, got {group_size}")
     groups = len(matrix) // group_size if group_size is not None else min(options.groups, len(matrix))
     norms = pam.block_norms(matrix, groups)
     rms = float(norms.square().mean().sqrt())
     if rms == 0:
-        raise ValueError("the product of two factors is zero: their interface carries nothing")
+        raise ValueError(f"interface {where}: the product of its factors is zero, it carries nothing")
     tau = options.tau * rms if options.tau else pam.widest_gap(norms, *TAU_WINDOW)
     strengths = pam.overlap_strengths(norms, norms >= tau)
     pairs = strengths[torch.triu(torch.ones_like(strengths, dtype=torch.bool), 1)]
@@ -232,6 +237,20 @@ def _channels(index: int, made: pam.Alignment, labels: pam.ChannelLabels, stable
     names = [pam.LABELS[kind] for kind in labels.label.tolist()]
     head = {"index": index, "channel": range(len(names)), "group": made.group.cpu().numpy(), "label": names}
     return pd.DataFrame(head | columns | {"margin_holds": stable.cpu().numpy()})
+
+
+def _columns(index: int, made: pam.Alignment) -> pd.DataFrame:
+    supports = [",".join(str(g) for g, active in enumerate(column) if active) for column in made.supports.T.tolist()]
+    degree, hub = made.degree.cpu().numpy(), made.hubs.cpu().numpy()
+    return pd.DataFrame({"index": index, "column": range(len(supports)), "supports": supports, "degree": degree, "hub": hub})
+
+
+def _edges(index: int, made: pam.Alignment) -> list[dict[str, Any]]:
+    pairs = torch.triu(made.edges, 1).nonzero().tolist()
+    return [
+        {"index": index, "one": g, "other": h, "strength": float(made.overlap[g, h]), "shared": int(made.shared(g, h).sum())}
+        for g, h in pairs
+    ]
 
 
 def _picture(index: int, title: str, matrix: Tensor, shown: _Aligned) -> Picture:

@@ -10,14 +10,15 @@ A chain file (chains/*.yaml, or a user's own) has a `name`, a `description` and 
           - {key: 'conv2\\.weight', norm: bn2}
         shortcut:                       # added to the product: `identity`, or a product, or the identity where it is not found
           - {key: 'downsample\\.0\\.weight', norm: downsample.1}
-        group_size: 64                  # rows in groups of so many (heads); default: the report's own number of groups
+        group_size: 64                  # rows in groups of so many, or `head_dim`; default: the report's own number of groups
         skip_vectors: true              # modules whose weight is a vector (norms) are passed over
 
-An entry of a product is a key, or a mapping with `key` and options: `norm` (fold this batch norm, `eps` 1e-5), `as: diagonal`
-(a vector of gains) or `as: depthwise` (a convolution channel by channel), `transpose: true` (stored inputs x outputs),
-`part: [i, n]` (the i-th of n equal parts of the rows), `head_dim: D` (heads of D rows, each repeated until the next matrix is
-filled: grouped queries), `optional: true`. Convolutions act at DC: their taps are summed. A grouped convolution is block
-diagonal. Source: GSA I, arXiv 2605.02108; which matrices stand for a block is this project's choice (docs/geometry.md).
+An entry of a product is a key, or a mapping with `key` and options: `norm` (fold this batch norm, a regular expression too;
+`eps` 1e-5), `as: diagonal` (a vector of gains) or `as: depthwise` (a convolution channel by channel), `transpose: true` (stored
+inputs x outputs), `part: [i, n]` (the i-th of n equal parts of the rows), `heads: true` (grouped queries: heads of head_dim
+rows, each repeated until the next matrix is filled), `optional: true`. Convolutions act at DC: their taps are summed. A grouped
+convolution is block diagonal. Source: GSA I, arXiv 2605.02108; which matrices stand for a block is this project's choice
+(docs/geometry.md).
 """
 
 import re
@@ -60,8 +61,27 @@ class Entry:
     form: str = "matrix"  # matrix | diagonal | depthwise
     transpose: bool = False
     part: tuple[int, int] | None = None
-    head_dim: int | None = None
+    heads: bool = False
     optional: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.key, str):
+            raise ValueError(f"key must be a regular expression, got {self.key!r}")
+        re.compile(self.key)
+        if self.norm is not None:
+            re.compile(self.norm)
+        if self.form not in ("matrix", "diagonal", "depthwise"):
+            raise ValueError(f"as must be diagonal or depthwise, got {self.form!r}")
+        if self.part is not None and not (
+            _whole_numbers(self.part) and len(self.part) == 2 and 1 <= self.part[0] <= self.part[1]
+        ):
+            raise ValueError(f"part must be [i, n] with 1 <= i <= n, got {list(self.part)}")
+        if not isinstance(self.eps, float) or self.eps < 0:
+            raise ValueError(f"eps must be a number >= 0 such as 1.0e-5, got {self.eps!r}")
+
+
+def _whole_numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, int) and not isinstance(value, bool) for value in values)
 
 
 @dataclass(frozen=True)
@@ -71,10 +91,24 @@ class Unit:
     block: str
     product: tuple[Entry, ...]
     order: tuple[str | int, ...] | None = None
-    identity: bool = False
-    shortcut: tuple[Entry, ...] = ()
-    group_size: int | None = None
+    has_shortcut: bool = False
+    shortcut: tuple[Entry, ...] = ()  # the identity where it is empty, or not found
+    group_size: int | str | None = None
     skip_vectors: bool = False
+
+    def __post_init__(self) -> None:
+        numbers = re.compile(self.block).groups
+        if all(entry.optional for entry in self.product):
+            raise ValueError("a product must have an entry that is not optional")
+        size = self.group_size
+        if size not in (None, "head_dim") and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+            raise ValueError(f"group_size must be a whole number >= 1 or head_dim, got {size!r}")
+        for part in self.order or ():
+            captured = re.fullmatch(r"\\(\d)", part) if isinstance(part, str) else None
+            if not (_whole_numbers([part]) or (captured and 1 <= int(captured[1]) <= numbers)):
+                raise ValueError(
+                    f"order must hold whole numbers and \\1..\\{numbers}, the numbers that block captures, got {part!r}"
+                )
 
 
 @dataclass(frozen=True)
@@ -89,7 +123,6 @@ class Chain:
 class _Block(NamedTuple):
     unit: Unit
     name: str
-    key: str  # of its first weight
     place: tuple[int, ...]
 
 
@@ -134,57 +167,56 @@ def _unit(content: dict[str, Any]) -> Unit:
     if unknown:
         raise ValueError(f"unknown {', '.join(sorted(unknown))} in a unit")
     shortcut = content.get("shortcut")
-    re.compile(content["block"])
     return Unit(
         block=content["block"],
         product=_entries(content["product"]),
         order=tuple(content["order"]) if "order" in content else None,
-        identity=shortcut is not None,
+        has_shortcut=shortcut is not None,
         shortcut=() if shortcut in (None, "identity") else _entries(shortcut),
         group_size=content.get("group_size"),
         skip_vectors=content.get("skip_vectors", False),
     )
 
 
-def _entries(contents: list[Any]) -> tuple[Entry, ...]:
+def _entries(contents: Any) -> tuple[Entry, ...]:
+    if not isinstance(contents, list):
+        raise ValueError(f"a product must be a list of keys, got {contents!r}")
     entries = []
     for content in contents:
-        options = {"key": content} if isinstance(content, str) else dict(content)
-        re.compile(options["key"])
+        options: dict[str, Any] = {"key": content} if isinstance(content, str) else dict(content)
         if "as" in options:
             options["form"] = options.pop("as")
-        if options.get("form", "diagonal") not in ("diagonal", "depthwise"):
-            raise ValueError(f"as must be diagonal or depthwise, got {options['form']!r}")
         if "part" in options:
             options["part"] = tuple(options["part"])
         entries.append(Entry(**options))
     return tuple(entries)
 
 
-def chain_blocks(weights: Mapping[str, Any], chain: Chain) -> list[str]:
+def chain_blocks(weights: Mapping[str, Tensor], chain: Chain) -> list[str]:
     """The names of the modules of a chain, in order; [] where the weights have none."""
-    return [block.name for block in _blocks(list(weights), chain)]
+    return [block.name for block in _blocks(weights, chain)]
 
 
-def _blocks(keys: Sequence[str], chain: Chain) -> list[_Block]:
+def _blocks(weights: Mapping[str, Tensor], chain: Chain) -> list[_Block]:
     found: dict[str, _Block] = {}
-    for position, key in enumerate(keys):
+    for position, key in enumerate(weights):
         for unit in chain.units:
             first = next(entry for entry in unit.product if not entry.optional)
             match = re.fullmatch(rf"(?P<_block>{unit.block})\.(?:{first.key})", key)
-            if match:
+            if match and not (unit.skip_vectors and weights[key].ndim < 2):
                 name = match["_block"]
                 at = re.fullmatch(unit.block, name)
                 assert at is not None
                 place = (position,) if unit.order is None else tuple(int(at.expand(str(part))) for part in unit.order)
-                found.setdefault(name, _Block(unit, name, key, place))
+                found.setdefault(name, _Block(unit, name, place))
                 break
     return sorted(found.values(), key=lambda block: block.place)
 
 
 def find_chains(weights: Mapping[str, Tensor]) -> list[Chain]:
     """The chains of the first family that these weights have two blocks of; [] if there is none."""
-    for family in FAMILIES[:-1]:
+    adaptive = any("adaLN_modulation" in key for key in weights)  # the original DiT has the keys of a vision transformer too
+    for family in sorted(FAMILIES[:-1], key=lambda family: not (adaptive and family[0].startswith("dit"))):
         chains = [load_chain(name) for name in family]
         present = [chain for chain in chains if len(chain_blocks(weights, chain)) >= 2]
         if present:
@@ -198,23 +230,49 @@ def find_chains(weights: Mapping[str, Tensor]) -> list[Chain]:
     return [layers]
 
 
-def chain_factors(weights: Mapping[str, Tensor], chain: Chain, device: torch.device | str = "cpu") -> Iterator[Factor]:
+def chain_factors(
+    weights: Mapping[str, Tensor], chain: Chain, device: torch.device | str = "cpu", head_dim: int | None = None
+) -> Iterator[Factor]:
     """The factors of a chain, in order, one at a time, float64 on ``device``; each weight is read when it is needed.
+
+    ``head_dim``: rows of an attention head, where the chain needs it (grouped queries, groups of rows).
 
     Raises:
         ValueError: fewer than two blocks, a matrix that is missing, not finite or of a wrong shape, or factors that do not
             compose (the message names both).
     """
-    keys = list(weights)
-    blocks = _blocks(keys, chain)
+    blocks = _blocks(weights, chain)
     if len(blocks) < 2:
         raise ValueError(
             f"chain {chain.name} needs at least two blocks {' or '.join(unit.block for unit in chain.units)}, the weights have"
-            f" {len(blocks)} (first keys: {', '.join(keys[:3])})"
+            f" {len(blocks)} (first keys: {', '.join(list(weights)[:3])})"
         )
-    kept = (block for block in blocks if not block.unit.skip_vectors or weights[block.key].ndim > 1)
-    factors = (Factor(block.name, _operator(weights, keys, block, device), block.unit.group_size) for block in kept)
+    reader = _Reader(weights, device, head_dim)
+    factors = (Factor(block.name, _operator(reader, block), reader.group_size(block)) for block in blocks)
     yield from composing(factors, chain.name)
+
+
+class _Reader(NamedTuple):
+    weights: Mapping[str, Tensor]
+    device: torch.device | str
+    head_dim: int | None
+
+    def read(self, key: str) -> Tensor:
+        weight = self.weights[key]
+        if not weight.is_floating_point():
+            raise ValueError(
+                f"{key} must hold floating-point numbers, got {weight.dtype}: quantised weights must be unpacked first"
+            )
+        return finite64(weight.to(self.device), key)
+
+    def head(self, block: str) -> int:
+        if self.head_dim is None:
+            raise ValueError(f"{block} comes in attention heads of a size that its weights do not say: give head_dim=SIZE")
+        return self.head_dim
+
+    def group_size(self, block: _Block) -> int | None:
+        size = block.unit.group_size
+        return self.head(block.name) if isinstance(size, str) else size
 
 
 def composing(factors: Iterable[Factor], chain: str) -> Iterator[Factor]:
@@ -231,18 +289,18 @@ def composing(factors: Iterable[Factor], chain: str) -> Iterator[Factor]:
         yield factor
 
 
-def _operator(weights: Mapping[str, Tensor], keys: Sequence[str], block: _Block, device: torch.device | str) -> Tensor:
+def _operator(reader: _Reader, block: _Block) -> Tensor:
     unit, prefix = block.unit, f"{block.name}."
-    own = {key.removeprefix(prefix): key for key in keys if key.startswith(prefix)}
-    matrix = _product(weights, own, unit.product, block.name, device)
-    if not unit.identity:
+    own = {key.removeprefix(prefix): key for key in reader.weights if key.startswith(prefix)}
+    matrix = _product(reader, own, unit.product, block.name)
+    if not unit.has_shortcut:
         return matrix
     if unit.shortcut and all(_find(own, entry) for entry in unit.shortcut):
-        shortcut = _product(weights, own, unit.shortcut, block.name, device)
+        shortcut = _product(reader, own, unit.shortcut, block.name)
     else:
         if matrix.shape[0] != matrix.shape[1]:
             raise ValueError(f"{block.name} has an identity shortcut but is {tuple(matrix.shape)}, not square")
-        shortcut = torch.eye(len(matrix), dtype=torch.float64, device=device)
+        shortcut = torch.eye(len(matrix), dtype=torch.float64, device=reader.device)
     if shortcut.shape != matrix.shape:
         raise ValueError(f"{block.name} has shape {tuple(matrix.shape)} and its shortcut {tuple(shortcut.shape)}")
     return matrix + shortcut
@@ -252,23 +310,20 @@ def _find(own: Mapping[str, str], entry: Entry) -> str | None:
     return next((own[key] for key in own if re.fullmatch(entry.key, key)), None)
 
 
-def _product(
-    weights: Mapping[str, Tensor], own: Mapping[str, str], entries: Sequence[Entry], block: str, device: torch.device | str
-) -> Tensor:
+def _product(reader: _Reader, own: Mapping[str, str], entries: Sequence[Entry], block: str) -> Tensor:
     """The matrices of a product, multiplied from the input side."""
     total: Tensor | None = None
-    repeat = None  # rows of a head that the next matrix wants repeated
+    heads = False  # the rows so far come in heads, which the next matrix may want repeated
     for entry in entries:
         key = _find(own, entry)
         if key is None:
             if entry.optional:
                 continue
             raise ValueError(f"{block} has no weight {entry.key}, which its chain needs; it has {', '.join(list(own)[:5])}")
-        weight = finite64(weights[key].to(device), key)
+        weight = reader.read(key)
+        if total is not None and heads and weight.ndim == 2 and weight.shape[1] != len(total):
+            total = _repeated_heads(total, weight.shape[1], reader.head(block), key)
         inputs = None if total is None else len(total)
-        if total is not None and repeat and weight.shape[1] != inputs and weight.shape[1] % len(total) == 0:
-            total = total.unflatten(0, (-1, repeat)).repeat_interleave(weight.shape[1] // len(total), 0).flatten(0, 1)
-            inputs = len(total)
         if entry.form != "matrix":
             gain = weight.flatten(1).sum(1) if entry.form == "depthwise" else weight.flatten()
             total = torch.diag(gain) if total is None else gain[:, None] * total if len(gain) == inputs else None
@@ -277,11 +332,18 @@ def _product(
         else:
             matrix = _matrix(weight, entry, key, inputs)
             if entry.norm:
-                matrix = _norm_gain(weights, own, entry, block, device)[:, None] * matrix
+                matrix = _norm_gain(reader, own, entry, block)[:, None] * matrix
             total = matrix if total is None else matrix @ total
-        repeat = entry.head_dim
+        heads = entry.heads
     assert total is not None
     return total
+
+
+def _repeated_heads(total: Tensor, wanted: int, head_dim: int, key: str) -> Tensor:
+    """(wanted, inputs): each head of ``head_dim`` rows several times in a row, as grouped queries share it."""
+    if len(total) % head_dim or wanted % len(total):
+        raise ValueError(f"{key} takes {wanted} inputs, which are no copies of {len(total)} rows in heads of {head_dim}")
+    return total.unflatten(0, (-1, head_dim)).repeat_interleave(wanted // len(total), 0).flatten(0, 1)
 
 
 def _matrix(weight: Tensor, entry: Entry, key: str, inputs: int | None) -> Tensor:
@@ -307,27 +369,28 @@ def _matrix(weight: Tensor, entry: Entry, key: str, inputs: int | None) -> Tenso
     return torch.block_diag(*matrix.chunk(groups))
 
 
-def _norm_gain(
-    weights: Mapping[str, Tensor], own: Mapping[str, str], entry: Entry, block: str, device: torch.device | str
-) -> Tensor:
+def _norm_gain(reader: _Reader, own: Mapping[str, str], entry: Entry, block: str) -> Tensor:
     """gamma / sqrt(running variance + eps) of a batch norm; gamma is 1 where it is not stored."""
-    variance = own.get(f"{entry.norm}.running_var")
-    if variance is None:
+    name = next((key for key in own if re.fullmatch(rf"(?:{entry.norm})\.running_var", key)), None)
+    if name is None:
         raise ValueError(f"{block} has no {entry.norm}.running_var, which its chain folds into {entry.key}")
-    gain = (finite64(weights[variance].to(device), variance) + entry.eps).rsqrt()
-    scale = own.get(f"{entry.norm}.weight")
-    return gain * finite64(weights[scale].to(device), scale) if scale else gain
+    variance = reader.read(own[name])
+    if float(variance.min()) < 0:
+        raise ValueError(f"{own[name]} must be >= 0, got {float(variance.min())!r}")
+    scale = own.get(name.removesuffix("running_var") + "weight")
+    gain = (variance + entry.eps).rsqrt()
+    return gain * reader.read(scale) if scale else gain
 
 
 def weight_matrices(weights: Mapping[str, Tensor], device: torch.device | str = "cpu") -> Iterator[tuple[str, Tensor]]:
     """Every weight with at least two dimensions by itself: (name of its layer, float64 (taps, outputs, inputs)).
 
-    A convolution gives one matrix a tap. Norms, biases and tables of positions are left out: they are no ``.weight`` of two
-    dimensions.
+    A convolution gives one matrix a tap. Norms and biases are vectors and left out, and so are weights that are no
+    floating-point numbers. Raises ValueError where one is not finite.
     """
     for key in weights:
         if key.endswith(".weight") or key == "weight":
             weight = weights[key]
             if weight.ndim >= 2 and weight.is_floating_point() and 0 not in weight.shape:
-                taps = weight.detach().to(device, torch.float64).flatten(2) if weight.ndim > 2 else weight[..., None]
-                yield key.removesuffix(".weight"), taps.to(device, torch.float64).permute(2, 0, 1)
+                whole = finite64(weight.to(device), key)
+                yield key.removesuffix(".weight"), whole.flatten(2).permute(2, 0, 1) if whole.ndim > 2 else whole[None]

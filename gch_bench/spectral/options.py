@@ -68,12 +68,13 @@ class DiagnoseConfig:
     source: str | None = None  # a .safetensors file, a folder of them or an index: weights alone, no model
     runs: list[str] = field(default_factory=list)  # finished run folders: their geometry against their reliability
     chain: list[str] | None = None  # chain names or YAML files; null: what fits
+    head_dim: int | None = None  # rows of an attention head; null: the network's, or what config.json beside the source says
     num_classes: int | None = None  # of the classifier; null: the checkpoint's
     size: int | None = None  # image side that the network is built for; null: the backbone's own
     spectral: SpectralConfig = field(default_factory=SpectralConfig)
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
     jacobian: JacobianConfig = field(default_factory=JacobianConfig)
-    save_matrices: bool = False  # also the transport and alignment matrices themselves, float64
+    save_matrices: bool = False  # also the transport and alignment matrices themselves, in memory until they are written
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
@@ -84,13 +85,18 @@ class DiagnoseConfig:
         check(self.threads is None or 1 <= self.threads <= 1024, "threads", "in 1..1024 or null", self.threads)
         check(self.num_classes is None or self.num_classes >= 1, "num_classes", ">= 1 or null", self.num_classes)
         check(self.size is None or self.size >= 1, "size", ">= 1 or null", self.size)
+        check(self.head_dim is None or self.head_dim >= 1, "head_dim", ">= 1 or null", self.head_dim)
+        check(0 <= self.seed < 2**63, "seed", ">= 0 and < 2^63", self.seed)
+        chains = self.chain or []
+        check(len(set(chains)) == len(chains) and ("auto" not in chains or len(chains) == 1),
+              "chain", "auto, a name, a file, or a list of different ones", chains)  # fmt: skip
         given = [name for name in ("checkpoint", "checkpoints", "source", "runs") if getattr(self, name)]
         if len(given) > 1:
             raise UserError(f"{' and '.join(given)} exclude each other: give one of checkpoint, checkpoints, source and runs")
         if (self.checkpoint or self.checkpoints) and (self.model.pretrained or self.model.checkpoint):
             raise UserError(f"{given[0]} goes with neither model.pretrained=true nor model.checkpoint: drop one of them")
-        if self.source and self.jacobian.images:
-            raise UserError("jacobian.images needs a network: a source has weights alone; give model= and checkpoint= instead")
+        if (self.source or self.runs) and self.jacobian.images:
+            raise UserError("jacobian.images goes with model= and checkpoint= or checkpoints=, not with source or runs")
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -46,7 +46,7 @@ class DepthBudget(NamedTuple):
     largest_amplitude: float  # of one interface, 2 g
     total_slack: float
     total_residual_change: float  # sum |e_{l+1} - e_l|
-    drift: float  # sum |a_{l+1} - a_l|
+    drift: float  # sum |a_{l+1} - a_l| over interfaces of equal d: exponents of other d do not compare, their rho do
     net_drift: float  # a_L - a_1
     displacement: float  # sum |rho_{l+1} - rho_l|
     bound: float  # sum of the interfaces' bounds >= displacement
@@ -133,7 +133,7 @@ def depth_budget(interfaces: Sequence[Interface]) -> DepthBudget:
         largest_amplitude=max(2 * one.amplitude for one in interfaces),
         total_slack=sum(one.slack for one in interfaces),
         total_residual_change=sum(abs(one.residual_change) for one in interfaces),
-        drift=sum(abs(one.exponent_change) for one in interfaces),
+        drift=sum(abs(one.exponent_change) for one in interfaces if one.first.fit.size == one.second.fit.size),
         net_drift=_change(interfaces[0].first.fit.exponent, interfaces[-1].second.fit.exponent),
         displacement=sum(one.displacement for one in interfaces),
         bound=sum(one.bound for one in interfaces),

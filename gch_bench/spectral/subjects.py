@@ -32,8 +32,8 @@ class Subject(NamedTuple):
     size: int | None  # image side of the network
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    head_dim: int | None  # rows of an attention head, where it is known
     warnings: list[str]
-    run: Path | None = None  # the finished run that it is of
 
 
 class SafetensorsWeights(Mapping[str, Tensor]):
@@ -52,7 +52,10 @@ class SafetensorsWeights(Mapping[str, Tensor]):
         if path.is_dir():
             self.files = sorted(path.glob("*.safetensors"))
         elif path.name.endswith(".safetensors.index.json"):
-            self.files = sorted({path.parent / name for name in read_json(path).get("weight_map", {}).values()})
+            listed = read_json(path).get("weight_map")
+            if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+                raise UserError(f"source={source} has no weight_map from names to files: it is no index of safetensors")
+            self.files = sorted({path.parent / name for name in listed.values()})
         else:
             self.files = [path]
         if not self.files:
@@ -81,12 +84,25 @@ class SafetensorsWeights(Mapping[str, Tensor]):
         return len(self.names)
 
     def digest(self) -> str:
-        """16 hex digits over each file's size and first 64 KiB, which hold all or most of its names and shapes."""
+        """16 hex digits over the files' bytes."""
         digest = hashlib.sha256()
         for file in self.files:
             with open(file, "rb") as opened:
-                digest.update(f"{file.stat().st_size}".encode() + opened.read(65536))
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
         return digest.hexdigest()[:16]
+
+    def head_dim(self) -> int | None:
+        """Rows of an attention head by the config.json beside the files (transformers' names), None where it does not say."""
+        file = self.files[0].parent / "config.json"
+        if not file.is_file():
+            return None
+        facts = read_json(file)
+        if isinstance(facts.get("head_dim"), int):
+            return int(facts["head_dim"])
+        for width, heads in (("hidden_size", "num_attention_heads"), ("n_embd", "n_head")):
+            if isinstance(facts.get(width), int) and isinstance(facts.get(heads), int) and facts[heads] > 0:
+                return int(facts[width] // facts[heads])
+        return None
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:
@@ -101,11 +117,11 @@ def subjects(config: DiagnoseConfig) -> Iterator[Subject]:
     """
     if config.source:
         weights = SafetensorsWeights(config.source)
-        label = Path(config.source).name.removesuffix(".safetensors").removesuffix(".safetensors.index.json")
-        yield Subject(label, config.source, weights, weights.digest(), None, None, (), (), [])
+        digest, head_dim = weights.digest(), config.head_dim or weights.head_dim()
+        yield Subject(_source_label(config.source), config.source, weights, digest, None, None, (), (), head_dim, [])
     elif config.runs:
         for folder, label in zip(config.runs, labels(config.runs), strict=True):
-            yield _of_run(Path(folder), label)
+            yield _of_run(Path(folder), label, config.head_dim)
     else:
         paths = config.checkpoints or ([config.checkpoint] if config.checkpoint else [])
         models = [replace(config.model, checkpoint=path) for path in paths] or [config.model]
@@ -118,7 +134,8 @@ def subjects(config: DiagnoseConfig) -> Iterator[Subject]:
             facts = _run_facts(model.checkpoint)
             size = config.size or facts.get("size") or _own_size(model)
             classes = config.num_classes or facts.get("classes") or _classes(model)
-            yield _of_model(model, label, size, classes)
+            stride = model.output_stride or facts.get("output_stride")
+            yield _of_model(replace(model, output_stride=stride), label, size, classes, config.head_dim)
 
 
 def labels(paths: list[str]) -> list[str]:
@@ -129,17 +146,28 @@ def labels(paths: list[str]) -> list[str]:
     return names if len(set(names)) == len(names) else [f"{i}-{name}" for i, name in enumerate(names)]
 
 
-def _of_model(model: ModelConfig, label: str, size: int, classes: int, run: Path | None = None) -> Subject:
+def _source_label(source: str) -> str:
+    """The file's or folder's name; the folder's where the file has the name that all have, model.safetensors."""
+    path = Path(source).expanduser()
+    stem = re.sub(r"\.safetensors(\.index\.json)?$", "", path.name)
+    return path.resolve().parent.name if stem == "model" and path.resolve().parent.name else stem
+
+
+def _of_model(model: ModelConfig, label: str, size: int, classes: int, head_dim: int | None) -> Subject:
     network, warnings = build_network(model, classes, size)
     network.eval()
     mean, std = normalisation(network)
     origin = model.checkpoint or "timm pretrained"
     state = network.state_dict()
-    return Subject(label, origin, state, weights_digest(network), network, size, mean, std, warnings, run)
+    own = (getattr(module, "head_dim", None) for module in network.modules())
+    head_dim = head_dim or next((size for size in own if isinstance(size, int)), None)
+    return Subject(label, origin, state, weights_digest(network), network, size, mean, std, head_dim, warnings)
 
 
-def _of_run(folder: Path, label: str) -> Subject:
+def _of_run(folder: Path, label: str, head_dim: int | None) -> Subject:
     facts = read_json(folder / "run.json")
+    if facts.get("kind") == "diagnosis":
+        raise UserError(f"{folder} holds a diagnosis: give the folders of the runs themselves")
     if facts.get("status") != "finished":
         raise UserError(
             f"{folder} holds no finished run: finish it with the command it was started with, {facts.get('command')}"
@@ -154,17 +182,18 @@ def _of_run(folder: Path, label: str) -> Subject:
         model = replace(model, checkpoint=str(last), pretrained=False)
     elif not (model.checkpoint or model.pretrained):
         raise UserError(f"{folder} has no checkpoints/last.pt: its weights are gone")
-    return _of_model(model, label, size, classes, folder)
+    return _of_model(model, label, size, classes, head_dim)
 
 
 def _run_facts(checkpoint: str | None) -> dict[str, Any]:
-    """Image size and number of classes of a checkpoint in a run folder, {} elsewhere."""
+    """Image size, number of classes and output stride of a checkpoint in a run folder, {} elsewhere."""
     file = Path(checkpoint or "").parent.parent / "run.json"
     if not checkpoint or not file.is_file():
         return {}
     try:
         facts = json.loads(file.read_text())
-        return {"size": facts["protocol"]["size"], "classes": facts["data"]["num_classes"]}
+        stride = facts["config"]["model"]["output_stride"]
+        return {"size": facts["protocol"]["size"], "classes": facts["data"]["num_classes"], "output_stride": stride}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

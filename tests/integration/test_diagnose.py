@@ -139,7 +139,7 @@ def test_runs_against_their_reliability(tmp_path: Path, refused) -> None:
     shifted = summary[summary["corruption"] != "clean"].groupby("corruption")["ece"].mean().mean()
     assert table["shift_ece"][0] == pytest.approx(shifted)
     text = (tmp_path / "out" / "report.md").read_text()
-    assert "WARNING: 3 runs are few" in text
+    assert "WARNING: n = 3 is small" in text
     assert (tmp_path / "out" / "figures" / "comparison.png").exists()
     drift = pd.read_csv(tmp_path / "out" / "summary.csv").set_index("subject")["drift"]
     assert table["drift"][1] == drift["gch-0"]
@@ -171,7 +171,12 @@ def test_no_chain_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         (["source=FILE"], "cannot be read as safetensors"),
         (["source=EMPTY"], "holds no .safetensors file"),
         (["checkpoint=FILE"], "cannot be read, it is truncated or no state dict"),
-        (["source=x.safetensors", "jacobian.images=1"], "jacobian.images needs a network"),
+        (["source=x.safetensors", "jacobian.images=1"], "jacobian.images goes with model="),
+        (["runs=[x]", "jacobian.images=1"], "jacobian.images goes with model="),
+        (["checkpoint=GOOD", "chain=[resnet,resnet]"], "chain must be auto, a name"),
+        (["checkpoint=GOOD", "chain=[auto,layers]"], "chain must be auto, a name"),
+        (["checkpoint=GOOD", "seed=-1"], "seed must be >= 0"),
+        (["source=LIST"], "it holds no mapping"),
         (["checkpoint=GOOD", "chain=resnet51"], "chain: unknown chain 'resnet51': choose one of"),
         (["checkpoint=GOOD", "chain=nowhere.yaml"], "chain file nowhere.yaml cannot be read"),
         (["checkpoint=GOOD", "chain=layers"], "does not compose"),
@@ -187,7 +192,8 @@ def test_no_chain_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         (["checkpoint=GOOD", "device=tpu"], "device must be one of auto, cpu, cuda, got 'tpu'"),
         (["checkpoint=GOOD", "num_classes=3"], "has 7 classes and the data 3"),
         (["checkpoint=DEAD", "chain=OWN"], "factor layer1.0: singular_values must have a positive one"),
-        (["checkpoint=NAN"], "layer2.0.conv1.weight must be finite"),
+        (["checkpoint=NAN", "chain=layers"], "must be finite"),
+        (["checkpoint=NAN", "chain=resnet"], "layer2.0.conv1.weight must be finite"),
         (["runs=[nowhere]"], "nowhere is no run folder"),
         (["checkpoint=GOOD", "spektral.eta=0.5"], "no field"),
     ],
@@ -196,13 +202,15 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path: Path, refused, overri
     good = resnet(tmp_path / "good.pt")
     state = torch.load(good)
     torch.save(state | {"layer1.0.bn2.weight": torch.zeros(4)}, tmp_path / "dead.pt")
-    torch.save(state | {"layer2.0.conv1.weight": torch.full((8, 4, 3, 3), float("nan"))}, tmp_path / "nan.pt")
+    torch.save(state | {key: torch.full_like(state[key], torch.nan) for key in ("layer2.0.conv1.weight", "fc.weight")},
+               tmp_path / "nan.pt")  # fmt: skip
+    (tmp_path / "list.safetensors.index.json").write_text("[]")
     own = tmp_path / "own.yaml"  # branches without their shortcuts: a dead one is nothing
     own.write_text("units: [{block: 'layer(\\d+)\\.0', order: ['\\1'], product: [{key: 'conv2\\.weight', norm: bn2}]}]")
     (tmp_path / "file").write_bytes(b"nothing that one could read")
     (tmp_path / "empty").mkdir()
     names = {"GOOD": good, "FILE": tmp_path / "file", "EMPTY": tmp_path / "empty", "DEAD": tmp_path / "dead.pt",
-             "NAN": tmp_path / "nan.pt", "OWN": own}  # fmt: skip
+             "NAN": tmp_path / "nan.pt", "OWN": own, "LIST": tmp_path / "list.safetensors.index.json"}  # fmt: skip
     for word, path in names.items():
         overrides = [item.replace(word, str(path)) for item in overrides]
     assert said in refused(*SMALL, *overrides, f"output={tmp_path / 'out'}")

@@ -85,17 +85,35 @@ def test_thresholds_in_the_units_that_the_options_name() -> None:
 
 def test_group_size_of_a_chain_comes_before_the_number_of_groups() -> None:
     assert list(report(group_size=2).interfaces["physical_groups"]) == [5, 5, 150]
-    with pytest.raises(ValueError, match="group_size must divide the 10 rows of the interface, got 3"):
+    with pytest.raises(ValueError, match=r"interface block\.0 to block\.1: group_size must divide its 10 rows, got 3"):
         report(group_size=3)
 
 
 def test_summary_adds_up_the_interfaces() -> None:
     made = report()
-    assert made.summary["drift"] == pytest.approx(made.factors["exponent"].diff().abs().sum())
+    changes = made.factors["exponent"].diff().abs()
+    assert made.summary["drift"] == pytest.approx(changes[2] + changes[3])  # d is 9, 10, 10, 10
     assert made.summary["net_drift"] == pytest.approx(made.factors["exponent"].iloc[-1] - made.factors["exponent"].iloc[0])
     assert made.summary["amplification"] == pytest.approx(made.interfaces["budget"].sum())
     assert made.summary["displacement"] <= made.summary["bound"]
     assert made.summary["last_rank_90"] == made.factors["rank_90"].iloc[-1]
+
+
+def test_columns_and_edges_say_which_sets_are_shared() -> None:
+    made, (first, second, *_) = report(), factors()
+    row = made.interfaces.iloc[0]
+    shown = alignment.align(second.matrix @ first.matrix, 4, row["physical_tau"], row["physical_omega"])
+    columns = made.columns[made.columns["index"] == 0]
+    for j, column in enumerate(columns.to_dict("records")):
+        assert column["supports"] == ",".join(str(g) for g in range(4) if shown.supports[g, j])
+        assert (column["degree"], column["hub"]) == (int(shown.degree[j]), bool(shown.hubs[j]))
+    edges = made.edges[made.edges["index"] == 0]
+    assert {(edge["one"], edge["other"]) for edge in edges.to_dict("records")} == {
+        (g, h) for g in range(4) for h in range(g + 1, 4) if shown.edges[g, h]
+    }
+    for edge in edges.to_dict("records"):
+        both = [j for j, c in enumerate(columns["supports"]) if {str(edge["one"]), str(edge["other"])} <= set(c.split(","))]
+        assert edge["shared"] == len(both)
 
 
 def test_pictures_stay_small() -> None:
@@ -124,7 +142,7 @@ def test_a_factor_that_is_nothing_is_named(bad: torch.Tensor) -> None:
 
 def test_factors_whose_product_is_zero() -> None:
     one, other = torch.diag(torch.tensor([1.0, 0.0])), torch.diag(torch.tensor([0.0, 1.0]))
-    with pytest.raises(ValueError, match="their interface carries nothing"):
+    with pytest.raises(ValueError, match="interface a to b: the product of its factors is zero"):
         analyse([Factor("a", one), Factor("b", other)], "test", "", SpectralConfig(), AlignmentConfig())
 
 

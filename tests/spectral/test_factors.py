@@ -61,7 +61,8 @@ def chained(*functions: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("resnet18", {"channels": [8, 16, 24, 32]}), ("resnet26", {"channels": [8, 8, 16, 16]}),
+    [("resnet18d", {"channels": [8, 16, 24, 32]}),
+     ("resnet18", {"channels": [8, 16, 24, 32]}), ("resnet26", {"channels": [8, 8, 16, 16]}),
      ("resnext50_32x4d", {"layers": [1, 1, 1, 1], "channels": [16, 16, 32, 32], "cardinality": 4})],
 )  # fmt: skip
 def test_resnet_blocks_equal_their_modules_at_dc(name: str, options: dict) -> None:
@@ -77,8 +78,9 @@ def test_resnet_blocks_equal_their_modules_at_dc(name: str, options: dict) -> No
         expected = columns(chained(*steps), block.conv1.in_channels)
         if block.downsample is None:
             expected = expected + torch.eye(len(expected))
-        else:
-            expected = expected + columns(chained(at_dc(block.downsample[0]), bn(block.downsample[1])), block.conv1.in_channels)
+        else:  # a resnet-d averages first, which changes nothing at DC
+            conv, norm = (layer for layer in block.downsample if isinstance(layer, nn.Conv2d | nn.BatchNorm2d))
+            expected = expected + columns(chained(at_dc(conv), bn(norm)), block.conv1.in_channels)
         torch.testing.assert_close(factor.matrix, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -110,9 +112,9 @@ def test_vision_transformer_equals_its_linear_maps() -> None:
     # Attention over copies of one token gives each the value itself: the whole layer is then W_O W_V, softmax or not.
     constant = columns(lambda rows: block.attn(rows[:, None].expand(-1, 5, -1))[:, 2], 32)
     torch.testing.assert_close(attention[1], constant + torch.eye(32))
-    heads = list(chain_factors(network.state_dict(), load_chain("vit_heads")))
+    heads = list(chain_factors(network.state_dict(), load_chain("vit_heads"), head_dim=16))
     torch.testing.assert_close(heads[3].matrix @ heads[2].matrix, attention[1] - torch.eye(32))
-    assert [factor.group_size for factor in heads] == [64, None, 64, None]
+    assert [factor.group_size for factor in heads] == [16, None, 16, None]
 
 
 def gpt2(layers: int, width: int, prefix: str) -> dict[str, Tensor]:
@@ -171,8 +173,8 @@ def unet2d() -> dict[str, Tensor]:
     return {key: state[key] for key in sorted(state)}  # as a safetensors file has them
 
 
-def matrices(state: dict[str, Tensor], chain: str) -> list[Tensor]:
-    return [factor.matrix for factor in chain_factors(state, load_chain(chain))]
+def matrices(state: dict[str, Tensor], chain: str, head_dim: int | None = None) -> list[Tensor]:
+    return [factor.matrix for factor in chain_factors(state, load_chain(chain), head_dim=head_dim)]
 
 
 @pytest.mark.parametrize("prefix", ["", "transformer."])
@@ -184,19 +186,25 @@ def test_gpt2(prefix: str) -> None:
     value = state[f"{prefix}h.1.attn.c_attn.weight"].double()[:, 128:]
     out = state[f"{prefix}h.1.attn.c_proj.weight"].double()
     torch.testing.assert_close(matrices(state, "gpt2_ov")[1], (value @ out).T + torch.eye(64))
-    torch.testing.assert_close(matrices(state, "gpt2_heads")[2:], [value.T, out.T])
+    torch.testing.assert_close(matrices(state, "gpt2_heads", 16)[2:], [value.T, out.T])
 
 
+@pytest.mark.parametrize("head_dim", [128, 64, 16])
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
-def test_llama_with_grouped_queries(kv_heads: int) -> None:
-    state = llama(2, 4, kv_heads)
+def test_llama_with_grouped_queries(kv_heads: int, head_dim: int) -> None:
+    state, width = llama(2, 4, kv_heads, head_dim), 4 * head_dim
     assert [chain.name for chain in find_chains(state)] == ["llama_mlp", "llama_ov"]
     up, down = (state[f"model.layers.0.mlp.{name}.weight"].double() for name in ("up_proj", "down_proj"))
-    torch.testing.assert_close(matrices(state, "llama_mlp")[0], down @ up + torch.eye(512))
+    torch.testing.assert_close(matrices(state, "llama_mlp")[0], down @ up + torch.eye(width))
     value, out = (state[f"model.layers.1.self_attn.{name}.weight"].double() for name in ("v_proj", "o_proj"))
-    heads = value.view(kv_heads, 128, 512)
-    expected = sum(out[:, h * 128 : (h + 1) * 128] @ heads[h // (4 // kv_heads)] for h in range(4))
-    torch.testing.assert_close(matrices(state, "llama_ov")[1], expected + torch.eye(512))
+    heads = value.view(kv_heads, head_dim, width)
+    expected = sum(out[:, h * head_dim : (h + 1) * head_dim] @ heads[h // (4 // kv_heads)] for h in range(4))
+    torch.testing.assert_close(matrices(state, "llama_ov", head_dim)[1], expected + torch.eye(width))
+    if kv_heads < 4:  # the weights alone do not say how large a head is
+        with pytest.raises(ValueError, match="attention heads of a size that its weights do not say: give head_dim=SIZE"):
+            matrices(state, "llama_ov")
+        with pytest.raises(ValueError, match=r"no copies of .* rows in heads of 5"):
+            matrices(state, "llama_ov", 5)
 
 
 @pytest.mark.parametrize("diffusers", [True, False])
@@ -209,6 +217,21 @@ def test_dit(diffusers: bool) -> None:
     value = state["transformer_blocks.2.attn1.to_v.weight"] if diffusers else state["blocks.2.attn.qkv.weight"][32:]
     out = state["transformer_blocks.2.attn1.to_out.0.weight" if diffusers else "blocks.2.attn.proj.weight"]
     torch.testing.assert_close(matrices(state, "dit_ov")[2], out.double() @ value.double() + torch.eye(16))
+
+
+def test_the_original_dit_is_told_from_a_vision_transformer() -> None:
+    state = dit(3, 16, diffusers=False)
+    assert [chain.name for chain in find_chains(state)] == ["dit_mlp", "dit_ov"]
+    plain = {key: value for key, value in state.items() if "adaLN" not in key}
+    assert [chain.name for chain in find_chains(plain)] == ["vit_mlp", "vit_ov"]
+
+
+def test_layer_scale_under_its_names() -> None:
+    for name in ("ls2.gamma", "gamma_2", "gamma2"):
+        state = {f"blocks.{i}.{key}": torch.randn(shape) for i in (0, 1)
+                 for key, shape in (("mlp.fc1.weight", (8, 4)), ("mlp.fc2.weight", (4, 8)), (name, (4,)))}  # fmt: skip
+        first, second, gain = (state[f"blocks.1.{key}"].double() for key in ("mlp.fc1.weight", "mlp.fc2.weight", name))
+        torch.testing.assert_close(matrices(state, "vit_mlp")[1], torch.diag(gain) @ second @ first + torch.eye(4))
 
 
 def test_unet2d_down_path_and_middle() -> None:
@@ -271,6 +294,13 @@ def test_every_builtin_chain_loads_and_says_what_it_is(name: str) -> None:
         ("units: [{block: '(', product: [w]}]", "wrong"),
         ("units: [{block: 'a', product: [{key: w, as: vector}]}]", "diagonal or depthwise"),
         ("units: [{block: 'a', product: [{key: w, twist: 1}]}]", "twist"),
+        ("units: [{block: 'a', product: weight}]", "must be a list of keys"),
+        ("units: [{block: 'a', product: [{key: w, part: [0, 2]}]}]", "part must be"),
+        ("units: [{block: 'a', product: [{key: w, part: [3, 2]}]}]", "part must be"),
+        ("units: [{block: 'a', product: [{key: w, optional: true}]}]", "not optional"),
+        ("units: [{block: 'a', product: [w], group_size: 0}]", "group_size must be"),
+        ("units: [{block: 'a(b)', product: [w], order: ['\\2']}]", "order must hold"),
+        ("units: [{block: 'a(b)', product: [w], order: [x]}]", "order must hold"),
         ("units: [{block: 'a'}]", "product"),
         ("units: [{block: 'a', product: [{as: diagonal}]}]", "key"),
     ],
@@ -295,6 +325,9 @@ def test_wrong_chain_files_are_refused_in_one_line(tmp_path: Path, text: str, sa
         ({f"h.{i}.mlp.{k}.weight": torch.randn(4, 8) for i in (0, 1) for k in ("c_fc", "c_proj")}, "gpt2_mlp",
          r"c_proj.weight has shape \(8, 4\).*does not compose with the 8 outputs"),
         ({"a.weight": torch.tensor([[1.0, float("nan")]]), "b.weight": torch.randn(2, 1)}, "layers", "a.weight must be finite"),
+        ({"a.weight": torch.ones(2, 2, dtype=torch.int8), "b.weight": torch.randn(2, 2)}, "layers", "must hold floating-point"),
+        ({f"layer1.{i}.{k}": v for i in (0, 1) for k, v in (("conv1.weight", torch.randn(2, 2, 1, 1)),
+          ("bn1.running_var", torch.tensor([1.0, -1.0])))}, "resnet", "layer1.0.bn1.running_var must be >= 0, got -1"),
         ({f"blocks.{i}.mlp.fc{j}.weight": torch.randn(*s) for i in (0, 1) for j, s in ((1, (8, 4)), (2, (6, 8)))}, "vit_mlp",
          "identity shortcut but is .6, 4."),
     ],
@@ -316,5 +349,7 @@ def test_weights_tap_by_tap() -> None:
     state = {"c.weight": torch.randn(4, 3, 2, 2).half(), "c.bias": torch.randn(4), "n.weight": torch.randn(4),
              "l.weight": torch.randn(5, 4), "count.weight": torch.ones(2, 2, dtype=torch.int64)}  # fmt: skip
     found = dict(weight_matrices(state))
+    with pytest.raises(ValueError, match=r"l\.weight must be finite"):
+        list(weight_matrices({"l.weight": torch.tensor([[float("inf"), 1.0]])}))
     assert {name: tuple(taps.shape) for name, taps in found.items()} == {"c": (4, 4, 3), "l": (1, 5, 4)}
     torch.testing.assert_close(found["c"][3], state["c.weight"][:, :, 1, 1].double())
