@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import NullFormatter
 
 from gch_bench.spectral.analysis import PHYSICAL, SOURCE, ChainReport
 
@@ -53,8 +53,8 @@ def profile(reports: Reports) -> Figure:
     top.set_ylabel("exponent a (of energies)")
     bottom.set_ylabel("effective rank (band: window)")
     bottom.set_yscale("log")
-    bottom.yaxis.set_major_formatter(ScalarFormatter())
-    bottom.yaxis.set_minor_formatter(ScalarFormatter())
+    bottom.yaxis.set_major_formatter("{x:g}")
+    bottom.yaxis.set_minor_formatter("{x:g}")
     _names(bottom, list(longest["name"]))
     for axis in (top, bottom):
         axis.legend(frameon=False, fontsize=7, ncols=1, loc="upper left", bbox_to_anchor=(1, 1))
@@ -78,7 +78,7 @@ def spectra(label: str, report: ChainReport) -> Figure:
             axis.loglog(rank, chart / chart.sum(), "k--", lw=1, label=f"chart, a = {factor['exponent']:.3f}")
         positive = own["energy"][own["energy"] > 0]
         axis.set_ylim(max(positive.min(), positive.max() * 1e-8) / 2, positive.max() * 3)
-        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_title(f"{factor['name']}, KL {factor['kl']:.3f}", fontsize=8)
         axis.legend(frameon=False, fontsize=7, loc="lower left")
