@@ -128,6 +128,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="also write the report to this Markdown file")
     parser.add_argument("--stream", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.llama == 1 or options.llama < 0:
+        parser.error("--llama must be 0 or at least 2: a chain has an interface")
     torch.set_num_threads(options.threads)
     if options.stream:
         stream(options.stream)
