@@ -89,30 +89,7 @@ def analyse(
         rows["factors"].append({"index": index, **_factor_row(here, spectral)})
         rows["spectra"].append(_spectrum(index, here))
         if before is not None:
-            moved = transport_of(before.parts, here.parts, before.window, here.window)
-            between = radial.interface_of(
-                before.radial, here.radial, top_value(moved.physical) / (before.radial.norm * here.radial.norm)
-            )
-            interfaces.append(between)
-            row = {"index": index - 1, "first": before.factor.name, "second": here.factor.name}
-            row |= _radial_row(between, before, here) | _transport_row(moved, before, here)
-            for form, matrix, cut in (
-                (PHYSICAL, moved.physical, moved.physical_truncated),
-                (SOURCE, moved.source_mode, moved.source_mode_truncated),
-            ):
-                shown = _align(matrix, factor.group_size, alignment, f"{before.factor.name} to {factor.name}")
-                labels = pam.channel_labels(matrix, shown.alignment, alignment.kappa)
-                stable = pam.stable_labels(labels, shown.alignment, cut - matrix)
-                row |= {f"{form}_{key}": value for key, value in _alignment_row(shown, moved, labels, stable).items()}
-                if form == PHYSICAL:
-                    rows["channels"].append(_channels(index - 1, shown.alignment, labels, stable))
-                    rows["columns"].append(_columns(index - 1, shown.alignment))
-                    rows["edges"] += _edges(index - 1, shown.alignment)
-                    title = f"{before.factor.name} -> {here.factor.name}"
-                    report.pictures.append(_picture(index - 1, title, matrix, shown))
-                    if keep is not None:
-                        keep(index - 1, title, _matrices(moved, shown))
-            rows["interfaces"].append(row)
+            interfaces.append(_analyse_interface(index - 1, before, here, alignment, rows, report.pictures, keep))
         before = here
     for name, parts in rows.items():
         whole = pd.DataFrame(parts) if not parts or isinstance(parts[0], dict) else pd.concat(parts, ignore_index=True)
@@ -131,6 +108,41 @@ def _analyse_factor(factor: Factor, options: SpectralConfig) -> _Analysed:
         raise ValueError(f"factor {factor.name}: {error}") from error
     window = gibbs.effective_rank(gibbs.chart(radius.fit.exponent, radius.fit.size), options.eta)
     return _Analysed(factor, parts, radius, gibbs.energies(parts.values).cpu(), window)
+
+
+def _analyse_interface(
+    index: int,
+    first: _Analysed,
+    second: _Analysed,
+    options: AlignmentConfig,
+    rows: dict[str, list[Any]],
+    pictures: list[Picture],
+    keep: Keep | None,
+) -> radial.Interface:
+    """Add an interface's rows and picture; its matrices are gone when the next factor is read."""
+    moved = transport_of(first.parts, second.parts, first.window, second.window)
+    top = top_value(moved.physical) / (first.radial.norm * second.radial.norm)
+    between = radial.interface_of(first.radial, second.radial, top)
+    title = f"{first.factor.name} -> {second.factor.name}"
+    row = {"index": index, "first": first.factor.name, "second": second.factor.name}
+    row |= _radial_row(between, first, second) | _transport_row(moved, first, second)
+    for form, matrix, cut in (
+        (PHYSICAL, moved.physical, moved.physical_truncated),
+        (SOURCE, moved.source_mode, moved.source_mode_truncated),
+    ):
+        shown = _align(matrix, second.factor.group_size, options, title)
+        labels = pam.channel_labels(matrix, shown.alignment, options.kappa)
+        stable = pam.stable_labels(labels, shown.alignment, cut - matrix)
+        row |= {f"{form}_{key}": value for key, value in _alignment_row(shown, moved, labels, stable).items()}
+        if form == PHYSICAL:
+            rows["channels"].append(_channels(index, shown.alignment, labels, stable))
+            rows["columns"].append(_columns(index, shown.alignment))
+            rows["edges"] += _edges(index, shown.alignment)
+            pictures.append(_picture(index, title, matrix, shown))
+            if keep is not None:
+                keep(index, title, _matrices(moved, shown))
+    rows["interfaces"].append(row)
+    return between
 
 
 def _factor_row(here: _Analysed, options: SpectralConfig) -> dict[str, Any]:

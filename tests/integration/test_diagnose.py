@@ -192,7 +192,7 @@ def test_no_chain_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         (["checkpoint=GOOD", "device=tpu"], "device must be one of auto, cpu, cuda, got 'tpu'"),
         (["checkpoint=GOOD", "num_classes=3"], "has 7 classes and the data 3"),
         (["checkpoint=DEAD", "chain=OWN"], "factor layer1.0: singular_values must have a positive one"),
-        (["checkpoint=NAN", "chain=layers"], "must be finite"),
+        (["checkpoint=NAN"], "layer2.0.conv1.weight must be finite"),
         (["checkpoint=NAN", "chain=resnet"], "layer2.0.conv1.weight must be finite"),
         (["runs=[nowhere]"], "nowhere is no run folder"),
         (["checkpoint=GOOD", "spektral.eta=0.5"], "no field"),

@@ -85,7 +85,7 @@ def test_thresholds_in_the_units_that_the_options_name() -> None:
 
 def test_group_size_of_a_chain_comes_before_the_number_of_groups() -> None:
     assert list(report(group_size=2).interfaces["physical_groups"]) == [5, 5, 150]
-    with pytest.raises(ValueError, match=r"interface block\.0 to block\.1: group_size must divide its 10 rows, got 3"):
+    with pytest.raises(ValueError, match=r"interface block\.0 -> block\.1: group_size must divide its 10 rows, got 3"):
         report(group_size=3)
 
 
@@ -142,7 +142,7 @@ def test_a_factor_that_is_nothing_is_named(bad: torch.Tensor) -> None:
 
 def test_factors_whose_product_is_zero() -> None:
     one, other = torch.diag(torch.tensor([1.0, 0.0])), torch.diag(torch.tensor([0.0, 1.0]))
-    with pytest.raises(ValueError, match="interface a to b: the product of its factors is zero"):
+    with pytest.raises(ValueError, match="interface a -> b: the product of its factors is zero"):
         analyse([Factor("a", one), Factor("b", other)], "test", "", SpectralConfig(), AlignmentConfig())
 
 
