@@ -98,3 +98,10 @@ ODD_FORMS = {  # the same matrix in other layouts and precisions
     "strided": torch.stack([ODD, -ODD], 2).flatten(1).double()[:, ::2],
     "requires grad": ODD.double().requires_grad_(),
 }
+
+
+def partition(rows: int, seed: int) -> list[int]:
+    """Each row's group, all groups non-empty, in no order."""
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(1, rows + 1))
+    return rng.permutation(np.r_[np.arange(count), rng.integers(0, count, rows - count)]).tolist()
