@@ -16,7 +16,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python report.py 'runs=[$(RUN)/none,$(RUN)/gch]' output=$(RUN)/comparison.md
 
 test: $(VENV)/.installed-dev lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --hypothesis-seed=0
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
