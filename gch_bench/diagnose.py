@@ -66,11 +66,10 @@ def _run(config: DiagnoseConfig, device: torch.device) -> None:
     display = Display(True)
     if config.output:
         _check_folder(Path(config.output))
-    for run in config.runs:
-        read_run(Path(run))  # its records are needed at the end: found missing now, not after the measuring
+    runs = [read_run(Path(run)) for run in config.runs]  # a record that is missing is found now, not after the measuring
     named = [_load_chain(name) for name in config.chain or [] if name != "auto"]
     _check_names(named)
-    images = _images(config) if config.jacobian.images and not config.runs else None
+    images = _images(config) if config.jacobian.images else None
     kept: list[tuple[str, dict[str, Tensor]]] = []
     found = []
     for subject in subjects(config):
@@ -87,9 +86,7 @@ def _run(config: DiagnoseConfig, device: torch.device) -> None:
         reports = [(item.facts["label"], item.reports) for item in found]
         stages = {item.facts["label"]: item.facts["last_stage"] for item in found}
         digests = {item.facts["label"]: item.facts["weights"] for item in found}
-        comparison = geometry_compare.compare(
-            [read_run(Path(run)) for run in config.runs], reports, stages, digests, config.seed
-        )
+        comparison = geometry_compare.compare(runs, reports, stages, digests, config.seed)
         tables |= {"comparison": comparison.table, "correlations": comparison.correlations}
     _write(config, folder, found, tables, comparison, kept, display)
 

@@ -102,11 +102,7 @@ def interfaces(label: str, report: ChainReport) -> Figure:
         axis.bar(at + (number - 1) * width, finite, width, label=name, color=f"C{number}")
     axis.plot(at, table["displacement"], "kD", ms=4, label="|change of rho| (bounded by their sum)")
     axis.axhline(0, color="black", lw=0.6)
-    axis.set_ylabel("nats")
-    figure.legend(loc="outside lower center", frameon=False, ncols=4, fontsize=7)
-    _names(axis, [f"{one} - {two}" for one, two in zip(table["first"], table["second"], strict=True)])
-    figure.suptitle(f"{label}: {report.chain} ({report.kind}), margin inequality per interface")
-    return figure
+    return _finished(figure, axis, label, report, "margin inequality per interface", "nats")
 
 
 def certificates(label: str, report: ChainReport) -> Figure:
@@ -127,10 +123,16 @@ def certificates(label: str, report: ChainReport) -> Figure:
             if positive.any():
                 axis.plot(at[positive] + shift, radius[positive], marker, color=color, label=f"radius, {name}: {word}")
     axis.set_yscale("log")
-    axis.set_ylabel("Frobenius norm")
+    return _finished(figure, axis, label, report, "certificates", "Frobenius norm")
+
+
+def _finished(figure: Figure, axis: Axes, label: str, report: ChainReport, what: str, unit: str) -> Figure:
+    """With names, unit, legend and title of a figure over the interfaces."""
+    table = report.interfaces
+    axis.set_ylabel(unit)
     figure.legend(loc="outside lower center", frameon=False, ncols=4, fontsize=7)
     _names(axis, [f"{one} - {two}" for one, two in zip(table["first"], table["second"], strict=True)])
-    figure.suptitle(f"{label}: {report.chain} ({report.kind}), certificates")
+    figure.suptitle(f"{label}: {report.chain} ({report.kind}), {what}")
     return figure
 
 
