@@ -176,8 +176,8 @@ def test_divergences(first: int, second: int, one: int, two: int) -> None:
     expected = entropy(wide_p, wide_q)
     assert kl == (INF if math.isinf(expected) else pytest.approx(expected, rel=1e-9, abs=1e-14))
     assert (first > second) == math.isinf(kl)
-    assert kl >= 2 * hellinger - 1e-15
-    assert kl >= np.abs(wide_p - wide_q).sum() ** 2 / 2 - 1e-15  # Pinsker
+    assert kl >= 2 * hellinger - 1e-14
+    assert kl >= np.abs(wide_p - wide_q).sum() ** 2 / 2 - 1e-14  # Pinsker
     assert (hellinger > 0) == (kl > 0) == (not np.array_equal(wide_p, wide_q))
 
 
@@ -279,7 +279,7 @@ def test_degenerate_spectra(dtype: torch.dtype) -> None:
     assert math.isnan(single.slope)
     flat = fit_exponent(torch.tensor([3, 3, 3, 3], dtype=dtype))
     assert flat.exponent == pytest.approx(0, abs=1e-14)
-    assert flat.kl == pytest.approx(0, abs=1e-15)
+    assert flat.kl == pytest.approx(0, abs=1e-14)
     assert flat.slope == 0
     assert math.isnan(flat.r_squared)
     strided = torch.tensor([4, 9, 2, 9, 1, 9], dtype=dtype)[::2]

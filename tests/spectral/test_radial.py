@@ -60,8 +60,8 @@ def test_chart_radial(exponents: tuple[float, float], count: int) -> None:
     if count > 1 and high > low + 1e-3:
         slope = above - below
         assert (slope > 0) or low > 15  # saturated at log(d) / 2
-    assert -1e-15 <= below <= above + 1e-15 <= math.log(count) / 2 + 1e-14
-    assert chart_radial(0, count) == pytest.approx(0, abs=1e-15)
+    assert -1e-14 <= below <= above + 1e-14 <= math.log(count) / 2 + 2e-14
+    assert chart_radial(0, count) == pytest.approx(0, abs=1e-14)
     assert chart_radial(INF, count) == math.log(count) / 2
 
 
@@ -164,7 +164,7 @@ def test_depth_budget_is_the_sum(chain: list[Tensor]) -> None:
         loops["drift"] += abs(one.exponent_change)
     assert {name: getattr(got, name) for name in loops} == pytest.approx(loops)
     assert got.largest_amplitude == max(2 * one.amplitude for one in made)
-    assert got.displacement <= got.bound
+    assert got.displacement <= got.bound + ROUNDING * len(made)
     ends = made[0].first.fit.exponent, made[-1].second.fit.exponent
     if INF not in ends:
         assert got.net_drift == ends[1] - ends[0]
@@ -195,10 +195,10 @@ def test_rank_one_factors_have_no_exponent_but_infinity() -> None:
 def test_one_by_one_and_identity() -> None:
     one = interface(torch.tensor([[2.0]]), torch.tensor([[-3.0]]))
     checked(one)
-    assert (one.amplitude, one.slack, one.displacement) == pytest.approx((0, 0, 0), abs=1e-15)
+    assert (one.amplitude, one.slack, one.displacement) == pytest.approx((0, 0, 0), abs=1e-14)
     identity = interface(torch.eye(4), torch.eye(4))
     checked(identity)
-    assert (identity.first.radial, identity.amplitude, identity.slack) == pytest.approx((0, 0, 0), abs=1e-15)
+    assert (identity.first.radial, identity.amplitude, identity.slack) == pytest.approx((0, 0, 0), abs=1e-14)
 
 
 def summary(one: Interface) -> tuple[float, ...]:
