@@ -14,7 +14,7 @@ from gch_bench.spectral.linalg import decompose, finite64, gram_values, matrix64
 
 
 def rounding(shape: tuple[int, ...]) -> float:
-    """The backward error LAPACK states, p(m, n) eps s_1, p a modest multiple of m + n: what is left of it depends on the CPU."""
+    """The backward error LAPACK states, p(m, n) eps s_1, p a modest multiple of m + n; the CPU decides what is left of it."""
     return 4 * sum(shape[-2:]) * torch.finfo(torch.float64).eps
 
 
