@@ -69,15 +69,15 @@ CORRUPTIONS: dict[str, Corruption] = {
     "snow": Corruption(snow, group="weather", random=True),
     "frost": Corruption(frost, group="weather", random=True),
     "fog": Corruption(fog, group="weather", random=True),
-    "brightness": Corruption(brightness, group="weather", parts=0.25),
+    "brightness": Corruption(brightness, group="weather"),
     "contrast": Corruption(contrast, group="digital"),
-    "elastic_transform": Corruption(elastic_transform, group="digital", random=True),
+    "elastic_transform": Corruption(elastic_transform, group="digital", random=True, parts=0.5),
     "pixelate": Corruption(pixelate, group="digital"),
     "jpeg_compression": Corruption(jpeg_compression, group="digital"),
     "speckle_noise": Corruption(speckle_noise, group="extra", random=True),
-    "gaussian_blur": Corruption(gaussian_blur, group="extra"),
+    "gaussian_blur": Corruption(gaussian_blur, group="extra", parts=0.5),
     "spatter": Corruption(spatter, group="extra", random=True),
-    "saturate": Corruption(saturate, group="extra", parts=0.25),
+    "saturate": Corruption(saturate, group="extra", parts=0.5),
 }
 
 

@@ -34,28 +34,30 @@ def truncate_blur(field: Tensor, margin: float = TIE_MARGIN) -> Tensor:
 
 def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
     """Gaussian filter of standard deviation ``sigma`` pixels, cut at 4 sigma, edge pixels repeated outwards."""
-    blurred = torch.empty(images.shape, dtype=torch.uint8, device=images.device)
-    for image_3HW, out_3HW in zip(images, blurred, strict=True):
-        out_3HW.copy_(truncate_blur(gaussian_filter(image_3HW.contiguous().to(torch.float32), sigma)))
-    return blurred
+    return truncate_blur(gaussian_filter(images, sigma)).contiguous()
 
 
-def gaussian_filter(field_CHW: Tensor, sigma: float, border: str = "edge", cut: float = 4.0) -> Tensor:
-    """float32 (C, H, W) filtered with a Gaussian of ``sigma`` pixels cut at ``cut`` sigma; ``border`` is a mode of numpy.pad.
+def gaussian_filter(field_BCHW: Tensor, sigma: float, border: str = "edge", cut: float = 4.0) -> Tensor:
+    """float32 (B, C, H, W) filtered with a Gaussian of ``sigma`` pixels cut at ``cut`` sigma; ``border``: a mode of numpy.pad.
 
-    Separable, so two matrix products, S_HH @ field_CHW @ S_WW.T, by blocks: away from its diagonal a matrix is 0.
+    Separable, so two matrix products, x @ S_WW.T along the rows, S_HH @ x along the columns, by blocks: away from its diagonal
+    a matrix is 0. Both are products of plain matrices, one for each image, in the order of axes B, H, C, W.
     """
-    height, width = field_CHW.shape[1:]
-    device = str(field_CHW.device)
-    rows = [field_CHW[..., inputs] @ S.T for S, inputs in gaussian_blocks(width, sigma, border, cut, device)]
-    field_CHW = torch.cat(rows, 2) if len(rows) > 1 else rows[0]
-    columns = [S @ field_CHW[:, inputs] for S, inputs in gaussian_blocks(height, sigma, border, cut, device)]
-    return torch.cat(columns, 1) if len(columns) > 1 else columns[0]
+    height, width, device = *field_BCHW.shape[2:], str(field_BCHW.device)
+    x_BHCW = field_BCHW.transpose(1, 2).contiguous().to(torch.float32)
+    rows_BHCW, columns_BHCW = torch.empty_like(x_BHCW), torch.empty_like(x_BHCW)
+    x, out = x_BHCW.flatten(1, 2), rows_BHCW.flatten(1, 2)
+    for outputs, inputs, S in gaussian_blocks(width, sigma, border, cut, device):
+        torch.bmm(x[..., inputs], S.T.expand(len(x), -1, -1), out=out[..., outputs])
+    x, out = rows_BHCW.flatten(2, 3), columns_BHCW.flatten(2, 3)
+    for outputs, inputs, S in gaussian_blocks(height, sigma, border, cut, device):
+        torch.bmm(S.expand(len(x), -1, -1), x[:, inputs], out=out[:, outputs])
+    return columns_BHCW.transpose(1, 2)
 
 
 @lru_cache(maxsize=64)
-def gaussian_blocks(n: int, sigma: float, border: str, cut: float, device: str) -> list[tuple[Tensor, slice]]:
-    """The blocks of rows of the (n, n) filter matrix without their zero columns, float32, and the inputs that they take."""
+def gaussian_blocks(n: int, sigma: float, border: str, cut: float, device: str) -> list[tuple[slice, slice, Tensor]]:
+    """The filter matrix (n, n) in blocks of rows without their zero columns: the rows, the columns, float32 (rows, columns)."""
     radius = int(cut * sigma + 0.5)
     offset = np.arange(-radius, radius + 1)
     weight = np.exp(-0.5 * (offset / sigma) ** 2)
@@ -67,7 +69,8 @@ def gaussian_blocks(n: int, sigma: float, border: str, cut: float, device: str) 
         rows = S_nn[first : first + GAUSSIAN_BLOCK]
         used = np.flatnonzero(rows.any(0))
         inputs = slice(int(used[0]), int(used[-1]) + 1)
-        blocks.append((torch.tensor(rows[:, inputs], dtype=torch.float32, device=device), inputs))
+        outputs = slice(first, first + len(rows))
+        blocks.append((outputs, inputs, torch.tensor(rows[:, inputs], dtype=torch.float32, device=device)))
     return blocks
 
 
@@ -80,15 +83,14 @@ def defocus_blur(images: Tensor, radius_alias: tuple[float, float]) -> Tensor:
     spectrum, side, margin = _disk_spectrum(*radius_alias, height, width, str(images.device))
     source = _reflected(height, width, side // 2, str(images.device))
     size = _fft_size(height, width, side)
-    blurred = torch.empty(images.shape, dtype=torch.uint8, device=images.device)
-    for image_3HW, out_3HW in zip(images, blurred, strict=True):
-        padded = image_3HW.reshape(3, -1).gather(1, source.view(1, -1).expand(3, -1)).view(3, *source.shape)
+    padded = images.flatten(2).gather(2, source.flatten().expand(len(images), 3, -1)).to(torch.float32)
+    blurred = torch.empty(images.shape, dtype=torch.float32, device=images.device)
+    for padded_3HW, out_3HW in zip(padded.unflatten(2, source.shape), blurred, strict=True):
         # One axis at a time, each the last one in memory, and back only for the rows wanted: faster than rfft2 and irfft2.
-        waves_3WH = torch.fft.rfft(padded.to(torch.float32), size[1]).transpose(1, 2).contiguous()
+        waves_3WH = torch.fft.rfft(padded_3HW, size[1]).transpose(1, 2).contiguous()
         waves_3WH = torch.fft.ifft(torch.fft.fft(waves_3WH, size[0]).mul_(spectrum))
-        field = torch.fft.irfft(waves_3WH[..., :height].transpose(1, 2).contiguous(), size[1])
-        out_3HW.copy_(truncate_blur(field[..., :width], margin))
-    return blurred
+        out_3HW.copy_(torch.fft.irfft(waves_3WH[..., :height].transpose(1, 2).contiguous(), size[1])[..., :width])
+    return truncate_blur(blurred, margin)
 
 
 def _fft_size(height: int, width: int, side: int) -> tuple[int, int]:
@@ -127,20 +129,21 @@ def glass_blur(images: Tensor, level: tuple[float, int, int], generators: Sequen
     """Gaussian blur, pixels displaced by up to ``max_delta``, Gaussian blur; level: (sigma, max_delta, iterations)."""
     sigma, max_delta, iterations = level
     blurred = gaussian_blur(images, sigma)
-    height, width = images.shape[2:]
-    scanned = (max(0, height - 2 * max_delta), max(0, width - 2 * max_delta))
-    for image_3HW, generator in zip(blurred, generators, strict=True):
-        source = torch.arange(height * width, device=images.device)
-        for _ in range(iterations):
-            draw = torch.empty(scanned, dtype=torch.uint8, device=images.device)
-            draw.random_(0, 4 * max_delta**2, generator=generator)
-            source = source.index_select(0, scan_sources(height, width, max_delta, draw))
-        image_3HW.copy_(image_3HW.view(3, -1).gather(1, source.expand(3, -1)).view(image_3HW.shape))
+    batch, _, height, width = images.shape
+    scanned = (batch, max(0, height - 2 * max_delta), max(0, width - 2 * max_delta))
+    source = torch.arange(batch * height * width, dtype=torch.int32, device=images.device)
+    for _ in range(iterations):
+        draw_BHW = torch.empty(scanned, dtype=torch.uint8, device=images.device)
+        for draw_HW, generator in zip(draw_BHW, generators, strict=True):
+            draw_HW.random_(0, 4 * max_delta**2, generator=generator)
+        source = source.index_select(0, scan_sources(height, width, max_delta, draw_BHW))
+    for channel_BHW in blurred.unbind(1):
+        channel_BHW.copy_(channel_BHW.flatten().index_select(0, source).view(channel_BHW.shape))
     return gaussian_blur(blurred, sigma)
 
 
-def scan_sources(height: int, width: int, max_delta: int, draw: Tensor) -> Tensor:
-    """int64 (H W,): where each pixel's value comes from after one scan.
+def scan_sources(height: int, width: int, max_delta: int, draw_BHW: Tensor) -> Tensor:
+    """int32 (B H W,): where each pixel's value comes from after one scan, among the pixels of all images.
 
     The scan goes from the bottom right to the top left pixel, a margin left out, and gives each the value that a random
     neighbour has at that time (the reference means to swap the two, but copies). A neighbour met earlier in the scan has been
@@ -148,27 +151,24 @@ def scan_sources(height: int, width: int, max_delta: int, draw: Tensor) -> Tenso
     all its paths in log2(longest path) steps.
 
     Args:
-        draw: uint8 (H - 2 max_delta, W - 2 max_delta), the neighbour of each scanned pixel: row by row, of the square from
-            -max_delta to max_delta - 1.
+        draw_BHW: uint8 (B, H - 2 max_delta, W - 2 max_delta), the neighbour of each scanned pixel: row by row, of the square
+            from -max_delta to max_delta - 1.
     """
-    moves = torch.arange(-max_delta, max_delta, device=draw.device)
+    batch, device = len(draw_BHW), draw_BHW.device
+    count = batch * height * width
+    moves = torch.arange(-max_delta, max_delta, dtype=torch.int32, device=device)
     moves = (moves[:, None] * width + moves).flatten()
-    here = torch.arange(height * width, device=draw.device)
-    link = here.clone().view(height, width)
-    inside = (slice(max_delta + 1, height - max_delta + 1), slice(max_delta + 1, width - max_delta + 1))
-    link[inside] += moves.index_select(0, draw.flatten().int()).view(draw.shape)
-    scanned = torch.zeros(height, width, dtype=torch.bool, device=draw.device)
-    scanned[inside] = True
+    here, ends = torch.arange(2 * count, dtype=torch.int32, device=device).chunk(2)
+    link = here.clone().view(batch, height, width)
+    inside = (..., slice(max_delta + 1, height - max_delta + 1), slice(max_delta + 1, width - max_delta + 1))
+    link[inside] += moves.index_select(0, draw_BHW.flatten().int()).view(draw_BHW.shape)
     link = link.flatten()
-    # A link to a pixel that was scanned before is still to be followed: marked by adding H W.
-    later = (link > here) & scanned.flatten().index_select(0, link)
-    link += later * len(here)
-    follow = later.nonzero().flatten()
-    while len(follow):
-        target = link.index_select(0, link.index_select(0, follow) - len(here))
-        link[follow] = target
-        follow = follow[target >= len(here)]
-    return link
+    # A link to a pixel scanned before, or never scanned, whose link is itself, is followed on; any other ends: it becomes the
+    # pixel's number + count. The shift gives -1 where link > here, else 0.
+    link += (here - link).bitwise_right_shift_(31).add_(1).mul_(count)
+    while int(link.min()) < count:
+        link = torch.cat([link, ends]).index_select(0, link)
+    return link.sub_(count)
 
 
 def motion_blur(images: Tensor, radius_sigma: tuple[float, float], generators: Sequence[Generator]) -> Tensor:
@@ -196,10 +196,11 @@ def motion_blur_at(image: Tensor, radius: float, sigma: float, angle: float) -> 
     top, left = max(0, -rows.min()), max(0, -columns.min())
     margins = (left, max(0, columns.max()), top, max(0, rows.max()))
     padded = F.pad(image.to(torch.float32)[None], margins, mode="replicate")[0]
-    height, width = image.shape[1:]
     blurred = torch.zeros(image.shape, dtype=torch.float32, device=image.device)
-    for weight, y, x in zip(weights.tolist(), (top + rows).tolist(), (left + columns).tolist(), strict=True):
-        blurred.add_(padded[:, y : y + height, x : x + width], alpha=weight)
+    starts = ((top + rows) * padded.stride(1) + left + columns).tolist()
+    windows = padded.as_strided((max(starts) + 1, *image.shape), (1, *padded.stride()))  # that start at each pixel
+    for weight, start in zip(weights.tolist(), starts, strict=True):
+        blurred.add_(windows[start], alpha=weight)
     return truncate_blur(blurred)
 
 

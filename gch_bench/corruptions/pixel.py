@@ -13,8 +13,6 @@ from functools import lru_cache
 import torch
 from torch import Generator, Tensor
 
-LEAST = 1e-3  # below any V or max - min but 0; a bound is several times as quick on a CPU as a comparison
-
 
 def truncate(field: Tensor) -> Tensor:
     """uint8 of a field in grey levels, which is overwritten: clipped to 0..255, fractions dropped."""
@@ -31,18 +29,18 @@ def _draw(
     return draws_B3HW
 
 
-def _normal(images: Tensor, generators: Sequence[Generator]) -> Tensor:
-    return _draw(images, generators, torch.float32, lambda out, generator: out.normal_(generator=generator))
+def _normal(images: Tensor, generators: Sequence[Generator], mean: float, sd: float) -> Tensor:
+    return _draw(images, generators, torch.float32, lambda out, generator: out.normal_(mean, sd, generator=generator))
 
 
 def gaussian_noise(images: Tensor, sd: float, generators: Sequence[Generator]) -> Tensor:
     """x + N(0, sd) per value, x in [0, 1]."""
-    return truncate(_normal(images, generators).mul_(255 * sd).add_(images))
+    return truncate(_normal(images, generators, 0, 255 * sd).add_(images))
 
 
 def speckle_noise(images: Tensor, sd: float, generators: Sequence[Generator]) -> Tensor:
     """x + x N(0, sd) per value, x in [0, 1]."""
-    return truncate(_normal(images, generators).mul_(sd).add_(1).mul_(images))
+    return truncate(_normal(images, generators, 1, sd).mul_(images))
 
 
 def impulse_noise(images: Tensor, amount: float, generators: Sequence[Generator]) -> Tensor:
@@ -110,46 +108,61 @@ def _poisson_alias(photons: int, device: str) -> tuple[Tensor, Tensor, int]:
 
 def brightness(images: Tensor, added: float) -> Tensor:
     """The V of HSV raised by ``added`` and clipped, V in [0, 1]; hue and saturation stay."""
-    x, value, delta = _value_and_delta(images)
-    saturation = delta / value.clamp(min=LEAST)
-    return _from_hsv(x, value, delta, saturation, (value + added).clamp_(max=1))
+    cell = images.to(torch.int32).add_(images.amax(1, keepdim=True).to(torch.int32).mul_(256))
+    return _brightness_table(added, str(images.device)).index_select(0, cell.flatten()).view(images.shape)
+
+
+@lru_cache(maxsize=64)
+def _brightness_table(added: float, device: str) -> Tensor:
+    """uint8 (65536,): what x becomes at 256 V + x. A channel is V (1 - S k) in HSV, where k = 0 at the largest of the three and
+    1 at the smallest, and S k = 1 - x / V."""
+    x = torch.arange(256, dtype=torch.float64) / 255
+    V = x[:, None]
+    share = (V - x) / V.clamp(min=1 / 255)
+    return (V + added).clamp(max=1).mul(1 - share).mul(255).clamp_(min=0).to(torch.uint8).flatten().to(device)
 
 
 def saturate(images: Tensor, factor_offset: tuple[float, float]) -> Tensor:
     """The S of HSV becomes clip(S factor + offset); hue and V stay.
 
-    A grey pixel has hue 0, so an offset turns it red, as in the reference.
+    A channel is V (1 - S k), where k = 0 at the largest of the three and 1 at the least; so only the middle one takes more than
+    tables. A grey pixel has hue 0, so an offset turns it red, as in the reference. In float64: a result often is a whole grey
+    level, where the reference's rounding decides the truncation.
     """
-    factor, offset = factor_offset
-    x, value, delta = _value_and_delta(images)
-    saturation = (delta / value.clamp(min=LEAST)).mul_(factor).add_(offset).clamp_(0, 1)
-    return _from_hsv(x, value, delta, saturation, value)
+    most, least = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
+    cell = most.to(torch.int32).mul_(256).add_(least).flatten()
+    units = torch.arange(256, dtype=torch.float64, device=images.device) / 255
+    tables = _saturation_tables(*factor_offset, images.device)
+    S_B1HW, of_least = (table.index_select(0, cell).view(most.shape) for table in tables)
+    one, two, three = images.split(1, 1)
+    middle = torch.maximum(torch.minimum(one, two), torch.minimum(torch.maximum(one, two), three))
+    V, x, low = (units.index_select(0, levels.flatten().int()).view(levels.shape) for levels in (most, middle, least))
+    k = torch.sub(V, x, out=x).div_(torch.sub(V, low, out=low).clamp_(min=1 / 255))
+    of_middle = k.mul_(S_B1HW).neg_().add_(1).mul_(V).mul_(255).to(torch.int16).to(torch.uint8)
+    of_most = V.mul_(255).to(torch.int16).to(torch.uint8)
+    is_most, is_least = ((1 - each.clamp_(max=1)) for each in (most - images, images - least))
+    is_most[:, 1:].mul_((most - least).clamp_(max=1))  # of a grey pixel red alone is the largest channel
+    saturated = of_least * is_least + of_middle * (1 - is_least)
+    return saturated.mul_(1 - is_most).add_(of_most * is_most)
 
 
-def _value_and_delta(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x in [0, 1] (B, 3, H, W), its V = max over the channels and max - min (both B, 1, H, W), float64.
-
-    float64 because V + added often is a whole grey level, where the reference's rounding decides the truncation.
-    """
-    x = images.to(torch.float64).div_(255)
-    value = x.amax(1, keepdim=True)
-    return x, value, value - x.amin(1, keepdim=True)
-
-
-def _from_hsv(x: Tensor, value: Tensor, delta: Tensor, saturation: Tensor, new_value: Tensor) -> Tensor:
-    """uint8 RGB with the hue of ``x``: each channel is V' (1 - S' k), where k = (V - x) / delta is 0 at the largest channel and
-    1 at the smallest; overwrites ``x``. Equal to the six cases of the usual HSV to RGB."""
-    share = torch.sub(value, x, out=x).div_(delta.clamp(min=LEAST))
-    share[:, 1:].add_(delta.mul(1 / LEAST).neg_().add_(1).clamp_(min=0))  # grey has hue 0: red is its largest channel
-    return truncate(share.mul_(saturation).neg_().add_(1).mul_(new_value).mul_(255))
+@lru_cache(maxsize=64)
+def _saturation_tables(factor: float, offset: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(65536,) each, at 256 V + the least of the three channels: the new S, float64, and the least's grey level, uint8."""
+    x = torch.arange(256, dtype=torch.float64) / 255
+    V = x[:, None]
+    saturation = ((V - x) / V.clamp(min=1 / 255)).mul_(factor).add_(offset).clamp_(0, 1)
+    of_least = (1 - saturation).mul_(V).mul_(255).to(torch.uint8)
+    return saturation.flatten().to(device), of_least.flatten().to(device)
 
 
 def contrast(images: Tensor, factor: float) -> Tensor:
     """(x - mean) ``factor`` + mean, with the mean of each channel of each image."""
     batch, channels, height, width = images.shape
     # An image's channel has one mean, hence a table of 256 outputs; sums of integers do not depend on the order.
-    mean = images.sum((2, 3), dtype=torch.int64).to(torch.float64).view(-1, 1) / (255 * height * width)
+    total = images.sum(3, dtype=torch.int32).sum(2, dtype=torch.int64)
+    mean = total.to(torch.float64).view(-1, 1) / (255 * height * width)
     x = torch.arange(256, dtype=torch.float64, device=images.device) / 255
     table = ((x - mean) * factor + mean).clamp_(0, 1).mul_(255).to(torch.uint8)
     row = torch.arange(batch * channels, dtype=torch.int32, device=images.device).mul_(256).view(batch, channels, 1, 1)
-    return table.flatten().index_select(0, (row + images).flatten()).view(images.shape)
+    return table.flatten().index_select(0, images.to(torch.int32).add_(row).flatten()).view(images.shape)

@@ -33,9 +33,10 @@ def spatter(images: Tensor, level: Spatter, generators: Sequence[Generator]) -> 
     0 for water or 1 for mud.
     """
     mean, sd, sigma, threshold, strength, kind = level
-    layer_BHW = torch.empty(images[:, 0].shape, dtype=torch.float32, device=images.device)
-    for layer_HW, generator in zip(layer_BHW, generators, strict=True):
-        layer_HW.copy_(gaussian_filter(layer_HW.normal_(mean, sd, generator=generator)[None], sigma)[0])
+    layer_B1HW = torch.empty(images[:, :1].shape, dtype=torch.float32, device=images.device)
+    for layer_1HW, generator in zip(layer_B1HW, generators, strict=True):
+        layer_1HW.normal_(mean, sd, generator=generator)
+    layer_BHW = gaussian_filter(layer_B1HW, sigma)[:, 0]
     if kind == 0:
         return water(images, layer_BHW * (layer_BHW >= threshold), strength)
     return mud(images, layer_BHW > threshold, strength)
@@ -43,8 +44,8 @@ def spatter(images: Tensor, level: Spatter, generators: Sequence[Generator]) -> 
 
 def mud(images: Tensor, drops_BHW: Tensor, sigma: float) -> Tensor:
     """Brown where the blurred ``drops`` (bool) are at least 0.8."""
-    cover_BHW = torch.cat([gaussian_filter(drops_HW.to(torch.float32)[None], sigma) for drops_HW in drops_BHW])
-    cover_B1HW = cover_BHW.mul_(cover_BHW >= 0.8)[:, None]
+    cover_B1HW = gaussian_filter(drops_BHW[:, None], sigma)
+    cover_B1HW.mul_(cover_B1HW >= 0.8)
     return truncate(torch.lerp(images.to(torch.float32), _color(MUD, images), cover_B1HW))
 
 

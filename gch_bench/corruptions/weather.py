@@ -29,18 +29,22 @@ def snow(images: Tensor, level: Snow, generators: Sequence[Generator]) -> Tensor
     """
     mean, sd, zoom, threshold, radius, sigma, keep = level
     height, width = images.shape[2:]
-    snowy = torch.empty(images.shape, dtype=torch.uint8, device=images.device)
-    luma = torch.tensor(LUMA, dtype=torch.float32, device=images.device)
-    for image_3HW, out_3HW, generator in zip(images, snowy, generators, strict=True):
-        crop = torch.empty(1, zoom_crop(height, zoom), zoom_crop(width, zoom), dtype=torch.float32, device=images.device)
-        flakes = enlarge(crop.normal_(mean, sd, generator=generator), zoom, (height, width))
-        flakes = truncate(flakes.mul(255).mul_(flakes >= threshold))
-        layer_1HW = motion_blur_at(flakes, radius, sigma, angle=draw_angle(-135, -45, generator)).to(torch.float32)
-        x = image_3HW.to(torch.float32)
-        whitened_HW = torch.tensordot(luma, x, 1).mul_(1.5).add_(127.5)
-        x = torch.maximum(x, whitened_HW).mul_(1 - keep).add_(x.mul_(keep))
-        out_3HW.copy_(truncate(x.add_(layer_1HW + layer_1HW.rot90(2, (1, 2)))))
-    return snowy
+    size = (len(images), zoom_crop(height, zoom), zoom_crop(width, zoom))
+    crops_Bhw = torch.empty(size, dtype=torch.float32, device=images.device)
+    angles = []
+    for crop_hw, generator in zip(crops_Bhw, generators, strict=True):
+        crop_hw.normal_(mean, sd, generator=generator)
+        angles.append(draw_angle(-135, -45, generator))
+    flakes_BHW = enlarge(crops_Bhw, zoom, (height, width))
+    flakes_BHW = truncate(flakes_BHW.mul(255).mul_(flakes_BHW >= threshold))
+    for flakes_1HW, angle in zip(flakes_BHW.split(1), angles, strict=True):
+        flakes_1HW.copy_(motion_blur_at(flakes_1HW, radius, sigma, angle))
+    layer_BHW = flakes_BHW.to(torch.int16) + flakes_BHW.rot90(2, (1, 2))
+    x = images.to(torch.float32)
+    red, green, blue = x.unbind(1)
+    whitened_BHW = (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2]).mul_(1.5).add_(127.5)
+    snowy = torch.maximum(x, whitened_BHW[:, None]).mul_(1 - keep).add_(x.mul_(keep))
+    return truncate(snowy.add_(layer_BHW[:, None]))
 
 
 def frost(images: Tensor, level: tuple[float, float, float], generators: Sequence[Generator]) -> Tensor:
@@ -51,15 +55,15 @@ def frost(images: Tensor, level: tuple[float, float, float], generators: Sequenc
     image_weight, frost_weight, scale = level
     height, width = images.shape[2:]
     textures = _frost_textures(scale, height, width, str(images.device))
-    frosted = torch.empty(images.shape, dtype=torch.uint8, device=images.device)
-    for image_3HW, out_3HW, generator in zip(images, frosted, generators, strict=True):
+    crops = []
+    for generator in generators:
         draw = torch.rand(3, device=images.device, dtype=torch.float64, generator=generator).tolist()
         texture = textures[int(draw[0] * len(textures))]
         top = int(draw[1] * (texture.shape[1] - height))
         left = int(draw[2] * (texture.shape[2] - width))
-        crop = texture[:, top : top + height, left : left + width]
-        out_3HW.copy_(truncate(image_3HW.to(torch.float32).mul_(image_weight).add_(crop, alpha=frost_weight)))
-    return frosted
+        crops.append(texture[:, top : top + height, left : left + width])
+    frosted = images.to(torch.float32).mul_(image_weight)
+    return truncate(frosted.add_(torch.stack(crops), alpha=frost_weight))
 
 
 @lru_cache(maxsize=8)
