@@ -88,8 +88,9 @@ def jpeg_compression(images: Tensor, quality: int) -> Tensor:
             file.truncate()
             Image.merge("RGB", [Image.fromarray(channel) for channel in image_3HW]).save(file, "JPEG", quality=quality)
             file.seek(0)
-            for channel, out_HW in zip(Image.open(io.BytesIO(file.read())).split(), out_3HW, strict=True):
-                out_HW[:] = channel
+            image = Image.open(io.BytesIO(file.read()))
+            for channel, out_HW in zip("RGB", out_3HW, strict=True):
+                out_HW[:] = np.frombuffer(image.tobytes("raw", channel), np.uint8).reshape(out_HW.shape)
     return torch.from_numpy(decoded)
 
 
