@@ -2,6 +2,9 @@
 
 REFERENCE holds imagenet_c_exact.npz (outputs of make_imagenet_c.py of hendrycks/robustness) and imagenet_c_stats.json
 (statistics of its random corruptions). Prints the table of docs/corruptions.md.
+
+A standard deviation of few draws is itself uncertain: how many are over 25% off is printed beside how many are where one seed of
+ours is compared with another that has as many draws as the reference.
 """
 
 import argparse
@@ -64,7 +67,16 @@ def agreement(ours: np.ndarray, mean: np.ndarray, sd: np.ndarray, n: int) -> Agr
     return Agreement(np.abs(own_mean - mean) / np.maximum(allowed, 1e-9), ratio)
 
 
-def exact_row(reference: Path, name: str, severity: int) -> str:
+class Row(NamedTuple):
+    """A line of the table, and of its standard deviations: how many were compared, how many are off, how many by chance."""
+
+    text: str
+    compared: int = 0
+    off: int = 0
+    chance: int = 0
+
+
+def exact_row(reference: Path, name: str, severity: int) -> Row:
     """Table row of a deterministic corruption, or of motion blur at the angles of the exact outputs."""
     golden = np.load(reference / "imagenet_c_exact.npz")
     level = PARAMETER_SETS["imagenet_224"].levels[name][severity - 1]
@@ -79,33 +91,32 @@ def exact_row(reference: Path, name: str, severity: int) -> str:
     d = np.stack(differences)
     compared = f"{len(d)} exact outputs" + (" at fixed angles" if name == "motion_blur" else "")
     figures = f"mean difference {d.mean():.4f} levels, largest {d.max()}, {100 * (d <= 1).mean():.2f}% within 1 level"
-    return f"| {name} | {severity} | {compared} | {figures} |"
+    return Row(f"| {name} | {severity} | {compared} | {figures} |")
 
 
-def random_row(reference: Path, name: str, severity: int, draws: int) -> str:
+def random_row(reference: Path, name: str, severity: int, draws: int) -> Row:
     """Table row of a random corruption: 20 features of 4 photographs."""
     golden = np.load(reference / "imagenet_c_exact.npz")
     cells = json.loads((reference / "imagenet_c_stats.json").read_text())["cells"]
     found, again = [], []
     for number, photo in enumerate(PHOTOS):
         cell = cells[f"{name}/{severity}/{photo}"]
-        ours, other = (draw_features(golden[f"input/{photo}"], name, severity, draws, seed) for seed in (number, 4 + number))
+        ours = draw_features(golden[f"input/{photo}"], name, severity, draws, seed=number)
+        other = draw_features(golden[f"input/{photo}"], name, severity, cell["n"], seed=4 + number)
         found.append(agreement(ours, np.array(cell["mean"]), np.array(cell["sd"]), cell["n"]))
-        again.append(agreement(ours, other.mean(0), other.std(0, ddof=1), draws))
+        again.append(agreement(ours, other.mean(0), other.std(0, ddof=1), cell["n"]))
     worst = max(a.mean_error.max() for a in found)
-    ratios = np.concatenate([a.sd_ratio for a in found])
+    ratios, by_chance = (np.concatenate([a.sd_ratio for a in agreements]) for agreements in (found, again))
     pooled = np.exp(np.nanmean(np.log(ratios)))
-    off, chance = (
-        int(sum((np.abs(np.log(a.sd_ratio[~np.isnan(a.sd_ratio)])) > np.log(1.25)).sum() for a in agreements))
-        for agreements in (found, again)
-    )
-    return (
+    off, chance = (int((np.abs(np.log(each[~np.isnan(each)])) > np.log(1.25)).sum()) for each in (ratios, by_chance))
+    text = (
         f"| {name} | {severity} | 80 feature means and sds, {draws} draws against {cell['n']} | worst mean {worst:.2f} of the "
         f"tolerance; sd ratio {pooled:.2f}; {off} single sds off by over 25% (two seeds of ours: {chance}) |"
     )
+    return Row(text, len(ratios), off, chance)
 
 
-def _row(task: tuple[Path, str, int, int, bool]) -> str:
+def _row(task: tuple[Path, str, int, int, bool]) -> Row:
     torch.set_num_threads(1)
     reference, name, severity, draws, exact = task
     return exact_row(reference, name, severity) if exact else random_row(reference, name, severity, draws)
@@ -114,7 +125,7 @@ def _row(task: tuple[Path, str, int, int, bool]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("reference", type=Path)
-    parser.add_argument("--draws", type=int, default=64, help="of each random corruption on each photograph")
+    parser.add_argument("--draws", type=int, default=256, help="of each random corruption on each photograph")
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     tasks = [
@@ -125,8 +136,12 @@ def main() -> None:
     ]
     print("| corruption | severity | compared | figure |\n| --- | --- | --- | --- |")
     with Pool(arguments.workers) as pool:
+        rows = []
         for row in pool.imap(_row, tasks):
-            print(row, flush=True)
+            print(row.text, flush=True)
+            rows.append(row)
+    compared, off, chance = (sum(numbers) for numbers in list(zip(*rows, strict=True))[1:])
+    print(f"\n{off} of {compared:,} standard deviations off by over 25%; two seeds of ours: {chance}.")
 
 
 if __name__ == "__main__":
