@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+import os
 import shlex
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -26,7 +29,7 @@ from gch_bench.loggers import open_logger
 from gch_bench.noise.inject import stage_modules
 from gch_bench.report import geometry, geometry_compare, geometry_figures
 from gch_bench.report.geometry_figures import slug
-from gch_bench.report.tables import read_run
+from gch_bench.report.tables import Run, read_run
 from gch_bench.spectral import factors as chains
 from gch_bench.spectral.analysis import ChainReport, analyse, weight_table
 from gch_bench.spectral.factors import Chain, Factor
@@ -70,25 +73,36 @@ def _run(config: DiagnoseConfig, device: torch.device) -> None:
     named = [_load_chain(name) for name in config.chain or [] if name != "auto"]
     _check_names(named)
     images = _images(config) if config.jacobian.images else None
-    kept: list[tuple[str, dict[str, Tensor]]] = []
-    found = []
-    for subject in subjects(config):
-        display.line(f"{subject.label}: {subject.origin} (weights {subject.digest})")
-        try:
-            found.append(_diagnose_subject(subject, config, named, images, device, display, kept))
-        except ValueError as error:
-            raise UserError(f"{subject.label}: {error}") from error
-    folder = Path(config.output or f"runs/diagnose-{_name(found)}-{_identity(config, named, found)[:8]}")
-    _check_folder(folder)
-    tables = _tables(found)
-    comparison = None
-    if config.runs:
-        reports = [(item.facts["label"], item.reports) for item in found]
-        stages = {item.facts["label"]: item.facts["last_stage"] for item in found}
-        digests = {item.facts["label"]: item.facts["weights"] for item in found}
-        comparison = geometry_compare.compare(runs, reports, stages, digests, config.seed)
-        tables |= {"comparison": comparison.table, "correlations": comparison.correlations}
-    _write(config, folder, found, tables, comparison, kept, display)
+    with _scratch(config) as scratch:
+        found = []
+        for subject in subjects(config):
+            display.line(f"{subject.label}: {subject.origin} (weights {subject.digest})")
+            try:
+                found.append(_diagnose_subject(subject, config, named, images, device, display, scratch))
+            except ValueError as error:
+                raise UserError(f"{subject.label}: {error}") from error
+        folder = Path(config.output or f"runs/diagnose-{_name(found)}-{_identity(config, named, found)[:8]}")
+        _check_folder(folder)
+        comparison = _compare(runs, found, config.seed) if runs else None
+        _write(config, folder, found, comparison, scratch, display)
+
+
+@contextmanager
+def _scratch(config: DiagnoseConfig) -> Iterator[Path]:
+    """A folder beside the output, gone in the end: matrices wait there until the whole has succeeded."""
+    parent = Path(config.output or "runs/diagnosis").parent
+    with records.writing(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        made = tempfile.TemporaryDirectory(prefix=".diagnosis-", dir=parent)
+    with made as folder:
+        yield Path(folder)
+
+
+def _compare(runs: list[Run], found: list[Diagnosed], seed: int) -> geometry_compare.Comparison:
+    reports = [(item.facts["label"], item.reports) for item in found]
+    stages = {item.facts["label"]: item.facts["last_stage"] for item in found}
+    digests = {item.facts["label"]: item.facts["weights"] for item in found}
+    return geometry_compare.compare(runs, reports, stages, digests, seed)
 
 
 def _load_chain(name: str) -> Chain:
@@ -117,7 +131,7 @@ def _diagnose_subject(
     images: Callable[[Subject], list[tuple[str, Tensor]]] | None,
     device: torch.device,
     display: Display,
-    kept: list[tuple[str, dict[str, Tensor]]],
+    scratch: Path,
 ) -> Diagnosed:
     wanted = named or chains.find_chains(subject.weights)
     warnings = list(subject.warnings)
@@ -136,8 +150,10 @@ def _diagnose_subject(
                     yield factor
                     advance(factor.name, 1)
 
-            def keep(index: int, title: str, matrices: dict[str, Tensor]) -> None:
-                kept.append((f"{slug(subject.label)}-{slug(name)}-{index}", {k: v.cpu() for k, v in matrices.items()}))
+            def keep(index: int, matrices: dict[str, Tensor]) -> None:
+                arrays: dict[str, Any] = {key: value.cpu().numpy() for key, value in matrices.items()}
+                path = scratch / _matrices_file(subject.label, name, index)
+                records.write_atomic(path, partial(np.savez_compressed, **arrays), durable=False)
 
             done = analyse(
                 ticked(), name, description, config.spectral, config.alignment, keep if config.save_matrices else None
@@ -222,15 +238,16 @@ def _write(
     config: DiagnoseConfig,
     folder: Path,
     found: list[Diagnosed],
-    tables: dict[str, pd.DataFrame],
     comparison: geometry_compare.Comparison | None,
-    kept: list[tuple[str, dict[str, Tensor]]],
+    scratch: Path,
     display: Display,
 ) -> None:
     reports = [(item.facts["label"], report) for item in found for report in item.reports]
-    figures = geometry_figures.all_figures(reports)
-    if comparison is not None and comparison.figure is not None:
-        figures["comparison"] = comparison.figure
+    tables, figures = _tables(found), geometry_figures.all_figures(reports)
+    if comparison is not None:
+        tables |= {"comparison": comparison.table, "correlations": comparison.correlations}
+        if comparison.figure is not None:
+            figures["comparison"] = comparison.figure
     facts = {
         "kind": "diagnosis",
         "command": shlex.join(sys.argv),
@@ -250,9 +267,13 @@ def _write(
         for kind in ("svg", "png"):
             path = folder / "figures" / f"{name}.{kind}"
             records.write_atomic(path, partial(figure.savefig, format=kind, dpi=150))
-    for name, matrices in kept:
-        arrays = {key: value.numpy() for key, value in matrices.items()}
-        records.write_atomic(folder / "matrices" / f"{name}.npz", partial(np.savez_compressed, **arrays))  # type: ignore[arg-type]
+    if config.save_matrices:
+        for label, report in reports:
+            for index in range(len(report.interfaces)):
+                name = _matrices_file(label, report.chain, index)
+                with records.writing(folder):
+                    (folder / "matrices").mkdir(exist_ok=True)
+                    os.replace(scratch / name, folder / "matrices" / name)
     records.write_atomic(folder / "report.md", lambda file: file.write(text.encode()))
     records.write_json(folder / "run.json", facts)  # last: it says that the folder is whole
     written = sorted(path.name for path in folder.iterdir() if path.name not in ("wandb", "metrics.csv"))
@@ -271,6 +292,10 @@ def _write(
     if comparison is not None:
         display.table(*comparison.console)
     display.line(f"report: {folder / 'report.md'}")
+
+
+def _matrices_file(subject: str, chain: str, interface: int) -> str:
+    return f"{slug(subject)}-{slug(chain)}-{interface}.npz"
 
 
 def _clear(folder: Path) -> None:

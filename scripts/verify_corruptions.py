@@ -3,8 +3,8 @@
 REFERENCE holds imagenet_c_exact.npz (outputs of make_imagenet_c.py of hendrycks/robustness) and imagenet_c_stats.json
 (statistics of its random corruptions). Prints the table of docs/corruptions.md.
 
-A standard deviation of few draws is itself uncertain: how many are over 25% off is printed beside how many are where one seed of
-ours is compared with another that has as many draws as the reference.
+A standard deviation of few draws is itself uncertain: how many are over 25% off is printed beside how many are where ours are
+compared with draws of another seed of ours, as many as the reference's.
 """
 
 import argparse

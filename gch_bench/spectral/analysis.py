@@ -62,7 +62,7 @@ class _Analysed(NamedTuple):
     window: int
 
 
-Keep = Callable[[int, str, dict[str, Tensor]], None]
+Keep = Callable[[int, dict[str, Tensor]], None]
 
 
 def analyse(
@@ -73,7 +73,7 @@ def analyse(
     alignment: AlignmentConfig,
     keep: Keep | None = None,
 ) -> ChainReport:
-    """The report on a chain; ``keep(index, name, matrices)`` is given each interface's matrices.
+    """The report on a chain; ``keep(index, matrices)`` is given each interface's matrices.
 
     Raises:
         ValueError: a factor that is zero or not finite, factors that do not compose, or more groups than rows.
@@ -140,7 +140,7 @@ def _analyse_interface(
             rows["edges"] += _edges(index, shown.alignment)
             pictures.append(_picture(index, title, matrix, shown))
             if keep is not None:
-                keep(index, title, _matrices(moved, shown))
+                keep(index, _matrices(moved, shown))
     rows["interfaces"].append(row)
     return between
 

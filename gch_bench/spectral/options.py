@@ -74,7 +74,7 @@ class DiagnoseConfig:
     spectral: SpectralConfig = field(default_factory=SpectralConfig)
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
     jacobian: JacobianConfig = field(default_factory=JacobianConfig)
-    save_matrices: bool = False  # also the transport and alignment matrices themselves, in memory until they are written
+    save_matrices: bool = False  # also the transport and alignment matrices themselves
     seed: int = 0
     device: str = "auto"
     threads: int | None = None

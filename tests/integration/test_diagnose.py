@@ -86,6 +86,8 @@ def test_several_checkpoints_and_measured_jacobians(tmp_path: Path) -> None:
     assert len(factors) == 2 * 3 * 8
     text = (tmp_path / "out" / "report.md").read_text()
     assert "Measured block Jacobians: the statements hold" in text
+    assert len(list((tmp_path / "out" / "matrices").iterdir())) == 2 * 3 * 7
+    assert not list(tmp_path.glob(".*"))  # where they waited is gone
     matrices = np.load(tmp_path / "out" / "matrices" / "a-resnet-0.npz")
     assert matrices["physical"].shape == (4, 64)
     logged = pd.read_csv(tmp_path / "out" / "metrics.csv").set_index("name")["value"]

@@ -126,7 +126,7 @@ def test_pictures_stay_small() -> None:
 
 def test_matrices_are_handed_over() -> None:
     kept: dict[int, dict] = {}
-    analyse(factors(), "test", "", SpectralConfig(), AlignmentConfig(), lambda i, title, matrices: kept.update({i: matrices}))
+    analyse(factors(), "test", "", SpectralConfig(), AlignmentConfig(), kept.__setitem__)
     parts = [factor.matrix for factor in factors()]
     assert sorted(kept) == [0, 1, 2]
     torch.testing.assert_close(kept[1]["physical"], parts[2] @ parts[1])
