@@ -71,7 +71,7 @@ def weights_beside_weightwatcher(network: nn.Module, turns: int, device: torch.d
     apart, compared = 0.0, 0
     for layer, taps in weight_matrices(state):
         if layer in layer_of:
-            own = gram_values(taps).flatten().sort().values.cpu()
+            own = gram_values(taps.double()).flatten().sort().values.cpu()
             other = torch.from_numpy(watcher.get_ESD(layer=layer_of[layer])).clamp(min=0).sqrt().sort().values
             if len(own) == len(other):
                 apart, compared = max(apart, float((own - other).abs().max() / own[-1])), compared + 1

@@ -15,7 +15,7 @@ from torch import Tensor
 from gch_bench.spectral import alignment as pam
 from gch_bench.spectral import gibbs, radial
 from gch_bench.spectral.factors import Factor
-from gch_bench.spectral.linalg import Decomposition, decompose, gram_values, top_value
+from gch_bench.spectral.linalg import Decomposition, decompose, finite64, gram_values, top_value
 from gch_bench.spectral.options import AlignmentConfig, SpectralConfig
 from gch_bench.spectral.transport import Transport, principal_angles, transport_of
 from gch_bench.threads import few_at_a_time
@@ -306,14 +306,15 @@ def _summary(report: ChainReport, interfaces: list[radial.Interface]) -> dict[st
 def weight_table(weights: Iterable[tuple[str, Tensor]]) -> pd.DataFrame:
     """A row per weight: the spectrum of its taps' singular values taken together, and its chart.
 
-    On a CPU several weights at a time: most are too small to keep more than one core busy.
+    On a CPU several weights at a time: most are too small to keep more than one core busy. Raises ValueError where one is not
+    finite.
     """
     return pd.DataFrame(few_at_a_time(_weight_row, weights))
 
 
 def _weight_row(weight: tuple[str, Tensor]) -> dict[str, Any]:
     name, taps = weight
-    values = gram_values(taps).flatten()
+    values = gram_values(finite64(taps, name)).flatten()
     row: dict[str, Any] = {"name": name, "taps": taps.shape[0], "rows": taps.shape[1], "columns": taps.shape[2], "norm": 0.0}
     if float(values.max()) == 0:
         return row

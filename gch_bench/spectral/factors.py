@@ -383,14 +383,14 @@ def _norm_gain(reader: _Reader, own: Mapping[str, str], entry: Entry, block: str
 
 
 def weight_matrices(weights: Mapping[str, Tensor], device: torch.device | str = "cpu") -> Iterator[tuple[str, Tensor]]:
-    """Every weight with at least two dimensions by itself: (name of its layer, float64 (taps, outputs, inputs)).
+    """Every weight with at least two dimensions by itself: (name of its layer, (taps, outputs, inputs) as it is stored).
 
     A convolution gives one matrix a tap. Norms and biases are vectors and left out, and so are weights that are no
-    floating-point numbers. Raises ValueError where one is not finite.
+    floating-point numbers.
     """
     for key in weights:
         if key.endswith(".weight") or key == "weight":
             weight = weights[key]
             if weight.ndim >= 2 and weight.is_floating_point() and 0 not in weight.shape:
-                whole = finite64(weight.to(device), key)
-                yield key.removesuffix(".weight"), whole.flatten(2).permute(2, 0, 1) if whole.ndim > 2 else whole[None]
+                weight = weight.to(device)
+                yield key.removesuffix(".weight"), weight.flatten(2).permute(2, 0, 1) if weight.ndim > 2 else weight[None]

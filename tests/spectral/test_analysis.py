@@ -165,3 +165,8 @@ def test_weights_pool_their_taps() -> None:
     assert table.iloc[1]["norm"] == 0
     assert math.isnan(table.iloc[1]["exponent"])
     assert isinstance(table, pd.DataFrame)
+
+
+def test_a_weight_that_is_not_finite_is_named() -> None:
+    with pytest.raises(ValueError, match=r"^layer must be finite, got 1 NaN or infinite values$"):
+        weight_table([("layer", torch.tensor([[[math.inf, 1.0]]]))])

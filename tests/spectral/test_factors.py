@@ -349,7 +349,5 @@ def test_weights_tap_by_tap() -> None:
     state = {"c.weight": torch.randn(4, 3, 2, 2).half(), "c.bias": torch.randn(4), "n.weight": torch.randn(4),
              "l.weight": torch.randn(5, 4), "count.weight": torch.ones(2, 2, dtype=torch.int64)}  # fmt: skip
     found = dict(weight_matrices(state))
-    with pytest.raises(ValueError, match=r"l\.weight must be finite"):
-        list(weight_matrices({"l.weight": torch.tensor([[float("inf"), 1.0]])}))
     assert {name: tuple(taps.shape) for name, taps in found.items()} == {"c": (4, 4, 3), "l": (1, 5, 4)}
-    torch.testing.assert_close(found["c"][3], state["c.weight"][:, :, 1, 1].double())
+    assert torch.equal(found["c"][3], state["c.weight"][:, :, 1, 1])

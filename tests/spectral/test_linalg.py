@@ -136,3 +136,9 @@ def test_bad_matrices_are_refused(case: str, function) -> None:
 def test_the_name_given_is_named() -> None:
     assert refusal(finite64, torch.tensor([float("nan")]), "error").startswith("error must be finite")
     assert refusal(matrix64, torch.ones(2), "second").startswith("second must be a non-empty matrix")
+
+
+def test_finite_values_whose_sum_overflows_are_finite() -> None:
+    largest = torch.full((3,), torch.finfo(torch.float64).max, dtype=torch.float64)
+    assert torch.equal(finite64(largest, "values"), largest)
+    assert refusal(finite64, torch.tensor([float("inf"), -float("inf"), 1.0]), "values").startswith("values must be finite, got 2")
