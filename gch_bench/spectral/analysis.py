@@ -314,7 +314,7 @@ def weight_table(weights: Iterable[tuple[str, Tensor]]) -> pd.DataFrame:
 
 def _weight_row(weight: tuple[str, Tensor]) -> dict[str, Any]:
     name, taps = weight
-    values = gram_values(finite64(taps, name)).flatten()
+    values = gram_values(finite64(taps, f"{name}.weight")).flatten()
     row: dict[str, Any] = {"name": name, "taps": taps.shape[0], "rows": taps.shape[1], "columns": taps.shape[2], "norm": 0.0}
     if float(values.max()) == 0:
         return row

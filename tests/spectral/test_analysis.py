@@ -168,5 +168,5 @@ def test_weights_pool_their_taps() -> None:
 
 
 def test_a_weight_that_is_not_finite_is_named() -> None:
-    with pytest.raises(ValueError, match=r"^layer must be finite, got 1 NaN or infinite values$"):
+    with pytest.raises(ValueError, match=r"^layer\.weight must be finite, got 1 NaN or infinite values$"):
         weight_table([("layer", torch.tensor([[[math.inf, 1.0]]]))])
