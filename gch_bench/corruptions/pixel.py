@@ -132,7 +132,7 @@ def saturate(images: Tensor, factor_offset: tuple[float, float]) -> Tensor:
     most, least = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
     cell = most.to(torch.int32).mul_(256).add_(least).flatten()
     units = torch.arange(256, dtype=torch.float64, device=images.device) / 255
-    tables = _saturation_tables(*factor_offset, images.device)
+    tables = _saturation_tables(*factor_offset, str(images.device))
     S_B1HW, of_least = (table.index_select(0, cell).view(most.shape) for table in tables)
     one, two, three = images.split(1, 1)
     middle = torch.maximum(torch.minimum(one, two), torch.minimum(torch.maximum(one, two), three))
@@ -147,7 +147,7 @@ def saturate(images: Tensor, factor_offset: tuple[float, float]) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _saturation_tables(factor: float, offset: float, device: torch.device) -> tuple[Tensor, Tensor]:
+def _saturation_tables(factor: float, offset: float, device: str) -> tuple[Tensor, Tensor]:
     """(65536,) each, at 256 V + the least of the three channels: the new S, float64, and the least's grey level, uint8."""
     x = torch.arange(256, dtype=torch.float64) / 255
     V = x[:, None]
