@@ -1,8 +1,9 @@
 """Blurs. Source: hendrycks/robustness, make_imagenet_c.py.
 
 Every function takes uint8 images (B, 3, H, W) and one severity's level, where random also one generator per image, and
-returns new uint8 images. One image at a time: the rounding of a matrix product or an FFT may depend on its shape, and the
-result must not depend on the batch; and on a CPU one image stays in the cache.
+returns new uint8 images. The rounding of a matrix product or an FFT may depend on its shape, and the result must not depend on
+the batch: each image has a product, an FFT of its own. Everything else takes all images of a part at once: Python's lock is then
+seldom wanted by two threads at a time.
 """
 
 import math
