@@ -39,6 +39,7 @@ __all__ = [
     "Corruption",
     "ParameterSet",
     "corrupt",
+    "jpeg_roundtrip",
     "parameters_for",
 ]
 
@@ -112,8 +113,6 @@ def corrupt(images: Tensor, name: str, severity: int, ids: Tensor, seed: int = 0
     """
     if not isinstance(images, Tensor) or not isinstance(ids, Tensor):
         raise ValueError(f"images and ids must be torch tensors, got {type(images).__name__} and {type(ids).__name__}")
-    if images.device.type not in PART_PIXELS:
-        raise ValueError(f"images must be on one of {', '.join(PART_PIXELS)}, got {images.device}")
     severity, seed = _whole("severity", severity), _whole("seed", seed)
     if not isinstance(name, str) or name not in CORRUPTIONS:
         raise ValueError(f"corruption must be one of {', '.join(CORRUPTIONS)}, got {name!r}")
@@ -121,10 +120,7 @@ def corrupt(images: Tensor, name: str, severity: int, ids: Tensor, seed: int = 0
         raise ValueError(f"severity must be 1..5, got {severity!r}")
     if not isinstance(parameters, str) or parameters not in PARAMETER_SETS:
         raise ValueError(f"parameters must be one of {', '.join(PARAMETER_SETS)}, got {parameters!r}")
-    if images.dtype != torch.uint8:
-        raise ValueError(f"images must be uint8, got {images.dtype}")
-    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
-        raise ValueError(f"images must have shape (B, 3, H, W), got {tuple(images.shape)}")
+    _check_images(images)
     if ids.dtype != torch.int64 or ids.shape != images.shape[:1]:
         raise ValueError(f"ids must be int64 of shape ({images.shape[0]},), got {ids.dtype} of shape {tuple(ids.shape)}")
     corruption, level = CORRUPTIONS[name], PARAMETER_SETS[parameters].levels[name][severity - 1]
@@ -138,10 +134,19 @@ def corrupt(images: Tensor, name: str, severity: int, ids: Tensor, seed: int = 0
     return in_parts(part, images, corruption.parts)
 
 
+def _check_images(images: Tensor) -> None:
+    if images.device.type not in PART_PIXELS:
+        raise ValueError(f"images must be on one of {', '.join(PART_PIXELS)}, got {images.device}")
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images must be uint8, got {images.dtype}")
+    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
+        raise ValueError(f"images must have shape (B, 3, H, W), got {tuple(images.shape)}")
+
+
 def _whole(name: str, value: int) -> int:
     """A Python int: draws are named by their keys' text, where True, 1.0 and 1 would differ."""
     try:
-        if isinstance(value, bool):
+        if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
             raise TypeError
         return operator.index(value)
     except TypeError:
@@ -149,7 +154,8 @@ def _whole(name: str, value: int) -> int:
 
 
 def jpeg_roundtrip(images: Tensor) -> Tensor:
-    """uint8 (B, 3, H, W) -> the same after JPEG at quality 85, as ImageNet-C is stored."""
+    """uint8 (B, 3, H, W) -> the same after JPEG at quality 85, as ImageNet-C is stored. Raises ValueError for other images."""
+    _check_images(images)
     return in_parts(lambda of: jpeg_compression(images[of], STORED_QUALITY), images)
 
 
@@ -160,17 +166,19 @@ def in_parts(part: Callable[[slice], Tensor], images: Tensor, parts: float = 1) 
     (random draws) runs side by side too, and no result depends on the number of threads.
     """
     out = torch.empty(images.shape, dtype=images.dtype, device=images.device)
-    pixels = PART_PIXELS[images.device.type] * (parts if images.device.type == "cpu" else 1)
+    on_cpu, threads = images.device.type == "cpu", torch.get_num_threads()
+    pixels = PART_PIXELS[images.device.type] * (parts if on_cpu else 1)
     size = max(1, int(pixels / (images.shape[2] * images.shape[3])))
-
+    if on_cpu:
+        size = min(size, max(1, -(-len(images) // threads)))  # something for every thread
     inference = torch.is_inference_mode_enabled()  # each thread has its own mode
 
     def fill(start: int) -> None:
         with torch.inference_mode(inference), torch.autocast(images.device.type, enabled=False):
             out[start : start + size] = part(slice(start, start + size))
 
-    starts, threads = range(0, len(images), size), torch.get_num_threads()
-    if images.device.type != "cpu" or threads == 1:
+    starts = range(0, len(images), size)
+    if not on_cpu or threads == 1:
         for start in starts:
             fill(start)
         return out

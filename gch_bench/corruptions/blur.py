@@ -2,8 +2,8 @@
 
 Every function takes uint8 images (B, 3, H, W) and one severity's level, where random also one generator per image, and
 returns new uint8 images. The rounding of a matrix product or an FFT may depend on its shape, and the result must not depend on
-the batch: each image has a product, an FFT of its own. Everything else takes all images of a part at once: Python's lock is then
-seldom wanted by two threads at a time.
+the batch: each image has a product, an FFT of its own. Everything else takes all images of a part at once: two threads then
+seldom want Python's lock at the same time.
 """
 
 import math
@@ -17,15 +17,15 @@ import torch.nn.functional as F
 from scipy.fft import next_fast_len
 from torch import Generator, Tensor
 
-from gch_bench.corruptions.pixel import truncate
+from gch_bench.corruptions.pixel import product_dtype, truncate
 
 # A flat area is a tie for truncation: its blur is a whole level plus rounding of either sign (below 2e-4 in float32), and the
 # reference mostly keeps it. This much is added before truncating; it moves 1 value in 2000 up by one level.
 TIE_MARGIN = 5e-4
 GAUSSIAN_BLOCK = 56  # rows of a filter matrix multiplied at a time
-# Images that are enlarged together as channels, last in memory: 10 times as quick as one by one on a CPU. Always so many, empty
-# ones too, a multiple of a processor's vectors: the rounding of an image cannot depend on how many others there are.
-ZOOM_GROUP = 16
+# Planes are enlarged together as channels, last in memory: 10 times as quick as one by one on a CPU. Always a multiple of so
+# many, that of a processor's vectors, empty ones too: the rounding of a plane cannot depend on how many others there are.
+ZOOM_PLANES = 16
 
 
 def truncate_blur(field: Tensor, margin: float = TIE_MARGIN) -> Tensor:
@@ -45,15 +45,15 @@ def gaussian_filter(field_BCHW: Tensor, sigma: float, border: str = "edge", cut:
     a matrix is 0. Both are products of plain matrices, one for each image, in the order of axes B, H, C, W.
     """
     height, width, device = *field_BCHW.shape[2:], str(field_BCHW.device)
-    x_BHCW = field_BCHW.transpose(1, 2).contiguous().to(torch.float32)
+    x_BHCW = field_BCHW.transpose(1, 2).contiguous().to(product_dtype(field_BCHW.device))
     rows_BHCW, columns_BHCW = torch.empty_like(x_BHCW), torch.empty_like(x_BHCW)
     x, out = x_BHCW.flatten(1, 2), rows_BHCW.flatten(1, 2)
     for outputs, inputs, S in gaussian_blocks(width, sigma, border, cut, device):
-        torch.bmm(x[..., inputs], S.T.expand(len(x), -1, -1), out=out[..., outputs])
+        torch.bmm(x[..., inputs], S.T.to(x.dtype).expand(len(x), -1, -1), out=out[..., outputs])
     x, out = rows_BHCW.flatten(2, 3), columns_BHCW.flatten(2, 3)
     for outputs, inputs, S in gaussian_blocks(height, sigma, border, cut, device):
-        torch.bmm(S.expand(len(x), -1, -1), x[:, inputs], out=out[:, outputs])
-    return columns_BHCW.transpose(1, 2)
+        torch.bmm(S.to(x.dtype).expand(len(x), -1, -1), x[:, inputs], out=out[:, outputs])
+    return columns_BHCW.transpose(1, 2).to(torch.float32)
 
 
 @lru_cache(maxsize=64)
@@ -174,13 +174,16 @@ def scan_sources(height: int, width: int, max_delta: int, draw_BHW: Tensor) -> T
 
 def motion_blur(images: Tensor, radius_sigma: tuple[float, float], generators: Sequence[Generator]) -> Tensor:
     """ImageMagick's motion blur at an angle uniform in -45..45 degrees."""
-    angles = [draw_angle(-45, 45, generator) for generator in generators]
+    angles = draw_angles(-45, 45, generators, images.device)
     return torch.stack([motion_blur_at(image, *radius_sigma, angle) for image, angle in zip(images, angles, strict=True)])
 
 
-def draw_angle(low: float, high: float, generator: Generator) -> float:
+def draw_angles(low: float, high: float, generators: Sequence[Generator], device: torch.device) -> list[float]:
     """Degrees, uniform."""
-    return torch.empty((), dtype=torch.float32, device=generator.device).uniform_(low, high, generator=generator).item()
+    angles = torch.empty(len(generators), dtype=torch.float32, device=device)
+    for angle, generator in zip(angles, generators, strict=True):
+        angle.uniform_(low, high, generator=generator)
+    return angles.tolist()
 
 
 def motion_blur_at(image: Tensor, radius: float, sigma: float, angle: float) -> Tensor:
@@ -196,7 +199,7 @@ def motion_blur_at(image: Tensor, radius: float, sigma: float, angle: float) -> 
     columns = np.ceil(taps * math.cos(math.radians(angle)) - 0.5).astype(int)
     top, left = max(0, -rows.min()), max(0, -columns.min())
     margins = (left, max(0, columns.max()), top, max(0, rows.max()))
-    padded = F.pad(image.to(torch.float32)[None], margins, mode="replicate")[0]
+    padded = F.pad(image.to(torch.float32)[None], margins, mode="replicate")[0].contiguous()
     blurred = torch.zeros(image.shape, dtype=torch.float32, device=image.device)
     starts = ((top + rows) * padded.stride(1) + left + columns).tolist()
     windows = padded.as_strided((max(starts) + 1, *image.shape), (1, *padded.stride()))  # that start at each pixel
@@ -208,18 +211,15 @@ def motion_blur_at(image: Tensor, radius: float, sigma: float, angle: float) -> 
 def zoom_blur(images: Tensor, start_stop_step: tuple[float, float, float]) -> Tensor:
     """The mean of the image and its enlargements by the factors ``numpy.arange(start, stop, step)``."""
     factors = np.arange(*start_stop_step).tolist()
-    height, width = images.shape[2:]
-    blurred = torch.empty(images.shape, dtype=torch.uint8, device=images.device)
-    for group_B3HW, out_B3HW in zip(images.split(ZOOM_GROUP), blurred.split(ZOOM_GROUP), strict=True):
-        x_HWN = torch.zeros(height, width, 3 * ZOOM_GROUP, dtype=torch.float32, device=images.device)
-        x_HWN[..., : 3 * len(group_B3HW)] = group_B3HW.flatten(0, 1).permute(1, 2, 0)
-        x_NHW = x_HWN.permute(2, 0, 1)
-        total_NHW = x_NHW.clone()
-        for factor in factors:
-            total_NHW += clipped_zoom(x_NHW, factor)
-        total_NHW = truncate_blur(total_NHW.div_(len(factors) + 1))
-        out_B3HW.copy_(total_NHW.unflatten(0, (ZOOM_GROUP, 3))[: len(group_B3HW)])
-    return blurred
+    batch, _, height, width = images.shape
+    planes = -(-3 * batch // ZOOM_PLANES) * ZOOM_PLANES
+    x_HWN = torch.zeros(height, width, planes, dtype=torch.float32, device=images.device)
+    x_HWN[..., : 3 * batch] = images.flatten(0, 1).permute(1, 2, 0)
+    x_NHW = x_HWN.permute(2, 0, 1)
+    total_NHW = x_NHW.clone()
+    for factor in factors:
+        total_NHW += clipped_zoom(x_NHW, factor)
+    return truncate_blur(total_NHW.div_(len(factors) + 1))[: 3 * batch].unflatten(0, (batch, 3)).contiguous()
 
 
 def clipped_zoom(field: Tensor, factor: float) -> Tensor:
@@ -229,7 +229,8 @@ def clipped_zoom(field: Tensor, factor: float) -> Tensor:
     height, width = field.shape[1:]
     crop_height, crop_width = zoom_crop(height, factor), zoom_crop(width, factor)
     top, left = (height - crop_height) // 2, (width - crop_width) // 2
-    return enlarge(field[:, top : top + crop_height, left : left + crop_width], factor, (height, width))
+    crop = field[None, :, top : top + crop_height, left : left + crop_width].contiguous(memory_format=torch.channels_last)
+    return enlarge(crop, factor, (height, width))[0]
 
 
 def zoom_crop(n: int, factor: float) -> int:
@@ -237,10 +238,9 @@ def zoom_crop(n: int, factor: float) -> int:
     return math.ceil(n / factor)
 
 
-def enlarge(crop: Tensor, factor: float, size: tuple[int, int]) -> Tensor:
-    """float32 (C, h, w) enlarged by ``factor``, then trimmed to ``size``."""
-    enlarged = [round(n * factor) for n in crop.shape[1:]]
-    crop = crop[None].contiguous(memory_format=torch.channels_last)
-    field = F.interpolate(crop, enlarged, mode="bilinear", align_corners=True)[0]
+def enlarge(crops: Tensor, factor: float, size: tuple[int, int]) -> Tensor:
+    """float32 (B, C, h, w) enlarged by ``factor``, then trimmed to ``size``."""
+    enlarged = [round(n * factor) for n in crops.shape[2:]]
+    field = F.interpolate(crops, enlarged, mode="bilinear", align_corners=True)
     top, left = ((n - wanted) // 2 for n, wanted in zip(enlarged, size, strict=True))
-    return field[:, top : top + size[0], left : left + size[1]]
+    return field[..., top : top + size[0], left : left + size[1]]

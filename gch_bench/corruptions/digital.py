@@ -109,13 +109,14 @@ def elastic_transform(images: Tensor, level: tuple[float, float, float], generat
     height, width = images.shape[2:]
     device = images.device
     y_HW, x_HW = torch.meshgrid(*(torch.arange(n, dtype=torch.float32, device=device) for n in (height, width)), indexing="ij")
-    maps, moves_B2HW = [], torch.empty(len(images), 2, height, width, dtype=torch.float32, device=device)
-    for move_2HW, generator in zip(moves_B2HW, generators, strict=True):
-        shift = torch.empty(3, 2, dtype=torch.float64, device=device).uniform_(-affine, affine, generator=generator)
-        maps.append(_affine_from_points(height, width, shift.cpu().numpy()))
+    shifts_B32 = torch.empty(len(images), 3, 2, dtype=torch.float64, device=device)
+    moves_B2HW = torch.empty(len(images), 2, height, width, dtype=torch.float32, device=device)
+    for shift_32, move_2HW, generator in zip(shifts_B32, moves_B2HW, generators, strict=True):
+        shift_32.uniform_(-affine, affine, generator=generator)
         if alpha > 0:
             move_2HW.uniform_(-alpha, alpha, generator=generator)
-    (xx, yx), (xy, yy), (x0, y0) = torch.from_numpy(np.stack(maps)).to(device, torch.float32)[..., None, None].movedim(0, 2)
+    maps = np.stack([_affine_from_points(height, width, shift_32) for shift_32 in shifts_B32.cpu().numpy()])
+    (xx, yx), (xy, yy), (x0, y0) = torch.from_numpy(maps).to(device, torch.float32)[..., None, None].movedim(0, 2)
     field = images.to(torch.float32)
     field = _sample(field, x_HW * xx + y_HW * xy + x0, x_HW * yx + y_HW * yy + y0, about_centres=True)
     if alpha > 0:

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gch_bench.corruptions.pixel import product_dtype
+
 # The 8 x 8 DCT of jfdctint.c, times 2**13, from its even and odd halves: rows are frequencies, columns samples 0..3.
 # The inverse is the transposed matrix. The odd numbers come from libjpeg's sums of rounded constants; rounding gives others.
 _EVEN = ((8192, 8192, 8192, 8192), (10703, 4433, -4433, -10703), (8192, -8192, -8192, 8192), (4433, -10704, 10704, -4433))
@@ -51,9 +53,7 @@ _RED_OF_RGB = (32767, 32768, -27439, -5329)
 def jpeg_compression(images: Tensor, quality: int) -> Tensor:
     """uint8 (B, 3, H, W), saved as JPEG of this ``quality`` (1..100) and read back as Pillow does, on the images' device."""
     height, width = images.shape[2:]
-    # float64 where float32 products might be taken in TF32 or bfloat16: always on a GPU, and if the user allows it.
-    narrow = images.device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
-    dtype = torch.float32 if narrow else torch.float64
+    dtype = product_dtype(images.device)
     with torch.autocast(images.device.type, enabled=False):
         rgb = [_extend(channel.to(dtype), height + height % 2, -(-width // 16) * 16) for channel in images.unbind(1)]
         chroma_Nhw = torch.cat([_halve(_mix(rgb, _BLUE_OF_RGB)), _halve(_mix(rgb, _RED_OF_RGB))])

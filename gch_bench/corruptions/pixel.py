@@ -19,6 +19,13 @@ def truncate(field: Tensor) -> Tensor:
     return field.clamp_(0, 255).to(torch.int16).to(torch.uint8)  # torch converts to uint8 directly 4 times more slowly
 
 
+def product_dtype(device: torch.device) -> torch.dtype:
+    """Of matrix products whose rounding must not show: float64 where the user's settings may make those of float32 coarser
+    (TF32, bfloat16), and on a GPU, which may choose a kernel by the size of the batch."""
+    exact = device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
+    return torch.float32 if exact else torch.float64
+
+
 def _draw(
     images: Tensor, generators: Sequence[Generator], dtype: torch.dtype, fill: Callable[[Tensor, Generator], Tensor]
 ) -> Tensor:

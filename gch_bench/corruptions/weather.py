@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor
 
-from gch_bench.corruptions.blur import draw_angle, enlarge, motion_blur_at, zoom_crop
+from gch_bench.corruptions.blur import draw_angles, enlarge, motion_blur_at, zoom_crop
 from gch_bench.corruptions.pixel import truncate
 
 Snow = tuple[float, float, float, float, float, float, float]
@@ -31,12 +31,11 @@ def snow(images: Tensor, level: Snow, generators: Sequence[Generator]) -> Tensor
     height, width = images.shape[2:]
     size = (len(images), zoom_crop(height, zoom), zoom_crop(width, zoom))
     crops_Bhw = torch.empty(size, dtype=torch.float32, device=images.device)
-    angles = []
     for crop_hw, generator in zip(crops_Bhw, generators, strict=True):
         crop_hw.normal_(mean, sd, generator=generator)
-        angles.append(draw_angle(-135, -45, generator))
-    flakes_BHW = enlarge(crops_Bhw, zoom, (height, width))
+    flakes_BHW = enlarge(crops_Bhw[:, None], zoom, (height, width))[:, 0]
     flakes_BHW = truncate(flakes_BHW.mul(255).mul_(flakes_BHW >= threshold))
+    angles = draw_angles(-135, -45, generators, images.device)
     for flakes_1HW, angle in zip(flakes_BHW.split(1), angles, strict=True):
         flakes_1HW.copy_(motion_blur_at(flakes_1HW, radius, sigma, angle))
     layer_BHW = flakes_BHW.to(torch.int16) + flakes_BHW.rot90(2, (1, 2))
@@ -54,30 +53,31 @@ def frost(images: Tensor, level: tuple[float, float, float], generators: Sequenc
     """
     image_weight, frost_weight, scale = level
     height, width = images.shape[2:]
-    textures = _frost_textures(scale, height, width, str(images.device))
+    device = images.device
+    textures = []
+    for number, photograph in enumerate(frost_photographs()):
+        fitting = max(scale, (height + 1) / photograph.height, (width + 1) / photograph.width)
+        textures.append(_frost_texture(number, fitting, str(device)))
+    draws_B3 = torch.empty(len(images), 3, dtype=torch.float64, device=device)
+    for draws_3, generator in zip(draws_B3, generators, strict=True):
+        draws_3.uniform_(generator=generator)
     crops = []
-    for generator in generators:
-        draw = torch.rand(3, device=images.device, dtype=torch.float64, generator=generator).tolist()
-        texture = textures[int(draw[0] * len(textures))]
-        top = int(draw[1] * (texture.shape[1] - height))
-        left = int(draw[2] * (texture.shape[2] - width))
+    for which, down, across in draws_B3.tolist():
+        texture = textures[int(which * len(textures))]
+        top, left = int(down * (texture.shape[1] - height)), int(across * (texture.shape[2] - width))
         crops.append(texture[:, top : top + height, left : left + width])
     frosted = images.to(torch.float32).mul_(image_weight)
     return truncate(frosted.add_(torch.stack(crops), alpha=frost_weight))
 
 
-@lru_cache(maxsize=8)
-def _frost_textures(scale: float, height: int, width: int, device: str) -> list[Tensor]:
-    """The photographs at ``scale``, uint8 (3, h, w); enlarged just enough where a crop of height x width would not fit."""
-    textures = []
-    for photograph in frost_photographs():
-        factor = max(scale, (height + 1) / photograph.height, (width + 1) / photograph.width)
-        # Bilinear without averaging, as the reference shrinks them for small images.
-        size = (round(photograph.width * factor), round(photograph.height * factor))
-        texture = torch.tensor(np.asarray(photograph), dtype=torch.float32).permute(2, 0, 1)[None]
-        texture = F.interpolate(texture, size[::-1], mode="bilinear", align_corners=False)
-        textures.append(texture[0].round().to(device, torch.uint8))
-    return textures
+@lru_cache(maxsize=32)
+def _frost_texture(number: int, scale: float, device: str) -> Tensor:
+    """A photograph at ``scale``, uint8 (3, h, w)."""
+    photograph = frost_photographs()[number]
+    # Bilinear without averaging, as the reference shrinks them for small images.
+    size = (round(photograph.height * scale), round(photograph.width * scale))
+    texture = torch.tensor(np.asarray(photograph), dtype=torch.float32).permute(2, 0, 1)[None]
+    return F.interpolate(texture, size, mode="bilinear", align_corners=False)[0].round().to(device, torch.uint8)
 
 
 @lru_cache(maxsize=1)

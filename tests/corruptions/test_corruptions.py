@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from corruption_references import DEVICES, INDEPENDENT, LAWS, REFERENCE, REPLAYED, ids, needs_reference, photos
+from torch import Tensor
 
 from gch_bench.corruptions import (
     ALEXNET_CLEAN_ERROR_PERCENT,
@@ -18,6 +19,9 @@ from gch_bench.corruptions import (
     in_parts,
     parameters_for,
 )
+from gch_bench.corruptions.blur import ZOOM_PLANES, clipped_zoom, enlarge, gaussian_filter
+from gch_bench.corruptions.digital import _sample
+from gch_bench.corruptions.weather import plasma
 from gch_bench.metrics import EXTRA
 
 # of the photographs: fx of cv2.resize in frost() of make_imagenet_c.py (none), make_tinyimagenet_c.py and make_cifar_c.py
@@ -55,6 +59,40 @@ def test_result_depends_on_the_image_and_its_keys_only(name: str, severity: int,
     assert torch.equal(whole, many[n : 2 * n])
 
 
+def planes(count: int, height: int, width: int) -> Tensor:
+    return torch.rand(count, height, width, generator=torch.Generator().manual_seed(0)).mul_(255)
+
+
+def filled(x: Tensor) -> Tensor:
+    """As zoom_blur takes planes: a multiple of ZOOM_PLANES of them."""
+    return torch.cat([x, torch.zeros(-len(x) % ZOOM_PLANES, *x.shape[1:])])
+
+
+FLOATS = {  # (B, 3, H, W) -> (B, ...): before truncation, which hides most differences in rounding
+    "gaussian filter": lambda x: gaussian_filter(x, 2.0),
+    "narrow gaussian filter": lambda x: gaussian_filter(x[:, :1], 0.7, "symmetric", cut=3.0),
+    "enlarged": lambda x: enlarge(x[:, :1, :60, :40].contiguous(), 2.5, (150, 100)),
+    "zoomed": lambda x: clipped_zoom(filled(x.flatten(0, 1)), 1.11)[: 3 * len(x)].unflatten(0, (-1, 3)),
+    "sampled": lambda x: _sample(x, x[:, 0] * 0.3, x[:, 1] * 0.4, about_centres=False),
+    "plasma": lambda x: plasma(x.flatten(1)[:, : 64 * 64] / 128 - 1, 1.5),
+    "mixed": lambda x: x.mul(0.7).add_(x.flip(3), alpha=0.3),
+}
+
+
+@pytest.mark.parametrize("name", FLOATS)
+@pytest.mark.parametrize("size", [(224, 224), (65, 97)])
+def test_no_float_of_an_image_depends_on_the_batch(name: str, size: tuple[int, int]) -> None:
+    images, threads = planes(51, *size).view(17, 3, *size), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)  # as the corruptions run on a CPU
+        alone = torch.cat([FLOATS[name](images[i : i + 1]) for i in range(17)])
+        for count in (2, 3, 5, 8, 16, 17):
+            for first in (0, 17 - count):
+                assert torch.equal(FLOATS[name](images[first : first + count]), alone[first : first + count])
+    finally:
+        torch.set_num_threads(threads)
+
+
 @every_corruption
 @pytest.mark.parametrize("inference", [True, False])
 def test_threads_do_not_matter(name: str, inference: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,6 +112,16 @@ def test_threads_do_not_matter(name: str, inference: bool, monkeypatch: pytest.M
     assert torch.equal(*results)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_snowflake_at_the_threshold_does_not_depend_on_the_batch(count: int) -> None:
+    """160 images of 224 pixels: enough for some value within a rounding of the threshold."""
+    images = torch.full((160, 3, 224, 224), 60, dtype=torch.uint8)
+    whole = corrupt(images, "snow", 3, ids(160))
+    for first in range(0, 160, count):
+        some = slice(first, first + count)
+        assert torch.equal(corrupt(images[some], "snow", 3, ids(160)[some]), whole[some])
+
+
 @every_corruption
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_callers_modes_do_not_matter(name: str, threads: int) -> None:
@@ -85,7 +133,11 @@ def test_the_callers_modes_do_not_matter(name: str, threads: int) -> None:
             assert torch.equal(expected, corrupt(images, name, 3, ids(4)))
         torch.set_default_dtype(torch.float64)
         assert torch.equal(expected, corrupt(images, name, 3, ids(4)))
+        torch.set_float32_matmul_precision("medium")  # bfloat16 products where the processor has them
+        coarse = corrupt(images, name, 3, ids(4)).int() - expected
+        assert (coarse != 0).float().mean() < 1e-3  # float64 then: other roundings, of a tie at most
     finally:
+        torch.set_float32_matmul_precision("highest")
         torch.set_default_dtype(torch.float32)
         torch.set_num_threads(before)
 

@@ -34,7 +34,7 @@ from gch_bench.corruptions import CORRUPTIONS, PARAMETER_SETS, SEVERITIES, corru
 from gch_bench.corruptions.blur import motion_blur_at, scan_sources
 from gch_bench.corruptions.digital import pixelate
 from gch_bench.corruptions.spatter import DISTANCE_UNIT, canny, distance_to_edges, equalize
-from gch_bench.corruptions.weather import _frost_textures, frost_photographs
+from gch_bench.corruptions.weather import _frost_texture, frost_photographs
 from gch_bench.rng import generators
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "corruptions.npz"
@@ -138,7 +138,7 @@ def test_frost_without_the_photographs_names_the_extra(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(importlib.metadata, "distribution", absent)
     frost_photographs.cache_clear()
-    _frost_textures.cache_clear()
+    _frost_texture.cache_clear()
     with pytest.raises(ValueError, match=re.escape("pip install 'gch-bench[frost]'")):
         corrupt(photos(40, 48), "frost", 1, ids(4))
 
