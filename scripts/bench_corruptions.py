@@ -26,7 +26,7 @@ import numpy as np
 import skimage.data
 import skimage.filters
 import torch
-from measure import machine, seconds
+from measure import machine, positive, seconds
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -227,12 +227,12 @@ def summary(what: str, value_of: dict[str, float], goal: float, copies_of: dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, help="default: 64 on a CPU, 256 on CUDA")
-    parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch", type=positive, help="default: 64 on a CPU, 256 on CUDA")
+    parser.add_argument("--size", type=positive, default=224)
+    parser.add_argument("--threads", type=positive, default=2)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", nargs="+", choices=tuple(CORRUPTIONS), metavar="NAME", help=", ".join(CORRUPTIONS))
-    parser.add_argument("--rounds", type=int, help="turns at most; default: 5 on a CPU, 20 on CUDA")
+    parser.add_argument("--rounds", type=positive, help="turns at most; default: 5 on a CPU, 20 on CUDA")
     parser.add_argument("--output", type=Path, help="also write the report to this Markdown file")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import timm
 import torch
 import yaml
-from measure import machine, seconds
+from measure import machine, positive, seconds
 from torch import Tensor, nn
 
 from gch_bench.config import NoiseConfig
@@ -57,7 +57,7 @@ def mechanism(name: str) -> Mechanism:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for option, default in (("size", 224), ("batch", 64), ("steps", 3), ("repeats", 30)):
-        parser.add_argument(f"--{option}", type=int, default=default)
+        parser.add_argument(f"--{option}", type=positive, default=default)
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--stage", default="L4")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

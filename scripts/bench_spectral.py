@@ -24,7 +24,7 @@ from pathlib import Path
 
 import timm
 import torch
-from measure import machine, seconds
+from measure import machine, positive, seconds
 from safetensors.torch import save_file
 from torch import nn
 
@@ -121,8 +121,8 @@ def stream(folder: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet50", help="a timm name with one built-in chain")
-    parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--turns", type=positive, default=3)
+    parser.add_argument("--threads", type=positive, default=2)
     parser.add_argument("--llama", type=int, default=0, metavar="N", help="layers of Llama-2 7B to stream; 0: none")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, help="also write the report to this Markdown file")

@@ -1,5 +1,6 @@
-"""What the benchmarks share: the machine in one line, the time of one call."""
+"""What the benchmarks share: the machine in one line, the time of one call, counts as options."""
 
+import argparse
 import platform
 import time
 from collections.abc import Callable
@@ -30,3 +31,11 @@ def seconds(action: Callable[[], object], device: torch.device) -> float:
     begun = time.perf_counter()
     action()
     return time.perf_counter() - begun
+
+
+def positive(text: str) -> int:
+    """A type for argparse: a whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from measure import positive
 
 from gch_bench.corruptions import CORRUPTIONS, PARAMETER_SETS, SEVERITIES, corrupt
 from gch_bench.corruptions.blur import motion_blur_at
@@ -125,9 +126,12 @@ def _row(task: tuple[Path, str, int, int, bool]) -> Row:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("reference", type=Path)
-    parser.add_argument("--draws", type=int, default=256, help="of each random corruption on each photograph")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--draws", type=positive, default=256, help="of each random corruption on each photograph")
+    parser.add_argument("--workers", type=positive, default=2)
     arguments = parser.parse_args()
+    for name in ("imagenet_c_exact.npz", "imagenet_c_stats.json"):
+        if not (arguments.reference / name).is_file():
+            parser.error(f"REFERENCE must hold {name}, {arguments.reference} does not")
     tasks = [
         (arguments.reference, name, severity, arguments.draws, exact)
         for name, corruption in CORRUPTIONS.items()
