@@ -171,7 +171,8 @@ def load_weights(network: nn.Module, path: str, reset_head: bool = False) -> Non
         state = load_state_dict(path, use_ema=True, weights_only=True)
     except Exception as error:  # torch, zipfile, pickle and safetensors each raise their own
         raise UserError(
-            f"model.checkpoint={path} cannot be read, it is truncated or no state dict of tensors: {error}"
+            f"model.checkpoint={path} cannot be read, it is truncated or no state dict of tensors:"
+            f" {str(error) or type(error).__name__}"
         ) from error
     state = {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in state.items()}
     own = network.state_dict()

@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -39,6 +40,9 @@ from gch_bench.spectral.subjects import Subject, subjects
 
 CSV = ("summary", "factors", "interfaces", "weights", "comparison", "correlations")
 TABLES = (*CSV, "channels", "columns", "edges", "spectra")  # a row per channel, column, edge or singular value: Parquet alone
+FOLDERS = ("figures", "matrices")
+OWN = ("run.json", "report.md", "metrics.csv", *(f"{name}.{kind}" for name in TABLES for kind in ("parquet", "csv")), *FOLDERS)
+WATCHING = ("logger", "output", "threads", "device", "save_matrices")  # options that change no number
 
 
 class Diagnosed(NamedTuple):
@@ -58,9 +62,25 @@ def diagnose(config: DiagnoseConfig) -> None:
     world = distributed.start(config.device)
     try:
         if world.main:
-            _run(config, world.device)
+            with _obeying_sigterm():
+                _run(config, world.device)
     finally:
         distributed.stop()
+
+
+@contextmanager
+def _obeying_sigterm() -> Iterator[None]:
+    """SIGTERM, which schedulers send, ends the job as Ctrl-C does: nothing is left half-written. Exit code 143."""
+
+    def leave(number: int, frame: Any) -> None:
+        print("stopped by SIGTERM", file=sys.stderr, flush=True)
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(config: DiagnoseConfig, device: torch.device) -> None:
@@ -68,7 +88,7 @@ def _run(config: DiagnoseConfig, device: torch.device) -> None:
         torch.set_num_threads(config.threads)
     display = Display(True)
     if config.output:
-        _check_folder(Path(config.output))
+        _check_folder(Path(config.output), config)
     runs = [read_run(Path(run)) for run in config.runs]  # a record that is missing is found now, not after the measuring
     named = [_load_chain(name) for name in config.chain or [] if name != "auto"]
     _check_names(named)
@@ -82,7 +102,6 @@ def _run(config: DiagnoseConfig, device: torch.device) -> None:
             except ValueError as error:
                 raise UserError(f"{subject.label}: {error}") from error
         folder = Path(config.output or f"runs/diagnose-{_name(found)}-{_identity(config, named, found)[:8]}")
-        _check_folder(folder)
         comparison = _compare(runs, found, config.seed) if runs else None
         _write(config, folder, found, comparison, scratch, display)
 
@@ -118,10 +137,20 @@ def _check_names(named: list[Chain]) -> None:
         raise UserError(f"chain: files and built-in chains must have different names, got {', '.join(names)}")
 
 
-def _check_folder(folder: Path) -> None:
-    """A folder of a training or evaluation run is not written over."""
-    if (folder / "run.json").exists() and records.read_json(folder / "run.json").get("kind") != "diagnosis":
-        raise UserError(f"{folder} already holds something else than a diagnosis: choose another output=")
+def _check_folder(folder: Path, config: DiagnoseConfig) -> None:
+    """Only the same diagnosis is made again in a folder that holds something."""
+    if (folder / "run.json").exists():
+        facts = records.read_json(folder / "run.json")
+        if facts.get("kind") != "diagnosis":
+            raise UserError(f"{folder} already holds something else than a diagnosis: choose another output=")
+        was, now = (json.loads(json.dumps(each)) for each in (facts["config"], config.as_dict()))
+        differing = [name for name in now if name not in WATCHING and was.get(name) != now[name]]
+        if differing:
+            raise UserError(f"{folder} holds another diagnosis (it differs in {', '.join(differing)}): choose another output=")
+    elif folder.is_dir():
+        foreign = sorted(path.name for path in folder.iterdir() if path.name not in (*OWN, "wandb") and path.suffix != ".tmp")
+        if foreign:
+            raise UserError(f"{folder} already holds something else ({foreign[0]}): choose another output=")
 
 
 def _diagnose_subject(
@@ -181,7 +210,12 @@ def _diagnose_subject(
             found = network_jacobians(network, blocks, image, config.jacobian.token, config.jacobian.chunk_mib << 20)
             name = f"jacobian {image_name}"
             report(chains.composing(found, name), len(blocks), name, description)
-    table = weight_table(chains.weight_matrices(subject.weights, device)) if config.spectral.weights else pd.DataFrame()
+    table = pd.DataFrame()
+    if config.spectral.weights:
+        try:
+            table = weight_table(chains.weight_matrices(subject.weights, device))
+        except ValueError as error:
+            raise ValueError(f"{error}; spectral.weights=false looks at the chains alone") from error
     facts = {
         "label": subject.label,
         "origin": subject.origin,
@@ -197,7 +231,9 @@ def _diagnose_subject(
 def _images(config: DiagnoseConfig) -> Callable[[Subject], list[tuple[str, Tensor]]]:
     """subject -> (name, normalised (1, 3, size, size)) of images spread evenly over the validation set."""
     data = load_data(config.data, train=False)
-    count = min(config.jacobian.images, len(data.val))
+    count = config.jacobian.images
+    if count > len(data.val):
+        raise UserError(f"jacobian.images must be at most {len(data.val)}, the validation images of {data.name}, got {count}")
     ids = [int((i + 0.5) * len(data.val) / count) for i in range(count)]
 
     def of(subject: Subject) -> list[tuple[str, Tensor]]:
@@ -216,7 +252,7 @@ def _images(config: DiagnoseConfig) -> Callable[[Subject], list[tuple[str, Tenso
 
 def _tables(found: list[Diagnosed]) -> dict[str, pd.DataFrame]:
     def joined(parts: list[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
-        filled = [part.assign(subject=label) for label, part in parts if len(part)]
+        filled = [part.assign(subject=label) for label, part in parts if len(part.columns)]
         if not filled:
             return pd.DataFrame()
         whole = pd.concat(filled, ignore_index=True)
@@ -259,7 +295,7 @@ def _write(
     _clear(folder)
     for name in TABLES:
         table = tables.get(name, pd.DataFrame())
-        if len(table):
+        if len(table.columns):
             records.write_parquet(folder / f"{name}.parquet", table)
             if name in CSV:
                 records.write_csv(folder / f"{name}.csv", table)
@@ -301,15 +337,10 @@ def _matrices_file(subject: str, chain: str, interface: int) -> str:
 def _clear(folder: Path) -> None:
     """Remove an earlier diagnosis, run.json first: a folder without it is not whole."""
     with records.writing(folder):
-        for name in (
-            "run.json",
-            "report.md",
-            "metrics.csv",
-            *(f"{name}.{kind}" for name in TABLES for kind in ("parquet", "csv")),
-        ):
-            (folder / name).unlink(missing_ok=True)
-        for name in ("figures", "matrices"):
-            if (folder / name).is_dir():
+        for name in OWN:
+            if name not in FOLDERS:
+                (folder / name).unlink(missing_ok=True)
+            elif (folder / name).is_dir():
                 shutil.rmtree(folder / name)
 
 
@@ -319,7 +350,7 @@ def _name(found: list[Diagnosed]) -> str:
 
 def _identity(config: DiagnoseConfig, named: list[Chain], found: list[Diagnosed]) -> str:
     """What determines the numbers: the weights, and the options but for where they are written and watched."""
-    plain = {key: value for key, value in config.as_dict().items() if key not in ("logger", "output", "threads", "device")}
+    plain = {key: value for key, value in config.as_dict().items() if key not in WATCHING}
     for name in ("checkpoint", "checkpoints", "source", "runs", "chain"):
         plain.pop(name)
     plain["chains"] = [asdict(chain) for chain in named]

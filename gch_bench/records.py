@@ -8,6 +8,7 @@ checkpoints/  last.pt
 """
 
 import contextlib
+import errno
 import json
 import os
 import platform
@@ -46,11 +47,13 @@ ADVICE = "free space there or choose another folder with output="
 
 @contextlib.contextmanager
 def writing(path: Path, advice: str = ADVICE) -> Iterator[None]:
-    """Turn a failure to write `path` (no permission, full disk) into one line."""
+    """Turn a failure to write `path` (no permission, full disk) into one line; `advice` is for a full disk."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            advice = advice.replace("free space there", "make it writable")
         raise UserError(f"cannot write {path}: {reason}; {advice}") from error
 
 

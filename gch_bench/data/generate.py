@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -97,11 +97,7 @@ def generate(options: Options) -> None:
         torch.set_num_threads(1)  # the processes share the cores
     source = read_source(options)
     show.line(f"source: {options.src}: {len(source.names)} images")
-    with writing(options.dest, ADVICE):
-        options.dest.mkdir(parents=True, exist_ok=True)
-        if not os.access(options.dest, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    with held(options.dest):
+    with _folder(options.dest), held(options.dest):
         tree = Tree(options.dest)
         tree.check(source.identity)
         sizes = tree.scan(source.names)
@@ -127,6 +123,21 @@ def generate(options: Options) -> None:
     show.line(f"to check it: cd {shlex.quote(str(options.dest))} && sha256sum -c --quiet */*.sha256, or --verify")
 
 
+@contextmanager
+def _folder(dest: Path) -> Iterator[None]:
+    """DEST, made if it is not there, and gone again if nothing was written into it."""
+    made = not dest.exists()
+    with writing(dest, ADVICE):
+        dest.mkdir(parents=True, exist_ok=True)
+        if not os.access(dest, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    try:
+        yield
+    finally:
+        if made and not any(dest.iterdir()):
+            dest.rmdir()
+
+
 def read_source(options: Options) -> Source:
     """The images of SRC, and how they are named in DEST.
 
@@ -137,6 +148,8 @@ def read_source(options: Options) -> Source:
     real, real_dest = Path(os.path.realpath(folder)), Path(os.path.realpath(options.dest))
     if not folder.is_dir():
         raise UserError(f"SRC must be an existing folder that holds CLASS/* images, got {options.src}")
+    if options.dest.exists() and not options.dest.is_dir():
+        raise UserError(f"DEST must be a folder, got the file {options.dest}: choose another")
     if real == real_dest or real in real_dest.parents:
         raise UserError(f"DEST must lie outside SRC, got {options.dest} for SRC {options.src}")
     try:

@@ -17,6 +17,42 @@ STATIC_NOTE = (
     " network computes with its nonlinearities; measured Jacobians (jacobian.images=N) verify the same chain at real inputs"
 )
 MEASURED_NOTE = "measured block Jacobians: the statements hold for the linearised blocks at this input"
+FACTOR_COLUMNS = {  # of factors.csv -> header, meaning
+    "name": ("factor", ""),
+    "rows": ("rows", ""),
+    "columns": ("columns", ""),
+    "exponent": ("a", "exponent of the energies by maximum likelihood"),
+    "slope": ("slope", "of log energy over log rank, least squares"),
+    "r_squared": ("R2", "of that line"),
+    "kl": ("KL", "of the energies from the chart: 0 is an exact power law"),
+    "radial": ("r", "top-radial coordinate, log of the largest normalised singular value"),
+    "residual": ("e", "r less the chart's rho(a)"),
+    "rank_90": ("R.90", "effective rank: so many modes hold 90% of the energy"),
+    "rank_95": ("R.95", ""),
+    "rank_99": ("R.99", ""),
+    "chart_rank_95": ("chart R.95", "that of the chart"),
+    "window_low": ("window from", "the chart's at a + the exponent's uncertainty"),
+    "window_high": ("to", "at a - it"),
+}
+MARGIN_COLUMNS = {  # of interfaces.csv -> header, meaning
+    "first": ("from", ""),
+    "second": ("to", ""),
+    "budget": ("2g", "twice the interface's amplitude"),
+    "slack": ("slack", "what the two factors' tops lose in the product"),
+    "residual_change": ("change of e", ""),
+    "displacement": ("|change of rho|", "what the margin inequality bounds"),
+    "bound": ("bound", "2g + slack + |change of e|"),
+    "dominant": ("dominant", "the largest of these three"),
+    "exponent_change": ("change of a", ""),
+    "exponent_bound": ("bound of it", "where the sizes are equal"),
+    "mean_cosine_squared": ("mean cos^2", "of the principal angles between the two windows"),
+}
+CERTIFICATE_KEY = (
+    "windows: modes kept of the two factors (rank_first, rank_second); error, bound: of the truncation to them"
+    " (truncation_error, truncation_bound); radius: perturbations below it change no support, edge or hub (FORM_radius); limit:"
+    " the threshold that is nearest; short by: error less radius (FORM_missing); core, overlap, noise: shares of the energy;"
+    " SC/SA/ST: channels with that label. FORM is physical or source_mode"
+)
 CERTIFICATE_COLUMNS = (
     "from", "to", "windows", "error", "bound", "radius", "limit", "certified", "short by", "core", "overlap", "noise", "edges",
     "hubs", "SC/SA/ST",
@@ -94,27 +130,25 @@ def markdown(facts: dict[str, Any], reports: Reports, comparison: Comparison | N
     lines += _pictures([name for name in figures if name.startswith("profile-")], figures)
     for label, report in reports:
         lines += _chain(label, report, figures)
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines + _key()) + "\n"
+
+
+def _key() -> list[str]:
+    """What the headers mean, and the columns of the CSV files that hold the same."""
+    lines = ["", "## Headers", ""]
+    for file, columns in (("factors.csv", FACTOR_COLUMNS), ("interfaces.csv", MARGIN_COLUMNS)):
+        lines += [f"- {header} (`{name}` in {file}): {meaning}" for name, (header, meaning) in columns.items() if meaning]
+    return [*lines, f"- Certificates (interfaces.csv): {CERTIFICATE_KEY}."]
 
 
 def _chain(label: str, report: ChainReport, figures: list[str]) -> list[str]:
     note = STATIC_NOTE if report.kind == STATIC else MEASURED_NOTE
     lines = ["", f"## {label}: {report.chain} ({report.kind})", "", f"{report.description}. {note[0].upper()}{note[1:]}.", ""]
-    factor_columns = {
-        "name": "factor", "rows": "rows", "columns": "columns", "exponent": "exponent", "slope": "slope", "r_squared": "R2",
-        "kl": "KL", "radial": "r", "residual": "e", "rank_90": "R.90", "rank_95": "R.95", "rank_99": "R.99",
-        "chart_rank_95": "chart R.95", "window_low": "window from", "window_high": "to",
-    }  # fmt: skip
-    lines += _frame(report.factors, factor_columns)
+    lines += _frame(report.factors, FACTOR_COLUMNS)
     if not len(report.interfaces):
         return lines
     table = report.interfaces
-    margin_columns = {
-        "first": "from", "second": "to", "budget": "2g", "slack": "slack", "residual_change": "change of e",
-        "displacement": "|change of rho|", "bound": "bound", "dominant": "dominant", "exponent_change": "change of a",
-        "exponent_bound": "bound of it", "mean_cosine_squared": "mean cos^2",
-    }  # fmt: skip
-    lines += ["", "Margins: |change of rho| <= 2g + slack + |change of e|.", "", *_frame(table, margin_columns)]
+    lines += ["", "Margins: |change of rho| <= 2g + slack + |change of e|.", "", *_frame(table, MARGIN_COLUMNS)]
     for form, name in ((PHYSICAL, "output channels x input channels"), (SOURCE, "output channels x source modes")):
         lines += ["", f"Certificates, {name}. Windows are the charts' effective ranks.", ""]
         rows = [_certificate(row, form) for row in table.to_dict("records")]
@@ -143,9 +177,9 @@ def _certificate(row: Any, form: str) -> list[str]:
     ]
 
 
-def _frame(table: pd.DataFrame, columns: dict[str, str]) -> list[str]:
+def _frame(table: pd.DataFrame, columns: dict[str, tuple[str, str]]) -> list[str]:
     rows = [[_cell(row[name]) for name in columns] for row in table.to_dict("records")]
-    return _table(list(columns.values()), rows)
+    return _table([header for header, _ in columns.values()], rows)
 
 
 def _cell(value: Any) -> str:

@@ -118,7 +118,9 @@ def _notes(table: pd.DataFrame, correlations: pd.DataFrame, cells: list, protoco
         notes.append(f"WARNING: the chains differ ({', '.join(sorted(set(table['chain'])))}) and are not comparable")
     if len(protocols) > 1:
         notes.append(f"WARNING: the runs follow DIFFERENT PROTOCOLS and are not comparable: {', '.join(sorted(protocols))}")
-    if len(table) < FEW:
+    if len(table) == 1:
+        notes.append("one run: nothing to correlate, give several")
+    elif len(table) < FEW:
         notes.append(
             f"WARNING: n = {len(table)} is small: correlations are hints at most, and intervals of so few rows are too narrow"
         )

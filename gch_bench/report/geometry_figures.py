@@ -86,7 +86,7 @@ def spectra(label: str, report: ChainReport) -> Figure:
         axis.axis("off")
     figure.supxlabel("rank i")
     figure.supylabel("energy p_i")
-    figure.suptitle(f"{label}: {report.chain} ({report.kind})")
+    figure.suptitle(f"{label}: {report.chain} ({report.kind}){_shown(chosen, len(report.factors), 'factors')}")
     return figure
 
 
@@ -138,7 +138,8 @@ def _finished(figure: Figure, axis: Axes, label: str, report: ChainReport, what:
 
 def alignment(label: str, report: ChainReport) -> Figure:
     """Physical Alignment Matrices (root mean square of |M| on a grid of cells) above their block norms with the threshold."""
-    chosen = [report.pictures[at] for at in _spread(len(report.pictures), 4)]
+    at = _spread(len(report.pictures), 4)
+    chosen = [report.pictures[i] for i in at]
     figure = Figure(figsize=(WIDE, 5.4), layout="constrained")
     axes = figure.subplots(2, len(chosen), squeeze=False)
     for column, picture in enumerate(chosen):
@@ -156,16 +157,21 @@ def alignment(label: str, report: ChainReport) -> Figure:
         norms = picture.norms.numpy() / picture.tau
         image = axes[1, column].imshow(norms, vmin=0, vmax=2, cmap="RdBu_r", aspect="auto", interpolation="nearest")
         figure.colorbar(image, ax=axes[1, column], fraction=0.05)
-        axes[1, column].set_xlabel("input channels, sorted")
+        axes[1, column].set_xlabel("input channels,\nlargest block norm first")
     axes[0, 0].set_ylabel("output channels\n|M|, RMS of a cell")
     axes[1, 0].set_ylabel("groups of output channels\nblock norm / tau (red: active)")
-    figure.suptitle(f"{label}: {report.chain} ({report.kind}), alignment of interfaces")
+    shown = _shown(at, len(report.pictures), "interfaces")
+    figure.suptitle(f"{label}: {report.chain} ({report.kind}), alignment of interfaces{shown}")
     return figure
 
 
 def _spread(count: int, most: int = PANELS) -> list[int]:
     """At most ``most`` of 0..count - 1, the first and the last among them."""
     return sorted({round(i) for i in np.linspace(0, count - 1, min(most, count))})
+
+
+def _shown(chosen: list[int], count: int, what: str) -> str:
+    return f": {len(chosen)} of {count} {what}, the tables have all" if len(chosen) < count else ""
 
 
 def _names(axis: Axes, names: list[str]) -> None:

@@ -43,6 +43,8 @@ def read_run(folder: Path) -> Run:
         UserError: no run there, an unfinished one, or an unreadable file.
     """
     facts = read_json(folder / "run.json")
+    if facts.get("kind") == "diagnosis":
+        raise UserError(f"{folder} holds a diagnosis: give the folders of the runs themselves")
     if facts.get("status") != "finished":
         raise UserError(
             f"{folder} holds an unfinished run: finish it with the command it was started with, {facts.get('command')}"

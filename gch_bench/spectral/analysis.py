@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -137,7 +138,7 @@ def _analyse_interface(
         if form == PHYSICAL:
             rows["channels"].append(_channels(index, shown.alignment, labels, stable))
             rows["columns"].append(_columns(index, shown.alignment))
-            rows["edges"] += _edges(index, shown.alignment)
+            rows["edges"].append(_edges(index, shown.alignment))
             pictures.append(_picture(index, title, matrix, shown))
             if keep is not None:
                 keep(index, _matrices(moved, shown))
@@ -257,12 +258,12 @@ def _columns(index: int, made: pam.Alignment) -> pd.DataFrame:
     return pd.DataFrame({"index": index, "column": range(len(supports)), "supports": supports, "degree": degree, "hub": hub})
 
 
-def _edges(index: int, made: pam.Alignment) -> list[dict[str, Any]]:
-    pairs = torch.triu(made.edges, 1).nonzero().tolist()
-    return [
-        {"index": index, "one": g, "other": h, "strength": float(made.overlap[g, h]), "shared": int(made.shared(g, h).sum())}
-        for g, h in pairs
-    ]
+def _edges(index: int, made: pam.Alignment) -> pd.DataFrame:
+    one, other = torch.triu(made.edges, 1).nonzero().cpu().unbind(1)
+    shared = [int(made.shared(g, h).sum()) for g, h in zip(one.tolist(), other.tolist(), strict=True)]
+    strength = made.overlap.cpu()[one, other]
+    return pd.DataFrame({"index": index, "one": one.numpy(), "other": other.numpy(), "strength": strength.numpy(),
+                         "shared": np.array(shared, dtype=np.int64)})  # fmt: skip
 
 
 def _picture(index: int, title: str, matrix: Tensor, shown: _Aligned) -> Picture:

@@ -1,5 +1,6 @@
 """Typed options of diagnose.py, checked once at the door. No torch here, so that --help is quick."""
 
+import os
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -90,6 +91,9 @@ class DiagnoseConfig:
         chains = self.chain or []
         check(len(set(chains)) == len(chains) and ("auto" not in chains or len(chains) == 1),
               "chain", "auto, a name, a file, or a list of different ones", chains)  # fmt: skip
+        for name in ("runs", "checkpoints"):
+            paths = [os.path.realpath(path) for path in getattr(self, name)]
+            check(len(set(paths)) == len(paths), name, "a list of different ones", getattr(self, name))
         given = [name for name in ("checkpoint", "checkpoints", "source", "runs") if getattr(self, name)]
         if len(given) > 1:
             raise UserError(f"{' and '.join(given)} exclude each other: give one of checkpoint, checkpoints, source and runs")

@@ -76,6 +76,9 @@ def interface(first: Tensor, second: Tensor) -> Interface:
         ValueError: shapes that do not compose, a zero matrix, or values that are not finite.
     """
     first, second = composable(first, second)
+    for name, matrix in (("first", first), ("second", second)):
+        if not matrix.any():
+            raise ValueError(f"{name} must not be a zero matrix, got {tuple(matrix.shape)} of zeros")
     one, two = (radial_of_values(gram_values(matrix)) for matrix in (first, second))
     return interface_of(one, two, top_value((second / two.norm) @ (first / one.norm)))
 

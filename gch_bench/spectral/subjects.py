@@ -166,12 +166,6 @@ def _of_model(model: ModelConfig, label: str, size: int, classes: int, head_dim:
 
 def _of_run(folder: Path, label: str, head_dim: int | None) -> Subject:
     facts = read_json(folder / "run.json")
-    if facts.get("kind") == "diagnosis":
-        raise UserError(f"{folder} holds a diagnosis: give the folders of the runs themselves")
-    if facts.get("status") != "finished":
-        raise UserError(
-            f"{folder} holds no finished run: finish it with the command it was started with, {facts.get('command')}"
-        )
     try:
         model = ModelConfig(**facts["config"]["model"])
         size, classes = facts["protocol"]["size"], facts["data"]["num_classes"]

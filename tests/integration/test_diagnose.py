@@ -1,6 +1,8 @@
 """diagnose.py end to end: networks, weight files and runs; and what it refuses."""
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,6 +107,28 @@ def test_same_numbers_again_and_another_run_is_kept(tmp_path: Path, refused) -> 
     (tmp_path / "run" / "run.json").write_text("{}")
     said = refused(*SMALL, f"checkpoint={path}", f"output={tmp_path / 'run'}")
     assert "already holds something else than a diagnosis" in said
+    said = refused(*overrides, "alignment.groups=4", "save_matrices=true")
+    assert "holds another diagnosis (it differs in alignment)" in said
+    assert (tmp_path / "out" / "interfaces.parquet").read_bytes() == first
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "notes.txt").touch()
+    assert "already holds something else (notes.txt)" in refused(*SMALL, f"checkpoint={path}", f"output={tmp_path / 'notes'}")
+    assert "holds a diagnosis" in refused(*SMALL, f"runs=[{tmp_path / 'out'}]", f"output={tmp_path / 'other'}")
+
+
+def test_sigterm_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def terminated(*arguments: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+
+    monkeypatch.setattr("gch_bench.diagnose.weight_table", terminated)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped, reported():
+        run(*SMALL, f"checkpoint={resnet(tmp_path / 'a.pt')}", f"output={tmp_path / 'out'}", "save_matrices=true")
+    assert stopped.value.code == 143
+    assert capsys.readouterr().err == "stopped by SIGTERM\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_source_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,6 +222,9 @@ def test_no_chain_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         (["checkpoint=NAN", "chain=resnet"], "layer2.0.conv1.weight must be finite"),
         (["runs=[nowhere]"], "nowhere is no run folder"),
         (["checkpoint=GOOD", "spektral.eta=0.5"], "no field"),
+        (["checkpoint=GOOD", "jacobian.images=361"], "jacobian.images must be at most 360, the validation images of digits"),
+        (["checkpoints=[GOOD,GOOD]"], "checkpoints must be a list of different ones"),
+        (["checkpoint=NAN", "chain=convnext"], "chain convnext needs at least two blocks"),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(tmp_path: Path, refused, overrides: list[str], said: str) -> None:

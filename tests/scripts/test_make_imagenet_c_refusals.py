@@ -80,7 +80,7 @@ def test_unreadable_images(src: Path, whole: Path, tmp_path: Path, refuse: Calla
         assert str(mine / "ant" / "zero.png") in message
         assert "and 1 more" in message
         assert "replace or remove it" in message
-        assert not files(dest), "nothing is written"
+        assert not dest.exists(), "nothing is written"
     (mine / "ant" / "zero.png").unlink()
     assert f"unreadable image {bad}: image file is truncated" in refuse(mine, dest, *FEW)
     bad.write_bytes(good)
@@ -119,7 +119,7 @@ def test_foreign_dest(src: Path, dest: Path, tmp_path: Path, refuse: Callable[..
     assert f"got {foreign / 'fog' / '1' / 'x.JPEG'}" in refuse(src, foreign, *FEW)
     assert list(files(foreign)) == ["fog/1/x.JPEG"]
     (tmp_path / "file").touch()
-    assert "File exists" in refuse(src, tmp_path / "file", *FEW)
+    assert "DEST must be a folder, got the file" in refuse(src, tmp_path / "file", *FEW)
     for name in ("notes.txt", "contrast/1/ant/other.JPEG", "contrast/2/ant/big.JPEG", "contrast/1/ant/.other.JPEG.7.tmp"):
         path = dest / name
         path.parent.mkdir(parents=True, exist_ok=True)

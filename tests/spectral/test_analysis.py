@@ -116,6 +116,12 @@ def test_columns_and_edges_say_which_sets_are_shared() -> None:
         assert edge["shared"] == len(both)
 
 
+def test_no_edge_leaves_a_table_with_its_columns() -> None:
+    made = analyse(factors(), "test", "", SpectralConfig(), AlignmentConfig(tau=1e-6, omega=1e9))
+    assert len(made.edges) == 0
+    assert list(made.edges.columns) == list(report().edges.columns)
+
+
 def test_pictures_stay_small() -> None:
     for picture in report().pictures:
         assert max(picture.energy.shape) <= PICTURE

@@ -298,8 +298,8 @@ def test_what_else_is_refused() -> None:
     for function in (interface, composable):
         message = refusal(function, torch.ones(3, 4), torch.ones(4, 2))
         assert message == "second must take what first gives: second has shape (4, 2), first (3, 4)"
-    for one, two in ((torch.zeros(2, 3), torch.eye(2)), (torch.eye(2), torch.zeros(3, 2))):
-        assert refusal(interface, one, two) == "singular_values must have a positive one, got 2 zeros"
+    assert refusal(interface, torch.zeros(2, 3), torch.eye(2)) == "first must not be a zero matrix, got (2, 3) of zeros"
+    assert refusal(interface, torch.eye(2), torch.zeros(3, 2)) == "second must not be a zero matrix, got (3, 2) of zeros"
     assert refusal(near_identity_radial, torch.ones(2, 3), 0.1) == "direction must be square, got (2, 3)"
     for epsilon in (-0.1, NAN):
         assert refusal(near_identity_radial, torch.eye(2), epsilon) == f"epsilon must be >= 0, got {epsilon!r}"
