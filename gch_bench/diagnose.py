@@ -143,7 +143,7 @@ def _check_folder(folder: Path, config: DiagnoseConfig) -> None:
         facts = records.read_json(folder / "run.json")
         if facts.get("kind") != "diagnosis":
             raise UserError(f"{folder} already holds something else than a diagnosis: choose another output=")
-        was, now = (json.loads(json.dumps(each)) for each in (facts["config"], config.as_dict()))
+        was, now = (json.loads(json.dumps(each)) for each in (facts.get("config", {}), config.as_dict()))
         differing = [name for name in now if name not in WATCHING and was.get(name) != now[name]]
         if differing:
             raise UserError(f"{folder} holds another diagnosis (it differs in {', '.join(differing)}): choose another output=")

@@ -135,7 +135,11 @@ def subjects(config: DiagnoseConfig) -> Iterator[Subject]:
             size = config.size or facts.get("size") or _own_size(model)
             classes = config.num_classes or facts.get("classes") or _classes(model)
             stride = model.output_stride or facts.get("output_stride")
-            yield _of_model(replace(model, output_stride=stride), label, size, classes, config.head_dim)
+            try:
+                subject = _of_model(replace(model, output_stride=stride), label, size, classes, config.head_dim)
+            except UserError as error:  # in the words that the user typed
+                raise UserError(str(error).replace("model.checkpoint=", "checkpoint=") if paths else str(error)) from error
+            yield subject
 
 
 def labels(paths: list[str]) -> list[str]:

@@ -190,7 +190,8 @@ def test_no_chain_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     ("overrides", "said"),
     [
         ([], "diagnose.py needs weights"),
-        (["checkpoint=nowhere.pt"], "model.checkpoint=nowhere.pt: no such file"),
+        (["checkpoint=nowhere.pt"], "error: checkpoint=nowhere.pt: no such file"),
+        (["model.checkpoint=nowhere.pt"], "error: model.checkpoint=nowhere.pt: no such file"),
         (["checkpoint=a.pt", "source=b.safetensors"], "exclude each other"),
         (["checkpoint=a.pt", "model.pretrained=true"], "drop one of them"),
         (["source=nowhere.safetensors"], "cannot be read as safetensors"),
