@@ -29,7 +29,6 @@ from gch_bench.errors import UserError
 from gch_bench.loggers import open_logger
 from gch_bench.noise.inject import stage_modules
 from gch_bench.report import geometry, geometry_compare, geometry_figures
-from gch_bench.report.geometry_figures import slug
 from gch_bench.report.tables import Run, read_run
 from gch_bench.spectral import factors as chains
 from gch_bench.spectral.analysis import ChainReport, analyse, weight_table
@@ -42,6 +41,7 @@ CSV = ("summary", "factors", "interfaces", "weights", "comparison", "correlation
 TABLES = (*CSV, "channels", "columns", "edges", "spectra")  # a row per channel, column, edge or singular value: Parquet alone
 FOLDERS = ("figures", "matrices")
 OWN = ("run.json", "report.md", "metrics.csv", *(f"{name}.{kind}" for name in TABLES for kind in ("parquet", "csv")), *FOLDERS)
+PATHS = ("checkpoint", "checkpoints", "source", "runs", "chain")
 WATCHING = ("logger", "output", "threads", "device", "save_matrices")  # options that change no number
 
 
@@ -70,7 +70,7 @@ def diagnose(config: DiagnoseConfig) -> None:
 
 @contextmanager
 def _obeying_sigterm() -> Iterator[None]:
-    """SIGTERM, which schedulers send, ends the job as Ctrl-C does: nothing is left half-written. Exit code 143."""
+    """SIGTERM, which schedulers send, ends the job as Ctrl-C does, with nothing left behind. Exit code 143."""
 
     def leave(number: int, frame: Any) -> None:
         print("stopped by SIGTERM", file=sys.stderr, flush=True)
@@ -87,34 +87,27 @@ def _run(config: DiagnoseConfig, device: torch.device) -> None:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     display = Display(True)
+    base = Path(config.output or "runs")
     if config.output:
-        _check_folder(Path(config.output), config)
+        _check_folder(base, config)
     runs = [read_run(Path(run)) for run in config.runs]  # a record that is missing is found now, not after the measuring
     named = [_load_chain(name) for name in config.chain or [] if name != "auto"]
     _check_names(named)
     images = _images(config) if config.jacobian.images else None
-    with _scratch(config) as scratch:
+    # All is written to a scratch folder, which is gone in the end, and moved when it is whole.
+    with records.making(base), tempfile.TemporaryDirectory(prefix=".diagnosis-", suffix=".tmp", dir=base) as scratch:
         found = []
         for subject in subjects(config):
             display.line(f"{subject.label}: {subject.origin} (weights {subject.digest})")
             try:
-                found.append(_diagnose_subject(subject, config, named, images, device, display, scratch))
+                found.append(_diagnose_subject(subject, config, named, images, device, display, Path(scratch)))
             except ValueError as error:
                 raise UserError(f"{subject.label}: {error}") from error
-        folder = Path(config.output or f"runs/diagnose-{_name(found)}-{_identity(config, named, found)[:8]}")
+        identity = _identity(config, named, found)
+        folder = base if config.output else base / f"diagnose-{_name(found)}-{identity[:8]}"
+        _check_identity(folder, identity)
         comparison = _compare(runs, found, config.seed) if runs else None
-        _write(config, folder, found, comparison, scratch, display)
-
-
-@contextmanager
-def _scratch(config: DiagnoseConfig) -> Iterator[Path]:
-    """A folder beside the output, gone in the end: matrices wait there until the whole has succeeded."""
-    parent = Path(config.output or "runs/diagnosis").parent
-    with records.writing(parent):
-        parent.mkdir(parents=True, exist_ok=True)
-        made = tempfile.TemporaryDirectory(prefix=".diagnosis-", dir=parent)
-    with made as folder:
-        yield Path(folder)
+        _write(config, folder, identity, found, comparison, Path(scratch), display)
 
 
 def _compare(runs: list[Run], found: list[Diagnosed], seed: int) -> geometry_compare.Comparison:
@@ -133,24 +126,35 @@ def _load_chain(name: str) -> Chain:
 
 def _check_names(named: list[Chain]) -> None:
     names = [chain.name for chain in named]
-    if len(set(names)) < len(names):
+    if len({records.slug(name) for name in names}) < len(names):
         raise UserError(f"chain: files and built-in chains must have different names, got {', '.join(names)}")
 
 
 def _check_folder(folder: Path, config: DiagnoseConfig) -> None:
-    """Only the same diagnosis is made again in a folder that holds something."""
+    """Only the same diagnosis is made again in a folder that holds something: what can be seen of it before the measuring."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output must be a folder, got the file {folder}: choose another output=")
     if (folder / "run.json").exists():
         facts = records.read_json(folder / "run.json")
         if facts.get("kind") != "diagnosis":
             raise UserError(f"{folder} already holds something else than a diagnosis: choose another output=")
-        was, now = (json.loads(json.dumps(each)) for each in (facts.get("config", {}), config.as_dict()))
-        differing = [name for name in now if name not in WATCHING and was.get(name) != now[name]]
-        if differing:
+        was, now = _options(facts.get("config", {})), _options(json.loads(json.dumps(config.as_dict())))
+        if differing := [name for name in now if was.get(name) != now[name]]:
             raise UserError(f"{folder} holds another diagnosis (it differs in {', '.join(differing)}): choose another output=")
     elif folder.is_dir():
         foreign = sorted(path.name for path in folder.iterdir() if path.name not in (*OWN, "wandb") and path.suffix != ".tmp")
         if foreign:
             raise UserError(f"{folder} already holds something else ({foreign[0]}): choose another output=")
+
+
+def _check_identity(folder: Path, identity: str) -> None:
+    if (folder / "run.json").exists() and records.read_json(folder / "run.json").get("identity") != identity:
+        raise UserError(f"{folder} holds a diagnosis of other weights or chains: choose another output=")
+
+
+def _options(config: dict[str, Any]) -> dict[str, Any]:
+    """Those that change numbers, but for paths, whose contents count."""
+    return {name: value for name, value in config.items() if name not in (*WATCHING, *PATHS)}
 
 
 def _diagnose_subject(
@@ -181,7 +185,7 @@ def _diagnose_subject(
 
             def keep(index: int, matrices: dict[str, Tensor]) -> None:
                 arrays: dict[str, Any] = {key: value.cpu().numpy() for key, value in matrices.items()}
-                path = scratch / _matrices_file(subject.label, name, index)
+                path = scratch / "matrices" / _matrices_file(subject.label, name, index)
                 records.write_atomic(path, partial(np.savez_compressed, **arrays), durable=False)
 
             done = analyse(
@@ -273,6 +277,7 @@ def _tables(found: list[Diagnosed]) -> dict[str, pd.DataFrame]:
 def _write(
     config: DiagnoseConfig,
     folder: Path,
+    identity: str,
     found: list[Diagnosed],
     comparison: geometry_compare.Comparison | None,
     scratch: Path,
@@ -289,30 +294,27 @@ def _write(
         "command": shlex.join(sys.argv),
         **records.provenance(),
         "config": config.as_dict(),
+        "identity": identity,
         "subjects": [item.facts for item in found],
     }
     text = geometry.markdown(facts, reports, comparison, list(figures))
-    _clear(folder)
     for name in TABLES:
         table = tables.get(name, pd.DataFrame())
         if len(table.columns):
-            records.write_parquet(folder / f"{name}.parquet", table)
+            records.write_parquet(scratch / f"{name}.parquet", table)
             if name in CSV:
-                records.write_csv(folder / f"{name}.csv", table)
+                records.write_csv(scratch / f"{name}.csv", table)
     for name, figure in figures.items():
         for kind in ("svg", "png"):
-            path = folder / "figures" / f"{name}.{kind}"
+            path = scratch / "figures" / f"{name}.{kind}"
             records.write_atomic(path, partial(figure.savefig, format=kind, dpi=150))
-    if config.save_matrices:
-        for label, report in reports:
-            for index in range(len(report.interfaces)):
-                name = _matrices_file(label, report.chain, index)
-                with records.writing(folder):
-                    (folder / "matrices").mkdir(exist_ok=True)
-                    os.replace(scratch / name, folder / "matrices" / name)
-    records.write_atomic(folder / "report.md", lambda file: file.write(text.encode()))
-    records.write_json(folder / "run.json", facts)  # last: it says that the folder is whole
-    written = sorted(path.name for path in folder.iterdir() if path.name not in ("wandb", "metrics.csv"))
+    complete = {_matrices_file(label, each.chain, index) for label, each in reports for index in range(len(each.interfaces))}
+    for path in scratch.glob("matrices/*"):
+        if path.name not in complete:  # of a chain that was left out
+            path.unlink()
+    records.write_atomic(scratch / "report.md", lambda file: file.write(text.encode()))
+    records.write_json(scratch / "run.json", facts)
+    written = _move(scratch, folder)
     logger = open_logger(config, folder, main=True)
     try:
         logger.metrics(geometry.logged_metrics(reports), 0)
@@ -331,28 +333,31 @@ def _write(
 
 
 def _matrices_file(subject: str, chain: str, interface: int) -> str:
-    return f"{slug(subject)}-{slug(chain)}-{interface}.npz"
+    return f"{records.slug(subject)}-{records.slug(chain)}-{interface}.npz"
 
 
-def _clear(folder: Path) -> None:
-    """Remove an earlier diagnosis, run.json first: a folder without it is not whole."""
+def _move(scratch: Path, folder: Path) -> list[str]:
+    """Put what was written in the place of an earlier diagnosis; run.json goes first and comes last: without it a folder is not
+    whole. Returns the names."""
     with records.writing(folder):
+        folder.mkdir(exist_ok=True)
         for name in OWN:
             if name not in FOLDERS:
                 (folder / name).unlink(missing_ok=True)
             elif (folder / name).is_dir():
                 shutil.rmtree(folder / name)
+        written = [name for name in reversed(OWN) if (scratch / name).exists()]
+        for name in written:
+            os.replace(scratch / name, folder / name)
+    return written
 
 
 def _name(found: list[Diagnosed]) -> str:
-    return slug(found[0].facts["label"]) if len(found) == 1 else f"{len(found)}-networks"
+    return records.slug(found[0].facts["label"]) if len(found) == 1 else f"{len(found)}-networks"
 
 
 def _identity(config: DiagnoseConfig, named: list[Chain], found: list[Diagnosed]) -> str:
     """What determines the numbers: the weights, and the options but for where they are written and watched."""
-    plain = {key: value for key, value in config.as_dict().items() if key not in WATCHING}
-    for name in ("checkpoint", "checkpoints", "source", "runs", "chain"):
-        plain.pop(name)
-    plain["chains"] = [asdict(chain) for chain in named]
+    plain = _options(config.as_dict()) | {"chains": [asdict(chain) for chain in named]}
     facts = [(item.facts["label"], item.facts["weights"]) for item in found]
     return hashlib.sha256(json.dumps([plain, facts], sort_keys=True).encode()).hexdigest()

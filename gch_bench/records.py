@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -42,6 +43,11 @@ class Cell(NamedTuple):
 CELL_CLEAN = Cell(CLEAN, 0)
 
 
+def slug(name: str) -> str:
+    """A name for files and loggers."""
+    return re.sub(r"[^\w.]+", "-", name).strip("-")
+
+
 ADVICE = "free space there or choose another folder with output="
 
 
@@ -54,7 +60,29 @@ def writing(path: Path, advice: str = ADVICE) -> Iterator[None]:
         reason = error.strerror or str(error)
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             advice = advice.replace("free space there", "make it writable")
+        elif error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            advice = advice.replace("free space there or ", "")
         raise UserError(f"cannot write {path}: {reason}; {advice}") from error
+
+
+@contextlib.contextmanager
+def making(folder: Path, advice: str = ADVICE) -> Iterator[None]:
+    """`folder`, made with its parents and writable; those of them that are new and empty in the end are removed again.
+
+    Raises:
+        UserError: it cannot be made, or not be written.
+    """
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        with writing(folder, advice):
+            folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # one that is not empty ends it
+            for each in new:
+                each.rmdir()
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], Any], advice: str = ADVICE, durable: bool = True) -> None:

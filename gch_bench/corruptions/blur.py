@@ -2,8 +2,8 @@
 
 Every function takes uint8 images (B, 3, H, W) and one severity's level, where random also one generator per image, and
 returns new uint8 images. The rounding of a matrix product or an FFT may depend on its shape, and the result must not depend on
-the batch: each image has a product, an FFT of its own. Everything else takes all images of a part at once: two threads then
-seldom want Python's lock at the same time.
+the batch: each image has a product, an FFT of its own. Most else takes all images of a part at once: two threads then seldom
+want Python's lock at the same time. Motion blur goes image by image, as each has its own angle.
 """
 
 import math

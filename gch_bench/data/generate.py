@@ -6,7 +6,6 @@ of quality 85. An image's id, which names its random draws, is its index in SRC,
 Legend: N source images, B a batch of them, H W pixels.
 """
 
-import errno
 import hashlib
 import io
 import os
@@ -15,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -36,7 +35,7 @@ from gch_bench.data.transforms import eval_transform
 from gch_bench.data.tree import ADVICE, Files, Tree, held, whole_jpeg
 from gch_bench.display import Display
 from gch_bench.errors import UserError
-from gch_bench.records import Cell, write_atomic, writing
+from gch_bench.records import Cell, making, write_atomic
 
 RESIZE, SIZE, PARAMETERS = 256, 224, "imagenet_224"
 BATCH = 16  # source images: decoded once, then corrupted in every way
@@ -97,7 +96,7 @@ def generate(options: Options) -> None:
         torch.set_num_threads(1)  # the processes share the cores
     source = read_source(options)
     show.line(f"source: {options.src}: {len(source.names)} images")
-    with _folder(options.dest), held(options.dest):
+    with making(options.dest, ADVICE), held(options.dest):
         tree = Tree(options.dest)
         tree.check(source.identity)
         sizes = tree.scan(source.names)
@@ -121,21 +120,6 @@ def generate(options: Options) -> None:
     show.line(f"wrote {new} images ({old} were there) in {seconds:.1f} s, {new / seconds:.1f} images/s")
     show.line(f"{options.dest}: {len(cells)} cells of {len(source.names)} images; {len(tree.cells)} cells in all")
     show.line(f"to check it: cd {shlex.quote(str(options.dest))} && sha256sum -c --quiet */*.sha256, or --verify")
-
-
-@contextmanager
-def _folder(dest: Path) -> Iterator[None]:
-    """DEST, made if it is not there, and gone again if nothing was written into it."""
-    made = not dest.exists()
-    with writing(dest, ADVICE):
-        dest.mkdir(parents=True, exist_ok=True)
-        if not os.access(dest, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    try:
-        yield
-    finally:
-        if made and not any(dest.iterdir()):
-            dest.rmdir()
 
 
 def read_source(options: Options) -> Source:

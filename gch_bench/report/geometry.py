@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
+from gch_bench.records import slug
 from gch_bench.report.geometry_compare import Comparison
-from gch_bench.report.geometry_figures import slug
 from gch_bench.spectral.analysis import PHYSICAL, SOURCE, ChainReport
 from gch_bench.spectral.factors import STATIC
 
@@ -23,7 +23,7 @@ FACTOR_COLUMNS = {  # of factors.csv -> header, meaning
     "columns": ("columns", ""),
     "exponent": ("a", "exponent of the energies by maximum likelihood"),
     "slope": ("slope", "of log energy over log rank, least squares"),
-    "r_squared": ("R2", "of that line"),
+    "r_squared": ("R2", "of the line that slope is of"),
     "kl": ("KL", "of the energies from the chart: 0 is an exact power law"),
     "radial": ("r", "top-radial coordinate, log of the largest normalised singular value"),
     "residual": ("e", "r less the chart's rho(a)"),
@@ -39,11 +39,11 @@ MARGIN_COLUMNS = {  # of interfaces.csv -> header, meaning
     "second": ("to", ""),
     "budget": ("2g", "twice the interface's amplitude"),
     "slack": ("slack", "what the two factors' tops lose in the product"),
-    "residual_change": ("change of e", ""),
+    "residual_change": ("change of e", "of the second factor less that of the first"),
     "displacement": ("|change of rho|", "what the margin inequality bounds"),
     "bound": ("bound", "2g + slack + |change of e|"),
     "dominant": ("dominant", "the largest of these three"),
-    "exponent_change": ("change of a", ""),
+    "exponent_change": ("change of a", "second less first"),
     "exponent_bound": ("bound of it", "where the sizes are equal"),
     "mean_cosine_squared": ("mean cos^2", "of the principal angles between the two windows"),
 }
@@ -51,7 +51,8 @@ CERTIFICATE_KEY = (
     "windows: modes kept of the two factors (rank_first, rank_second); error, bound: of the truncation to them"
     " (truncation_error, truncation_bound); radius: perturbations below it change no support, edge or hub (FORM_radius); limit:"
     " the threshold that is nearest; short by: error less radius (FORM_missing); core, overlap, noise: shares of the energy;"
-    " SC/SA/ST: channels with that label. FORM is physical or source_mode"
+    " edges: pairs of groups that share enough of their supports; hubs: columns in many supports; SC/SA/ST: channels with that"
+    " label (docs/geometry.md). FORM is physical or source_mode"
 )
 CERTIFICATE_COLUMNS = (
     "from", "to", "windows", "error", "bound", "radius", "limit", "certified", "short by", "core", "overlap", "noise", "edges",
@@ -130,15 +131,19 @@ def markdown(facts: dict[str, Any], reports: Reports, comparison: Comparison | N
     lines += _pictures([name for name in figures if name.startswith("profile-")], figures)
     for label, report in reports:
         lines += _chain(label, report, figures)
-    return "\n".join(lines + _key()) + "\n"
+    return "\n".join(lines + _key(reports)) + "\n"
 
 
-def _key() -> list[str]:
+def _key(reports: Reports) -> list[str]:
     """What the headers mean, and the columns of the CSV files that hold the same."""
+    if not reports:
+        return []
     lines = ["", "## Headers", ""]
-    for file, columns in (("factors.csv", FACTOR_COLUMNS), ("interfaces.csv", MARGIN_COLUMNS)):
+    between = any(len(report.interfaces) for _, report in reports)
+    files = [("factors.csv", FACTOR_COLUMNS)] + ([("interfaces.csv", MARGIN_COLUMNS)] if between else [])
+    for file, columns in files:
         lines += [f"- {header} (`{name}` in {file}): {meaning}" for name, (header, meaning) in columns.items() if meaning]
-    return [*lines, f"- Certificates (interfaces.csv): {CERTIFICATE_KEY}."]
+    return [*lines, f"- Certificates (interfaces.csv): {CERTIFICATE_KEY}."] if between else lines
 
 
 def _chain(label: str, report: ChainReport, figures: list[str]) -> list[str]:

@@ -1,6 +1,5 @@
 """Figures of a diagnosis, small multiples over depth. Each is a matplotlib Figure; who calls writes it."""
 
-import re
 from collections.abc import Sequence
 
 import matplotlib
@@ -10,17 +9,13 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from gch_bench.records import slug
 from gch_bench.spectral.analysis import PHYSICAL, SOURCE, ChainReport
 
 matplotlib.rcParams.update({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none"})
 WIDE = 10.0  # inches
 PANELS = 6  # spectra shown, spread over the depth
 Reports = Sequence[tuple[str, ChainReport]]
-
-
-def slug(name: str) -> str:
-    """A name for files and loggers."""
-    return re.sub(r"[^\w.]+", "-", name).strip("-")
 
 
 def all_figures(reports: Reports) -> dict[str, Figure]:

@@ -30,11 +30,11 @@ def finite64(values: Tensor, name: str) -> Tensor:
     """The values as float64. Raises ValueError if one is complex, NaN or infinite."""
     if values.is_complex():
         raise ValueError(f"{name} must be real, got {values.dtype}")
-    values = values.detach()
+    values = values.detach().to(torch.float64)
     # A sum is quicker than a look at each value; it may overflow where all are finite.
     if not bool(torch.isfinite(values.sum())) and (bad := int((~torch.isfinite(values)).sum())):
         raise ValueError(f"{name} must be finite, got {bad} NaN or infinite values")
-    return values.to(torch.float64)
+    return values
 
 
 def gram_values(matrices: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def _tall(matrices: Tensor) -> tuple[Tensor, Tensor]:
 def power_of_two(largest: Tensor) -> Tensor:
     """The power of two at or below each ``largest`` >= 0, 1 for 0: divided by it, which is exact, squares neither overflow nor
     vanish."""
-    return torch.where(largest > 0, torch.exp2(largest.log2().floor()), 1)
+    return torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1), 1)
 
 
 def top_value(matrix: Tensor) -> float:

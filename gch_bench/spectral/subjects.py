@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from gch_bench.build import build_network, normalisation
 from gch_bench.config import ModelConfig
 from gch_bench.errors import UserError
-from gch_bench.records import read_json
+from gch_bench.records import read_json, slug
 from gch_bench.runfile import weights_digest
 from gch_bench.spectral.options import DiagnoseConfig
 
@@ -144,17 +145,18 @@ def subjects(config: DiagnoseConfig) -> Iterator[Subject]:
 
 def labels(paths: list[str]) -> list[str]:
     """Short unique names: the parts in which the paths differ, else numbered."""
-    stems = [Path(re.sub(r"\.(pt|pth|bin|safetensors)$", "", path)) for path in paths]
-    parts = [[part for part in stem.parts if part not in ("/", "..", ".")] for stem in stems]
-    names = ["-".join(part for part in own if not all(part in other for other in parts)) or own[-1] for own in parts]
-    return names if len(set(names)) == len(names) else [f"{i}-{name}" for i, name in enumerate(names)]
+    stems = [Path(os.path.abspath(re.sub(r"\.(pt|pth|bin|safetensors)$", "", path))) for path in paths]
+    names = [
+        "-".join(part for part in own.parts if not all(part in other.parts for other in stems)) or own.name for own in stems
+    ]
+    return names if len(set(map(slug, names))) == len(names) else [f"{i}-{name}" for i, name in enumerate(names)]
 
 
 def _source_label(source: str) -> str:
     """The file's or folder's name; the folder's where the file has the name that all have, model.safetensors."""
-    path = Path(source).expanduser()
+    path = Path(os.path.abspath(os.path.expanduser(source)))
     stem = re.sub(r"\.safetensors(\.index\.json)?$", "", path.name)
-    return path.resolve().parent.name if stem == "model" and path.resolve().parent.name else stem
+    return path.parent.name if stem == "model" and path.parent.name else stem
 
 
 def _of_model(model: ModelConfig, label: str, size: int, classes: int, head_dim: int | None) -> Subject:

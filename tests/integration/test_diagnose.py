@@ -113,22 +113,47 @@ def test_same_numbers_again_and_another_run_is_kept(tmp_path: Path, refused) -> 
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "notes.txt").touch()
     assert "already holds something else (notes.txt)" in refused(*SMALL, f"checkpoint={path}", f"output={tmp_path / 'notes'}")
+    resnet(tmp_path / "a.pt", seed=1)
+    assert "holds a diagnosis of other weights or chains" in refused(*overrides)
+    (tmp_path / "file").touch()
+    assert "output must be a folder, got the file" in refused(*SMALL, f"checkpoint={path}", f"output={tmp_path / 'file'}")
     assert "holds a diagnosis" in refused(*SMALL, f"runs=[{tmp_path / 'out'}]", f"output={tmp_path / 'other'}")
 
 
-def test_sigterm_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("moment", ["gch_bench.diagnose.weight_table", "gch_bench.records.write_json"])
+def test_sigterm_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], moment: str
+) -> None:
+    """While measuring, and after everything but run.json was written."""
+
     def terminated(*arguments: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         signal.pause()
 
-    monkeypatch.setattr("gch_bench.diagnose.weight_table", terminated)
+    overrides = (*SMALL, f"checkpoint={resnet(tmp_path / 'a.pt')}", "save_matrices=true")
+    run(*overrides, f"output={tmp_path / 'out'}")
+    there = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    monkeypatch.setattr(moment, terminated)
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as stopped, reported():
-        run(*SMALL, f"checkpoint={resnet(tmp_path / 'a.pt')}", f"output={tmp_path / 'out'}", "save_matrices=true")
-    assert stopped.value.code == 143
-    assert capsys.readouterr().err == "stopped by SIGTERM\n"
-    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+    for output in ("out", "new"):
+        with pytest.raises(SystemExit) as stopped, reported():
+            run(*overrides, f"output={tmp_path / output}")
+        assert stopped.value.code == 143
+        assert capsys.readouterr().err == "stopped by SIGTERM\n"
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == there
+    assert not (tmp_path / "new").exists()
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_names_that_figures_would_share_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    resnet(Path("a b.pt"), 0), resnet(Path("a-b.pt"), 1)
+    run(*SMALL, "checkpoints=[a b.pt,a-b.pt]", "save_matrices=true", "output=out")
+    assert {path.name[:2] for path in Path("out/matrices").iterdir()} == {"0-", "1-"}
+    assert set(pd.read_csv("out/summary.csv")["subject"]) == {"0-a b", "1-a-b"}
+    run(*SMALL, f"checkpoints=[{tmp_path / 'a b.pt'},a-b.pt]", "save_matrices=true", "output=out")  # the same in other words
+    assert not list(Path("out").glob(".*"))
 
 
 def test_source_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,5 +268,5 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path: Path, refused, overri
              "NAN": tmp_path / "nan.pt", "OWN": own, "LIST": tmp_path / "list.safetensors.index.json"}  # fmt: skip
     for word, path in names.items():
         overrides = [item.replace(word, str(path)) for item in overrides]
-    assert said in refused(*SMALL, *overrides, f"output={tmp_path / 'out'}")
-    assert not (tmp_path / "out").exists()
+    assert said in refused(*SMALL, *overrides, f"output={tmp_path / 'new' / 'out'}")
+    assert not (tmp_path / "new").exists()

@@ -141,4 +141,6 @@ def test_the_name_given_is_named() -> None:
 def test_finite_values_whose_sum_overflows_are_finite() -> None:
     largest = torch.full((3,), torch.finfo(torch.float64).max, dtype=torch.float64)
     assert torch.equal(finite64(largest, "values"), largest)
+    assert gram_values(torch.diag(largest)).tolist() == largest.tolist()
+    assert finite64(torch.ones(2).to(torch.float8_e4m3fn), "values").tolist() == [1, 1]
     assert "must be finite, got 2" in refusal(finite64, torch.tensor([float("inf"), -float("inf"), 1.0]), "values")
