@@ -111,8 +111,6 @@ def corrupt(images: Tensor, name: str, severity: int, ids: Tensor, seed: int = 0
     Raises:
         ValueError: an argument breaks its rule; one line gives rule and value.
     """
-    if not isinstance(images, Tensor) or not isinstance(ids, Tensor):
-        raise ValueError(f"images and ids must be torch tensors, got {type(images).__name__} and {type(ids).__name__}")
     severity, seed = _whole("severity", severity), _whole("seed", seed)
     if not isinstance(name, str) or name not in CORRUPTIONS:
         raise ValueError(f"corruption must be one of {', '.join(CORRUPTIONS)}, got {name!r}")
@@ -121,6 +119,8 @@ def corrupt(images: Tensor, name: str, severity: int, ids: Tensor, seed: int = 0
     if not isinstance(parameters, str) or parameters not in PARAMETER_SETS:
         raise ValueError(f"parameters must be one of {', '.join(PARAMETER_SETS)}, got {parameters!r}")
     _check_images(images)
+    if not isinstance(ids, Tensor):
+        raise ValueError(f"ids must be a torch tensor, got {type(ids).__name__}")
     if ids.dtype != torch.int64 or ids.shape != images.shape[:1]:
         raise ValueError(f"ids must be int64 of shape ({images.shape[0]},), got {ids.dtype} of shape {tuple(ids.shape)}")
     corruption, level = CORRUPTIONS[name], PARAMETER_SETS[parameters].levels[name][severity - 1]
@@ -135,6 +135,8 @@ def corrupt(images: Tensor, name: str, severity: int, ids: Tensor, seed: int = 0
 
 
 def _check_images(images: Tensor) -> None:
+    if not isinstance(images, Tensor):
+        raise ValueError(f"images must be a torch tensor, got {type(images).__name__}")
     if images.device.type not in PART_PIXELS:
         raise ValueError(f"images must be on one of {', '.join(PART_PIXELS)}, got {images.device}")
     if images.dtype != torch.uint8:

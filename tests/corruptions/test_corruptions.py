@@ -17,6 +17,7 @@ from gch_bench.corruptions import (
     SEVERITIES,
     corrupt,
     in_parts,
+    jpeg_roundtrip,
     parameters_for,
 )
 from gch_bench.corruptions.blur import ZOOM_PLANES, clipped_zoom, enlarge, gaussian_filter
@@ -267,9 +268,10 @@ BAD_INPUT = [
     ({"severity": 0}, "severity must be 1..5, got 0"),
     ({"severity": 1.0}, "severity must be a whole number, got 1.0"),
     ({"severity": True}, "severity must be a whole number, got True"),
+    ({"severity": torch.tensor(True)}, "severity must be a whole number, got tensor(True)"),
     ({"seed": 0.0}, "seed must be a whole number, got 0.0"),
-    ({"images": [1, 2]}, "images and ids must be torch tensors, got list and Tensor"),
-    ({"ids": range(2)}, "images and ids must be torch tensors, got Tensor and range"),
+    ({"images": [1, 2]}, "images must be a torch tensor, got list"),
+    ({"ids": range(2)}, "ids must be a torch tensor, got range"),
     ({"images": GOOD["images"].to("meta")}, "images must be on one of cpu, cuda, got meta"),
     ({"parameters": ["x"]}, "parameters must be one of imagenet_224, tiny_64, cifar_32, got ['x']"),
     ({"parameters": "lsun"}, "parameters must be one of imagenet_224, tiny_64, cifar_32, got 'lsun'"),
@@ -287,6 +289,13 @@ BAD_INPUT = [
 def test_bad_input_is_refused_in_one_line(name: str, change: dict, message: str) -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the whole message is compared
         corrupt(**{**GOOD, "name": name, **change})
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(("change", "message"), [row for row in BAD_INPUT if "images" in row[0]])
+def test_jpeg_roundtrip_refuses_the_same_images(change: dict, message: str) -> None:
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the whole message is compared
+        jpeg_roundtrip(**change)
     assert str(error.value) == message
 
 
