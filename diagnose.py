@@ -3,14 +3,14 @@
 import hydra
 from omegaconf import DictConfig
 
-from gch_bench.cli import diagnosis, entry, reported
+from gch_bench.apps.cli import diagnosis_config, entry, reported
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="diagnose")
 def main(config: DictConfig) -> None:
     with reported():
-        values = diagnosis(config)
-        from gch_bench.diagnose import diagnose  # after --help: torch takes seconds to import
+        values = diagnosis_config(config)
+        from gch_bench.apps.diagnosis.run import diagnose  # after --help: torch takes seconds to import
 
         diagnose(values)
 

@@ -3,14 +3,14 @@
 import hydra
 from omegaconf import DictConfig
 
-from gch_bench.cli import entry, plain, reported
+from gch_bench.apps.cli import entry, reported, run_config
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="evaluate")
 def main(config: DictConfig) -> None:
     with reported():
-        values = plain(config, train=False)
-        from gch_bench.job import train_and_evaluate  # after --help: torch takes seconds to import
+        values = run_config(config, train=False)
+        from gch_bench.apps.run import train_and_evaluate  # after --help: torch takes seconds to import
 
         train_and_evaluate(values)
 

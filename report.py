@@ -5,14 +5,14 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from gch_bench.cli import entry, reported
+from gch_bench.apps.cli import entry, reported
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="report")
 def main(config: DictConfig) -> None:
     with reported():
         from gch_bench.display import Display  # after --help: these take a second to import
-        from gch_bench.records import write_atomic
+        from gch_bench.files import write_atomic
         from gch_bench.report.tables import compare, read_run
 
         comparison = compare([read_run(Path(folder)) for folder in config.runs])

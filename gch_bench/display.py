@@ -9,8 +9,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from gch_bench.training.loop import StepReport
-
 QUIET_SECONDS = 10.0  # between plain lines
 
 
@@ -63,13 +61,6 @@ class Display:
         self.console.print(table)
         for note in notes:
             self.line(note)
-
-
-def training_note(progress: StepReport, epochs: int) -> str:
-    return (
-        f"epoch {progress.epoch + 1}/{epochs} loss {progress.loss:.3f} top-1 {progress.top1:.1%}"
-        f" {progress.images_per_second:.0f} img/s"
-    )
 
 
 def metric_cells(row: Mapping[str, float]) -> list[str]:

@@ -68,18 +68,18 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def total(values: torch.Tensor, world: World) -> torch.Tensor:
+def all_reduce(values: torch.Tensor, world: World) -> torch.Tensor:
     """Sum over the processes (the tensor itself, changed in place, when parallel)."""
     if world.parallel:
         dist.all_reduce(values)
     return values
 
 
-def any_process(flag: bool, world: World) -> bool:
-    return bool(total(torch.tensor(int(flag), device=world.device), world).item()) if world.parallel else flag
+def any_rank(flag: bool, world: World) -> bool:
+    return bool(all_reduce(torch.tensor(int(flag), device=world.device), world).item()) if world.parallel else flag
 
 
-def gather(value: Any, world: World) -> list[Any]:
+def all_gather(value: Any, world: World) -> list[Any]:
     """Every process's value, in rank order, on every process."""
     if not world.parallel:
         return [value]
@@ -88,12 +88,12 @@ def gather(value: Any, world: World) -> list[Any]:
     return values
 
 
-def wait(world: World) -> None:
+def barrier(world: World) -> None:
     if world.parallel:
         dist.barrier()
 
 
-def share(tensors: dict[str, torch.Tensor], world: World) -> None:
+def broadcast(tensors: dict[str, torch.Tensor], world: World) -> None:
     """Overwrite every process's tensors, in place, with rank 0's."""
     if world.parallel:
         for tensor in tensors.values():

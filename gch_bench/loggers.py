@@ -15,10 +15,10 @@ from typing import Any, Protocol
 
 import pandas as pd
 
-from gch_bench.config import LoggerConfig
+from gch_bench.config.run import LoggerConfig
 from gch_bench.errors import UserError
+from gch_bench.files import writing
 from gch_bench.metrics import CLEAN, mean_corruption
-from gch_bench.records import writing
 
 LOGGED = ("top1", "ece", "nll")
 

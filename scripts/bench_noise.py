@@ -16,7 +16,7 @@ import yaml
 from measure import machine, positive, seconds
 from torch import Tensor, nn
 
-from gch_bench.config import NoiseConfig
+from gch_bench.config.run import NoiseConfig
 from gch_bench.noise.inject import find_stage
 from gch_bench.noise.mechanism import Mechanism, make_mechanism
 

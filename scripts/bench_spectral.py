@@ -28,12 +28,12 @@ from measure import machine, positive, seconds
 from safetensors.torch import save_file
 from torch import nn
 
+from gch_bench.apps.diagnosis.analysis import analyse, weight_table
+from gch_bench.apps.diagnosis.chains import chain_factors, find_chains, load_chain, weight_matrices
+from gch_bench.apps.diagnosis.subjects import SafetensorsWeights
+from gch_bench.config.diagnosis import AlignmentConfig, SpectralConfig
 from gch_bench.report.geometry_figures import all_figures
-from gch_bench.spectral.analysis import analyse, weight_table
-from gch_bench.spectral.factors import chain_factors, find_chains, load_chain, weight_matrices
 from gch_bench.spectral.linalg import gram_values
-from gch_bench.spectral.options import AlignmentConfig, SpectralConfig
-from gch_bench.spectral.subjects import SafetensorsWeights
 
 GOAL_RATIO, GOAL_APART, GOAL_REPORT, GOAL_GIB = 3.0, 1e-5, 30.0, 8.0
 MARK = {True: "yes", False: "NO"}

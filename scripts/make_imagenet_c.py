@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from gch_bench.cli import reported
+from gch_bench.apps.cli import reported
 from gch_bench.errors import UserError
 
 
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with reported():
         options = parse(arguments)
         try:
-            from gch_bench.data import generate  # after --help: torch takes seconds to import
+            from gch_bench.apps.make_imagenet_c import generate  # after --help: torch takes seconds to import
 
             checked = generate.Options(**vars(options))
             generate.verify(checked) if options.verify else generate.generate(checked)

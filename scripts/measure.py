@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from gch_bench.records import provenance
+from gch_bench.provenance import provenance
 
 
 def machine(device: torch.device) -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from gch_bench.cli import plain, reported
-from gch_bench.config import Config
-from gch_bench.job import train_and_evaluate
+from gch_bench.apps.cli import reported, run_config
+from gch_bench.apps.run import train_and_evaluate
+from gch_bench.config.run import Config
 
 REPOSITORY = Path(__file__).parent.parent
 # A run of seconds: the real data, loop, evaluation and records on a tiny network.
@@ -24,7 +24,7 @@ TINY = (
 
 def configuration(*overrides: str, name: str = "train") -> Config:
     with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
-        return plain(compose(name, overrides=list(overrides)), train=name == "train")
+        return run_config(compose(name, overrides=list(overrides)), train=name == "train")
 
 
 @pytest.fixture

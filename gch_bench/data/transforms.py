@@ -5,6 +5,7 @@ Legend: B batch, H W height and width in pixels.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -12,14 +13,23 @@ from timm.data import create_transform
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
-from gch_bench.data.options import AugmentConfig, default_resize
+from gch_bench.config.data import AugmentConfig, default_resize
 from gch_bench.errors import UserError
 
 Transform = Callable[[Image.Image], torch.Tensor]
 RGB = tuple[float, float, float]
 
 
-def train_transform(augment: AugmentConfig, size: int, mean: RGB, std: RGB, interpolation: str = "bilinear") -> Transform:
+class Normalisation(NamedTuple):
+    """Mean and standard deviation of each colour channel, for pixels in [0, 1]: what a network's images are normalised with."""
+
+    mean: RGB
+    std: RGB
+
+
+def train_transform(
+    augment: AugmentConfig, size: int, normalisation: Normalisation, interpolation: str = "bilinear"
+) -> Transform:
     """RGB image -> float32 (3, size, size), augmented and normalised. Raises UserError on an auto_augment timm rejects.
 
     Draws from the global generators of ``random``, numpy and torch: ``loaders.train_loader`` seeds them per image.
@@ -34,8 +44,8 @@ def train_transform(augment: AugmentConfig, size: int, mean: RGB, std: RGB, inte
             color_jitter=augment.color_jitter or None,  # type: ignore[arg-type]  # None: timm leaves the step out
             auto_augment=augment.auto_augment,
             interpolation=interpolation,
-            mean=mean,
-            std=std,
+            mean=normalisation.mean,
+            std=normalisation.std,
             re_prob=augment.random_erasing,
             re_mode="pixel",
         )
@@ -69,9 +79,9 @@ def eval_transform(size: int, resize: int | None = None, interpolation: str = "b
     return EvalTransform(size, resize, InterpolationMode(interpolation))
 
 
-def normalise(images: torch.Tensor, mean: RGB, std: RGB) -> torch.Tensor:
+def normalise(images: torch.Tensor, normalisation: Normalisation) -> torch.Tensor:
     """uint8 (..., 3, H, W) -> float32 of the same shape and device, (images / 255 - mean) / std; the input is kept."""
     if images.dtype != torch.uint8:
         raise TypeError(f"images must be uint8 in 0..255, got {images.dtype}")
-    mean_3, std_3 = (torch.tensor(values, dtype=torch.float32, device=images.device).view(3, 1, 1) for values in (mean, std))
+    mean_3, std_3 = (torch.tensor(values, dtype=torch.float32, device=images.device).view(3, 1, 1) for values in normalisation)
     return (images.to(torch.float32) / 255 - mean_3) / std_3

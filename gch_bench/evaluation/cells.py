@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from gch_bench.config import CorruptionsConfig
+from gch_bench.config.run import CorruptionsConfig
 from gch_bench.corruptions import CORRUPTIONS, PARAMETER_SETS, corrupt, parameters_for
 from gch_bench.errors import UserError
-from gch_bench.records import CELL_CLEAN, Cell, record_facts
+from gch_bench.results.records import CELL_CLEAN, Cell, record_facts
 
 
 def wanted_cells(config: CorruptionsConfig) -> list[Cell]:

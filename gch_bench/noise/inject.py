@@ -16,7 +16,7 @@ from gch_bench.noise.mechanism import Mechanism
 from gch_bench.rng import seed_of
 
 
-class Touched(NamedTuple):
+class Placement(NamedTuple):
     """One place where a mechanism was attached: the stage as named, and the module that carries the hook."""
 
     stage: str
@@ -67,8 +67,8 @@ def find_stage(model: nn.Module, stage: str) -> str:
 class StageHook:
     """The forward hook on one stage: the module's output, in any layout, with noise (see `inject`)."""
 
-    def __init__(self, touched: Touched, model: nn.Module, mechanism: Mechanism, train: bool, test: bool) -> None:
-        self.touched = touched
+    def __init__(self, placement: Placement, model: nn.Module, mechanism: Mechanism, train: bool, test: bool) -> None:
+        self.placement = placement
         self.mechanism = mechanism
         self.train = train
         self.test = test
@@ -95,7 +95,7 @@ class StageHook:
         if not isinstance(output, Tensor) or output.ndim not in (3, 4):
             kind = f"{output.ndim}-d tensor" if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(
-                f"stage {self.touched.stage} ({self.touched.module}) must give a 4-d map or 3-d tokens, got {kind}"
+                f"stage {self.placement.stage} ({self.placement.module}) must give a 4-d map or 3-d tokens, got {kind}"
             )
         if output.ndim == 3:
             prefix, height, width = self.token_grid(output.shape[1])
@@ -113,8 +113,8 @@ class StageHook:
             if side > 0 and side * side == tokens - prefix:
                 return TokenGrid(prefix, side, side)
         raise ValueError(
-            f"stage {self.touched.stage} ({self.touched.module}) gives {tokens} tokens, {self.prefix_tokens} of them prefix:"
-            " they form no patch grid; choose a stage whose tokens do"
+            f"stage {self.placement.stage} ({self.placement.module}) gives {tokens} tokens, {self.prefix_tokens} of them"
+            " prefix: they form no patch grid; choose a stage whose tokens do"
         )
 
     @torch.compiler.disable
@@ -128,14 +128,14 @@ class StageHook:
         with torch.random.fork_rng(devices):
             for seed, image_1CHW in zip(self.image_seeds, features_BCHW.split(1), strict=True):
                 source = torch.cuda if devices else torch.default_generator  # torch.manual_seed would reseed every device
-                source.manual_seed(seed_of(seed, self.touched.stage))
+                source.manual_seed(seed_of(seed, self.placement.stage))
                 noisy.append(self.mechanism.apply_noise(image_1CHW))
         return torch.cat(noisy)
 
 
 def inject(
     model: nn.Module, mechanism: Mechanism, stages: Sequence[str], train: bool = True, test: bool = False
-) -> list[Touched]:
+) -> list[Placement]:
     """Attach `mechanism` to the outputs of `stages` (L1..L4 through timm's feature_info, or module names).
 
     Noise acts when the stage's module is in training mode (`train`) and/or in eval mode (`test`). Inject before
@@ -150,8 +150,8 @@ def inject(
     """
     if isinstance(stages, str) or not stages:
         raise ValueError(f"stages must be a non-empty list such as ['L4'], got {stages!r}")
-    touched = [Touched(stage, find_stage(model, stage)) for stage in stages]
-    names = [place.module for place in touched] + [hook.touched.module for hook in stage_hooks(model)]
+    touched = [Placement(stage, find_stage(model, stage)) for stage in stages]
+    names = [place.module for place in touched] + [hook.placement.module for hook in stage_hooks(model)]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise ValueError(f"stages must name different modules without noise, got {', '.join(sorted(twice))} twice")
@@ -191,9 +191,9 @@ def stage_grids(model: nn.Module, images: Tensor) -> dict[str, tuple[int, int]]:
 
         def record(module: nn.Module, inputs: tuple, output: Tensor, hook: StageHook = hook) -> None:
             height, width = hook.grid(output)[1].shape[2:]
-            grids[hook.touched.stage] = (height, width)
+            grids[hook.placement.stage] = (height, width)
 
-        handles.append(model.get_submodule(hook.touched.module).register_forward_hook(record, prepend=True))
+        handles.append(model.get_submodule(hook.placement.module).register_forward_hook(record, prepend=True))
     was_training = model.training
     try:
         with torch.no_grad():
@@ -202,7 +202,7 @@ def stage_grids(model: nn.Module, images: Tensor) -> dict[str, tuple[int, int]]:
         model.train(was_training)
         for handle in handles:
             handle.remove()
-    silent = [hook.touched for hook in stage_hooks(model) if hook.touched.stage not in grids]
+    silent = [hook.placement for hook in stage_hooks(model) if hook.placement.stage not in grids]
     if silent:
         raise ValueError(f"stage {silent[0].stage} ({silent[0].module}) is never called by {type(model).__name__}'s forward")
     return grids

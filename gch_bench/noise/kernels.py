@@ -14,20 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gch_bench.checks import check_choice, check_number
+
 BOUNDARIES = ("outside", "inside")
 DENSE_SITES = 256  # up to 16 x 16: one dense product is faster than two small ones and their launches
-
-
-def check_number(name: str, value: float, low: float, strict: bool = False) -> None:
-    """Raise ValueError unless ``value`` is finite and ``>= low`` (``> low`` when strict)."""
-    good = isinstance(value, (int, float)) and math.isfinite(value) and (value > low if strict else value >= low)
-    if not good:
-        raise ValueError(f"{name} must be a finite number {'>' if strict else '>='} {low:g}, got {value!r}")
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
 
 
 class Spectrum(NamedTuple):

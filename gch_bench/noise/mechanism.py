@@ -12,15 +12,11 @@ import torch
 from timm.layers.drop import DropBlock2d
 from torch import Tensor, nn
 
-from gch_bench.noise.kernels import KERNELS, DirichletGreen, Kernel, PeriodicGreen, check_choice, check_number, variance_on
+from gch_bench.checks import check_choice, check_number, check_probability
+from gch_bench.noise.kernels import KERNELS, DirichletGreen, Kernel, PeriodicGreen, variance_on
 from gch_bench.noise.laws import hard_mask, samplewise_gate, sites_kept, wick_gate
 
 NORMALIZATIONS = ("samplewise", "wick")
-
-
-def check_probability(name: str, value: float) -> None:
-    if not (isinstance(value, (int, float)) and 0 <= value < 1):
-        raise ValueError(f"{name} must be in [0, 1), got {value!r}")
 
 
 class Mechanism(nn.Module):

@@ -6,10 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from gch_bench.records import slug
+from gch_bench.files import slug
 from gch_bench.report.geometry_compare import Comparison
-from gch_bench.spectral.analysis import PHYSICAL, SOURCE, ChainReport
-from gch_bench.spectral.factors import STATIC
+from gch_bench.results.geometry import PHYSICAL, SOURCE, STATIC, ChainReport
 
 Reports = Sequence[tuple[str, ChainReport]]
 STATIC_NOTE = (

@@ -7,11 +7,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from gch_bench.errors import UserError
-from gch_bench.records import CELL_CLEAN
 from gch_bench.report.statistics import rank_correlation
 from gch_bench.report.tables import Run, means, shared_cells
-from gch_bench.spectral.analysis import ChainReport
-from gch_bench.spectral.factors import STATIC
+from gch_bench.results.geometry import STATIC, ChainReport
+from gch_bench.results.records import CELL_CLEAN
 
 FEW = 10  # runs below which a rank correlation is a hint at most
 GEOMETRY = {
@@ -60,8 +59,8 @@ def compare(
         summary = static[0].summary
         row = {
             "run": label,
-            "noise": run.facts["config"]["noise"]["name"],
-            "seed": run.facts["config"]["seed"],
+            "noise": run.facts.config["noise"]["name"],
+            "seed": run.facts.config["seed"],
             "chain": static[0].chain,
             "drift": summary.get("drift", float("nan")),
             "displacement": summary.get("displacement", float("nan")),
@@ -76,7 +75,7 @@ def compare(
         rows.append(row)
     table = pd.DataFrame(rows)
     correlations = _correlations(table, seed) if cells else pd.DataFrame()
-    notes = _notes(table, correlations, cells, {run.facts["protocol_id"] for run in runs})
+    notes = _notes(table, correlations, cells, {run.facts.protocol_id for run in runs})
     for digest in {digest for digest in digests.values() if list(digests.values()).count(digest) > 1}:
         same = ", ".join(label for label, own in digests.items() if own == digest)
         notes.insert(1, f"WARNING: {same} have the same weights: as rows of a correlation they are one run")

@@ -9,8 +9,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from gch_bench.records import slug
-from gch_bench.spectral.analysis import PHYSICAL, SOURCE, ChainReport
+from gch_bench.files import slug
+from gch_bench.results.geometry import PHYSICAL, SOURCE, ChainReport
 
 matplotlib.rcParams.update({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none"})
 WIDE = 10.0  # inches

@@ -1,14 +1,15 @@
 """Comparison of finished runs: clean and mean-over-corruptions metrics, and paired differences from the first run."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
 from gch_bench.errors import UserError
 from gch_bench.metrics import CLEAN, averaged, mean_corruption, summarize
-from gch_bench.records import CELL_CLEAN, Cell, read_json, read_record, record_facts, recorded_cells
 from gch_bench.report.statistics import Interval, paired_differences
+from gch_bench.results.records import CELL_CLEAN, Cell, read_record, record_facts, recorded_cells
+from gch_bench.results.runfacts import RunFacts, read_run_facts
 
 METRICS = {"top1": "top-1 %", "ece": "ECE %", "nll": "NLL"}
 
@@ -17,7 +18,7 @@ class Run(NamedTuple):
     """A finished run: its folder, run.json, rows per cell, and of cells of stored images their fingerprint."""
 
     folder: Path
-    facts: dict[str, Any]
+    facts: RunFacts
     cells: dict[Cell, pd.DataFrame]
     images: dict[Cell, str | None]
 
@@ -42,16 +43,12 @@ def read_run(folder: Path) -> Run:
     Raises:
         UserError: no run there, an unfinished one, or an unreadable file.
     """
-    facts = read_json(folder / "run.json")
-    if facts.get("kind") == "diagnosis":
-        raise UserError(f"{folder} holds a diagnosis: give the folders of the runs themselves")
-    if facts.get("status") != "finished":
-        raise UserError(
-            f"{folder} holds an unfinished run: finish it with the command it was started with, {facts.get('command')}"
-        )
-    found = recorded_cells(folder, {"protocol": facts["protocol_id"], "weights": facts["weights"]})
+    facts = read_run_facts(folder)
+    if not facts.finished or facts.weights is None:
+        raise UserError(f"{folder} holds an unfinished run: finish it with the command it was started with, {facts.command}")
+    found = recorded_cells(folder, {"protocol": facts.protocol_id, "weights": facts.weights})
     if CELL_CLEAN not in found:
-        raise UserError(f"{folder} has no clean record: run its command again, {facts.get('command')}")
+        raise UserError(f"{folder} has no clean record: run its command again, {facts.command}")
     images = {cell: (record_facts(folder, cell) or {}).get("images") for cell in found}
     return Run(folder, facts, {cell: read_record(folder, cell) for cell in found}, images)
 
@@ -97,12 +94,12 @@ def shared_cells(runs: list[Run]) -> list[Cell]:
 
 def _labels(runs: list[Run]) -> list[str]:
     """The noise mechanisms' names where they tell the runs apart, else the folders'."""
-    names = [run.facts["config"]["noise"]["name"] for run in runs]
+    names = [run.facts.config["noise"]["name"] for run in runs]
     return names if len(set(names)) == len(names) else [run.folder.name for run in runs]
 
 
 def means(run: Run, cells: list[Cell]) -> dict[str, float]:
-    classes = run.facts["data"]["num_classes"]
+    classes = run.facts.data["num_classes"]
     rows = {cell: summarize(run.cells[cell], classes) for cell in cells}
     return rows[CELL_CLEAN] if CELL_CLEAN in rows else mean_corruption(rows, METRICS)
 
@@ -138,7 +135,7 @@ def _notes(runs: list[Run], shared: list[Cell], num_resamples: int, level: float
             f"differences: paired over images, [{level:.0%} percentile interval of {num_resamples} bootstrap resamples];"
             " they say nothing about other training seeds"
         )
-    protocols = {run.facts["protocol_id"] for run in runs}
+    protocols = {run.facts.protocol_id for run in runs}
     if len(protocols) > 1:
         notes.append(f"WARNING: the runs follow DIFFERENT PROTOCOLS and are not comparable: {', '.join(sorted(protocols))}")
     else:
@@ -147,6 +144,6 @@ def _notes(runs: list[Run], shared: list[Cell], num_resamples: int, level: float
         if others:
             notes.append(f"WARNING: {len(others)} corrupted cells were measured on DIFFERENT STORED IMAGES: not comparable")
     for run, label in zip(runs, _labels(runs), strict=True):
-        notes += [f"WARNING: {label}: {warning}" for warning in run.facts["warnings"]]
-        notes.append(f"{label}: {run.folder}, commit {run.facts['commit']}, seed {run.facts['config']['seed']}")
+        notes += [f"WARNING: {label}: {warning}" for warning in run.facts.warnings]
+        notes.append(f"{label}: {run.folder}, commit {run.facts.commit}, seed {run.facts.config['seed']}")
     return notes

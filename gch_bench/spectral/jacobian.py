@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from torch.func import jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gch_bench.spectral.factors import MEASURED, Factor
-
 CHUNK_BYTES = 256 * 2**20  # of tangents of one block's input and output at a time
 CHANNELS_FIRST, CHANNELS_LAST, TOKEN = "channels first", "channels last", "token"
 
@@ -67,8 +65,8 @@ def block_jacobian(block: Callable[[Tensor], Tensor], inputs: Tensor, layout: La
 
 def network_jacobians(
     network: nn.Module, blocks: Sequence[str], image: Tensor, token: int | None = None, chunk_bytes: int = CHUNK_BYTES
-) -> Iterator[Factor]:
-    """The Jacobian of every named block of ``network`` at what it receives for ``image`` (1, 3, H, W), in the blocks' order.
+) -> Iterator[tuple[str, Tensor]]:
+    """(name, Jacobian) of every named block of ``network``, in order, at what it receives for ``image`` (1, 3, H, W).
 
     The network is used in eval mode and left in the mode it was in. ``token``: which token of a token model; default: the one
     in the middle of the patches. Noise is what the network's hooks make of eval mode, none by default.
@@ -83,7 +81,7 @@ def network_jacobians(
         for name in blocks:
             inputs = received.pop(name)
             layout = _layout(network, name, inputs, token)
-            yield Factor(name, block_jacobian(network.get_submodule(name), inputs, layout, chunk_bytes), kind=MEASURED)
+            yield name, block_jacobian(network.get_submodule(name), inputs, layout, chunk_bytes)
     finally:
         network.train(training)
 

@@ -15,7 +15,7 @@ from torch import nn
 from gch_bench import distributed
 from gch_bench.distributed import World
 from gch_bench.errors import UserError
-from gch_bench.records import write_atomic
+from gch_bench.files import write_atomic
 from gch_bench.training.optim import Optimisation
 
 
@@ -61,7 +61,7 @@ def save(
     Raises:
         UserError: the file cannot be written; an earlier checkpoint at `path` is kept.
     """
-    states = distributed.gather(rng_state(world.device), world)
+    states = distributed.all_gather(rng_state(world.device), world)
     if not world.main:
         return
     content = {

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gch_bench import distributed
-from gch_bench.config import RecipeConfig
+from gch_bench.config.run import RecipeConfig
 from gch_bench.data.images import BadImage
 from gch_bench.data.loaders import Batch, TrainLoader, checked
 from gch_bench.distributed import World
@@ -50,6 +50,13 @@ class StepReport(NamedTuple):
     top1: float
     images_per_second: float
     lr: float
+
+
+def training_note(progress: StepReport, epochs: int) -> str:
+    return (
+        f"epoch {progress.epoch + 1}/{epochs} loss {progress.loss:.3f} top-1 {progress.top1:.1%}"
+        f" {progress.images_per_second:.0f} img/s"
+    )
 
 
 class TrainingJob(NamedTuple):
@@ -108,7 +115,7 @@ def train(job: TrainingJob, report: Callable[[StepReport], None], skipped: list[
             done = Position(epoch + 1, 0)
             _save(job, done)
     trained = optimisation.ema.module if optimisation.ema is not None else job.model
-    distributed.share(trained.state_dict(), world)  # batch-norm statistics differ between processes: rank 0's are saved
+    distributed.broadcast(trained.state_dict(), world)  # batch-norm statistics differ between processes: rank 0's are saved
     return trained
 
 
@@ -137,12 +144,12 @@ def _train_epoch(
         update = epoch * steps + step + 1
         looking = step + 1 == steps or (step + 1) % CHECK_EVERY == 0 or world.device.type == "cpu"
         stop = requests[0] if requests else 0
-        stopping = distributed.any_process(bool(stop), world) if looking else bool(stop) and not world.parallel
+        stopping = distributed.any_rank(bool(stop), world) if looking else bool(stop) and not world.parallel
         if looking or stopping:
             _refuse_non_finite(job, sums, epoch, step)
         _update(job, update)
         if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
-            loss, correct, images = distributed.total(sums.clone(), world).tolist()
+            loss, correct, images = distributed.all_reduce(sums.clone(), world).tolist()
             rate = images / (time.perf_counter() - since)
             lr = optimisation.optimizer.param_groups[0]["lr"]
             report(StepReport(epoch, step + 1, steps, loss / max(images, 1), correct / max(images, 1), rate, lr))
@@ -187,7 +194,7 @@ def _update(job: TrainingJob, update: int) -> None:
 def _save(job: TrainingJob, position: Position) -> None:
     """Write the checkpoint, but never over a good one with weights that are not finite."""
     bad = [name for name, value in job.model.state_dict().items() if not bool(torch.isfinite(value).all())]
-    if distributed.any_process(bool(bad), job.world):
+    if distributed.any_rank(bool(bad), job.world):
         raise UserError(f"{', '.join(bad[:3]) or 'weights'} became non-finite in epoch {position.epoch}: {_advice(job)}")
     checkpoint.save(job.checkpoint, job.model, job.optimisation, position, job.config_hash, job.num_classes, job.world)
 
@@ -199,7 +206,7 @@ def _advice(job: TrainingJob) -> str:
 
 def _refuse_non_finite(job: TrainingJob, sums: Tensor, epoch: int, step: int) -> None:
     """Called before every checkpoint, so that none ever holds weights that a non-finite loss has touched."""
-    if distributed.any_process(not bool(torch.isfinite(sums[0])), job.world):
+    if distributed.any_rank(not bool(torch.isfinite(sums[0])), job.world):
         raise UserError(f"the training loss is not finite at epoch {epoch + 1}, step {step + 1}: {_advice(job)}")
 
 

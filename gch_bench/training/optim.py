@@ -10,7 +10,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from gch_bench.config import RecipeConfig
+from gch_bench.config.run import RecipeConfig
 from gch_bench.errors import UserError
 
 

@@ -8,9 +8,10 @@ import torch
 from corruption_references import DEVICES, INDEPENDENT, LAWS, REFERENCE, REPLAYED, ids, needs_reference, photos
 from torch import Tensor
 
-from gch_bench.corruptions import (
-    ALEXNET_CLEAN_ERROR_PERCENT,
-    ALEXNET_ERROR_PERCENT,
+from gch_bench.corruptions.blur import ZOOM_PLANES, clipped_zoom, enlarge, gaussian_filter
+from gch_bench.corruptions.digital import _sample
+from gch_bench.corruptions.parameters import ALEXNET_CLEAN_ERROR_PERCENT, ALEXNET_ERROR_PERCENT
+from gch_bench.corruptions.table import (
     CORRUPTIONS,
     PARAMETER_SETS,
     PART_PIXELS,
@@ -20,8 +21,6 @@ from gch_bench.corruptions import (
     jpeg_roundtrip,
     parameters_for,
 )
-from gch_bench.corruptions.blur import ZOOM_PLANES, clipped_zoom, enlarge, gaussian_filter
-from gch_bench.corruptions.digital import _sample
 from gch_bench.corruptions.weather import plasma
 from gch_bench.metrics import EXTRA
 

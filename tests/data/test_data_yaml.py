@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from gch_bench.data.options import ROOTS, DataConfig
+from gch_bench.config.data import ROOTS, DataConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "data"
 

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from gch_bench.data.options import DataConfig
-from gch_bench.data.source import load_data
+from gch_bench.config.data import DataConfig
+from gch_bench.data.sets import load_data
 from gch_bench.errors import UserError
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gch_bench.config.data import DataConfig
 from gch_bench.data.images import BadImage
 from gch_bench.data.loaders import eval_loader
-from gch_bench.data.options import DataConfig
-from gch_bench.data.source import load_data
+from gch_bench.data.sets import load_data
 from gch_bench.data.transforms import eval_transform
 from gch_bench.errors import UserError
 

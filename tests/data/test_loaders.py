@@ -6,15 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
+from gch_bench.config.data import AugmentConfig
 from gch_bench.data.images import ArrayImages, FileImages
 from gch_bench.data.loaders import Batch, checked, eval_loader, train_loader
-from gch_bench.data.options import AugmentConfig
-from gch_bench.data.transforms import eval_transform, train_transform
+from gch_bench.data.transforms import Normalisation, eval_transform, train_transform
 from gch_bench.errors import UserError
 
 N, SIZE = 43, 16
-MEAN = STD = (0.5, 0.5, 0.5)
-TRAIN = train_transform(AugmentConfig(auto_augment="rand-m5-mstd0.5", random_erasing=0.5), SIZE, MEAN, STD)
+NORMALISATION = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+TRAIN = train_transform(AugmentConfig(auto_augment="rand-m5-mstd0.5", random_erasing=0.5), SIZE, NORMALISATION)
 EVAL = eval_transform(SIZE)
 
 

@@ -7,9 +7,9 @@ import pytest
 import torchvision
 from PIL import Image
 
+from gch_bench.config.data import DataConfig
 from gch_bench.data import folders
-from gch_bench.data.options import DataConfig
-from gch_bench.data.source import load_data
+from gch_bench.data.sets import load_data
 from gch_bench.errors import UserError
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

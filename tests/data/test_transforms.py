@@ -3,12 +3,12 @@ import pytest
 import torch
 from PIL import Image
 
+from gch_bench.config.data import AugmentConfig
 from gch_bench.data.loaders import seeded
-from gch_bench.data.options import AugmentConfig
-from gch_bench.data.transforms import eval_transform, normalise, train_transform
+from gch_bench.data.transforms import Normalisation, eval_transform, normalise, train_transform
 from gch_bench.errors import UserError
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+NORMALISATION = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -47,8 +47,9 @@ def test_without_resize_another_image_is_resized_in_imagenets_proportion():
 def test_normalise_is_the_equation_and_keeps_its_input():
     images = torch.randint(0, 256, (2, 3, 5, 4), dtype=torch.uint8)
     kept = images.clone()
-    expected = (images.double().numpy() / 255 - np.array(MEAN).reshape(3, 1, 1)) / np.array(STD).reshape(3, 1, 1)
-    result = normalise(images, MEAN, STD)
+    mean, std = (np.array(values).reshape(3, 1, 1) for values in NORMALISATION)
+    expected = (images.double().numpy() / 255 - mean) / std
+    result = normalise(images, NORMALISATION)
     assert (result.dtype, result.shape) == (torch.float32, images.shape)
     np.testing.assert_allclose(result.numpy(), expected, atol=1e-6)
     assert torch.equal(images, kept)
@@ -56,13 +57,13 @@ def test_normalise_is_the_equation_and_keeps_its_input():
 
 def test_normalise_refuses_floats():
     with pytest.raises(TypeError, match=r"images must be uint8 in 0..255, got torch.float32"):
-        normalise(torch.rand(1, 3, 2, 2), MEAN, STD)
+        normalise(torch.rand(1, 3, 2, 2), NORMALISATION)
 
 
 def test_train_transform_without_augmentation_is_the_eval_path():
     image = photo(32, 32)
     plain = AugmentConfig(scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip=0.0)
-    assert torch.equal(train_transform(plain, 32, MEAN, STD)(image), normalise(eval_transform(32)(image), MEAN, STD))
+    assert torch.equal(train_transform(plain, 32, NORMALISATION)(image), normalise(eval_transform(32)(image), NORMALISATION))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_train_transform_without_augmentation_is_the_eval_path():
     ],
 )
 def test_train_transform_gives_normalised_tensors(augment):
-    transform = train_transform(augment, 24, MEAN, STD, "bicubic")
+    transform = train_transform(augment, 24, NORMALISATION, "bicubic")
     with seeded(0):
         first, second = transform(photo(40, 30)), transform(photo(40, 30))
     assert (first.shape, first.dtype) == ((3, 24, 24), torch.float32)
@@ -87,14 +88,14 @@ def test_train_transform_gives_normalised_tensors(augment):
 def test_flip_and_erasing_probabilities_reach_timm():
     image = photo(16, 16)
     plain = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
-    straight = train_transform(AugmentConfig(**plain, hflip=0.0), 16, MEAN, STD)(image)
-    flipped = train_transform(AugmentConfig(**plain, hflip=1.0), 16, MEAN, STD)(image)
+    straight = train_transform(AugmentConfig(**plain, hflip=0.0), 16, NORMALISATION)(image)
+    flipped = train_transform(AugmentConfig(**plain, hflip=1.0), 16, NORMALISATION)(image)
     assert torch.equal(flipped, straight.flip(-1))
-    erased = train_transform(AugmentConfig(**plain, hflip=0.0, random_erasing=1.0), 16, MEAN, STD)(image)
+    erased = train_transform(AugmentConfig(**plain, hflip=0.0, random_erasing=1.0), 16, NORMALISATION)(image)
     changed = (erased != straight).any(0)
     assert 0.01 < changed.float().mean() < 0.5
 
 
 def test_auto_augment_that_timm_rejects_is_one_line():
     with pytest.raises(UserError, match=r"^augment.auto_augment must be a timm string such as rand-m9-mstd0.5, got 'rand-zz9'"):
-        train_transform(AugmentConfig(auto_augment="rand-zz9"), 16, MEAN, STD)
+        train_transform(AugmentConfig(auto_augment="rand-zz9"), 16, NORMALISATION)

@@ -9,7 +9,7 @@ import pytest
 from gch_bench.corruptions import CORRUPTIONS, Corruption
 from gch_bench.errors import UserError
 from gch_bench.evaluation.cells import missing_cells, try_corruptions
-from gch_bench.records import CELL_CLEAN, COLUMNS, Cell, write_record
+from gch_bench.results.records import CELL_CLEAN, COLUMNS, Cell, write_record
 
 FOG, SNOW = Cell("fog", 1), Cell("snow", 3)
 FACTS = {"protocol": "p", "weights": "w"}

@@ -15,10 +15,10 @@ import torch
 from conftest import REPOSITORY, TINY, configuration, environment, signalled
 from PIL import Image
 
+from gch_bench.apps.run import train_and_evaluate
 from gch_bench.corruptions import CORRUPTIONS, Corruption
 from gch_bench.errors import UserError
-from gch_bench.job import train_and_evaluate
-from gch_bench.records import write_atomic
+from gch_bench.files import write_atomic
 
 Refused = Callable[..., str]
 

@@ -15,9 +15,9 @@ from conftest import TINY, configuration
 from hydra import compose, initialize_config_dir
 from safetensors.torch import save_file
 
-from gch_bench.cli import diagnosis, reported
-from gch_bench.diagnose import diagnose
-from gch_bench.job import train_and_evaluate
+from gch_bench.apps.cli import diagnosis_config, reported
+from gch_bench.apps.diagnosis.run import diagnose
+from gch_bench.apps.run import train_and_evaluate
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = ("model.name=resnet18", "model.kwargs={channels: [4, 8, 8, 16]}", "logger=none", "threads=1")
@@ -25,7 +25,7 @@ SMALL = ("model.name=resnet18", "model.kwargs={channels: [4, 8, 8, 16]}", "logge
 
 def run(*overrides: str) -> None:
     with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
-        diagnose(diagnosis(compose("diagnose", overrides=list(overrides))))
+        diagnose(diagnosis_config(compose("diagnose", overrides=list(overrides))))
 
 
 def resnet(path: Path, seed: int = 0, classes: int = 7) -> str:
@@ -120,7 +120,7 @@ def test_same_numbers_again_and_another_run_is_kept(tmp_path: Path, refused) -> 
     assert "holds a diagnosis" in refused(*SMALL, f"runs=[{tmp_path / 'out'}]", f"output={tmp_path / 'other'}")
 
 
-@pytest.mark.parametrize("moment", ["gch_bench.diagnose.weight_table", "gch_bench.records.write_json"])
+@pytest.mark.parametrize("moment", ["gch_bench.apps.diagnosis.run.weight_table", "gch_bench.files.write_json"])
 def test_sigterm_leaves_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], moment: str
 ) -> None:

@@ -12,9 +12,9 @@ import pytest
 import torch
 from conftest import REPOSITORY, TINY, configuration, signalled
 
-from gch_bench.job import train_and_evaluate
+from gch_bench.apps.run import train_and_evaluate
 from gch_bench.metrics import summarize
-from gch_bench.records import COLUMNS
+from gch_bench.results.records import COLUMNS
 
 CELLS = 1 + 4 * 3  # clean, and corruptions=quick: four corruptions at three severities
 

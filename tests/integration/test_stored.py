@@ -11,8 +11,8 @@ from conftest import TINY, configuration
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
+from gch_bench.apps.run import train_and_evaluate
 from gch_bench.corruptions import corrupt
-from gch_bench.job import train_and_evaluate
 
 Refused = Callable[..., str]
 NAMES, SEVERITIES, SIZE = ("gaussian_noise", "contrast"), (1, 4), 32

@@ -16,9 +16,9 @@ import torch
 from conftest import REPOSITORY, TINY, configuration, environment
 from PIL import Image
 
+from gch_bench.apps.run import train_and_evaluate
 from gch_bench.errors import UserError
-from gch_bench.job import train_and_evaluate
-from gch_bench.records import CELL_CLEAN, read_record
+from gch_bench.results.records import CELL_CLEAN, read_record
 from gch_bench.training.checkpoint import rng_state, set_rng_state
 
 Refused = Callable[..., str]
@@ -166,7 +166,7 @@ def test_a_finished_run_stays_finished(tmp_path: Path, monkeypatch: pytest.Monke
     def full(*arguments: object) -> None:
         raise UserError("cannot write: disk full")
 
-    monkeypatch.setattr("gch_bench.records.write_record", full)
+    monkeypatch.setattr("gch_bench.results.records.write_record", full)
     with pytest.raises(UserError):
         run(tmp_path / "run", "corruptions.names=[contrast]", "corruptions.severities=[1]")
     after = json.loads((tmp_path / "run" / "run.json").read_text())

@@ -8,7 +8,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from gch_bench.noise import GaussianChaosNoise, Mechanism, Touched, inject
+from gch_bench.noise import GaussianChaosNoise, Mechanism, Placement, inject
 from gch_bench.noise.inject import image_seeds, stage_grids, stage_hooks, stage_modules
 from gch_bench.noise.mechanism import LayerNoise
 
@@ -84,7 +84,7 @@ def test_backbone(name: str) -> None:
     keys, clean_logits = list(model.state_dict()), model(images)
     clean = output_of(model, stages["L4"], images)
     assert stage_modules(model) == stages
-    assert inject(model, Ramp(), ["L4"]) == [Touched("L4", stages["L4"])]
+    assert inject(model, Ramp(), ["L4"]) == [Placement("L4", stages["L4"])]
     assert stage_grids(model, images) == {"L4": grid}
     assert list(model.state_dict()) == keys
     assert torch.equal(model(images), clean_logits), "eval mode is untouched"
@@ -129,7 +129,7 @@ def test_maps_that_are_not_square(name: str, size: tuple[int, int], grids: dict[
     for stage, (height, width) in grids.items():
         (touched,) = inject(model, Ramp(), [stage])
         clean = output_of(model, touched.module, images)
-        hook = next(hook for hook in stage_hooks(model) if hook.touched == touched)
+        hook = next(hook for hook in stage_hooks(model) if hook.placement == touched)
         hook.test = True
         noisy = output_of(model, touched.module, images)
         hook.test = False
@@ -163,7 +163,7 @@ def test_one_gate_for_all_channels_in_training() -> None:
     ratio = torch.where(kept[0] > 1e-3, noisy / kept[0], torch.nan)
     gate = ratio.nanmean(1, keepdim=True)
     assert torch.nanmean((ratio - gate).abs()) < 1e-5
-    assert hook.touched == Touched("L4", "layer4")
+    assert hook.placement == Placement("L4", "layer4")
 
 
 def test_deep_copies_are_independent() -> None:

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from gch_bench.errors import UserError
-from gch_bench.records import CELL_CLEAN, Cell
 from gch_bench.report.tables import Run, compare
+from gch_bench.results.records import CELL_CLEAN, Cell
+from gch_bench.results.runfacts import RunFacts
 
 CELLS = [CELL_CLEAN, *(Cell(name, severity) for name in ("brightness", "contrast") for severity in (1, 2))]
 
@@ -21,7 +22,11 @@ def make_run(name: str, seed: int, protocol: str = "p", warnings: tuple[str, ...
         numbers = {key: rng.random(60) for key in ("confidence", "nll", "brier", "entropy")}
         rows[cell] = pd.DataFrame({"id": np.arange(60), "label": labels, "prediction": prediction, "top5": True, **numbers})
     config = {"noise": {"name": name}, "seed": seed}
-    facts = {"config": config, "data": {"num_classes": 3}, "protocol_id": protocol, "warnings": list(warnings), "commit": "c"}
+    facts = RunFacts(
+        status="finished", started="", command="train.py", processes=1, device="cpu", commit="c", versions={}, hardware={},
+        protocol_id=protocol, protocol={}, mechanism=name, stages=[], warnings=list(warnings), data={"num_classes": 3},
+        parameters=1, config=config, identity={}, weights="w",
+    )  # fmt: skip
     return Run(Path("runs") / f"{name}-{seed}", facts, rows, {})
 
 

@@ -1,0 +1,296 @@
+"""One chain of factors -> its tables: a row per factor and per interface, spectra, channels; factor by factor, two at a time.
+
+Definitions: docs/geometry.md. Nothing of a factor but its rows and a small picture is kept: a chain may be longer than memory.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from gch_bench.apps.diagnosis.chains import Factor
+from gch_bench.config.diagnosis import AlignmentConfig, SpectralConfig
+from gch_bench.results.geometry import PHYSICAL, PICTURE, SOURCE, ChainReport, Picture
+from gch_bench.spectral import alignment as pam
+from gch_bench.spectral import gibbs, radial
+from gch_bench.spectral.linalg import Decomposition, decompose, finite64, gram_values, top_value
+from gch_bench.spectral.transport import Transport, principal_angles, transport_of
+from gch_bench.threads import few_at_a_time
+
+ETAS = (0.9, 0.95, 0.99)
+TAU_WINDOW = (0.75, 0.95)  # shares of block norms below the automatic tau
+OMEGA_WINDOW = (0.25, 0.75)  # shares of overlap strengths below the automatic omega
+
+
+class _Analysed(NamedTuple):
+    factor: Factor
+    parts: Decomposition
+    radial: radial.Radial
+    energies: Tensor
+    window: int
+
+
+Keep = Callable[[int, dict[str, Tensor]], None]
+
+
+def analyse(
+    factors: Iterable[Factor],
+    chain: str,
+    description: str,
+    spectral: SpectralConfig,
+    alignment: AlignmentConfig,
+    keep: Keep | None = None,
+) -> ChainReport:
+    """The report on a chain; ``keep(index, matrices)`` is given each interface's matrices.
+
+    Raises:
+        ValueError: a factor that is zero or not finite, factors that do not compose, or more groups than rows.
+    """
+    names = ("factors", "interfaces", "channels", "columns", "edges", "spectra")
+    rows: dict[str, list[Any]] = {name: [] for name in names}
+    interfaces: list[radial.Interface] = []
+    report = ChainReport(chain, "", description)
+    before: _Analysed | None = None
+    for index, factor in enumerate(factors):
+        here = _analyse_factor(factor, spectral)
+        report.kind = factor.kind
+        rows["factors"].append({"index": index, **_factor_row(here, spectral)})
+        rows["spectra"].append(_spectrum(index, here))
+        if before is not None:
+            interfaces.append(_analyse_interface(index - 1, before, here, alignment, rows, report.pictures, keep))
+        before = here
+    for name, parts in rows.items():
+        whole = pd.DataFrame(parts) if not parts or isinstance(parts[0], dict) else pd.concat(parts, ignore_index=True)
+        whole.insert(0, "kind", report.kind)
+        whole.insert(0, "chain", chain)
+        setattr(report, name, whole)
+    report.summary = _summary(report, interfaces)
+    return report
+
+
+def _analyse_factor(factor: Factor, options: SpectralConfig) -> _Analysed:
+    try:
+        parts = decompose(factor.matrix)
+        radius = radial.radial_of_values(parts.values)
+    except ValueError as error:
+        raise ValueError(f"factor {factor.name}: {error}") from error
+    window = gibbs.effective_rank(gibbs.chart(radius.fit.exponent, radius.fit.size), options.eta)
+    return _Analysed(factor, parts, radius, gibbs.energies(parts.values).cpu(), window)
+
+
+def _analyse_interface(
+    index: int,
+    first: _Analysed,
+    second: _Analysed,
+    options: AlignmentConfig,
+    rows: dict[str, list[Any]],
+    pictures: list[Picture],
+    keep: Keep | None,
+) -> radial.Interface:
+    """Add an interface's rows and picture; its matrices are gone when the next factor is read."""
+    moved = transport_of(first.parts, second.parts, first.window, second.window)
+    top = top_value(moved.physical) / (first.radial.norm * second.radial.norm)
+    between = radial.interface_of(first.radial, second.radial, top)
+    title = f"{first.factor.name} -> {second.factor.name}"
+    row = {"index": index, "first": first.factor.name, "second": second.factor.name}
+    row |= _radial_row(between, first, second) | _transport_row(moved, first, second)
+    for form, matrix, cut in (
+        (PHYSICAL, moved.physical, moved.physical_truncated),
+        (SOURCE, moved.source_mode, moved.source_mode_truncated),
+    ):
+        shown = _align(matrix, second.factor.group_size, options, title)
+        labels = pam.channel_labels(matrix, shown.alignment, options.kappa)
+        stable = pam.stable_labels(labels, shown.alignment, cut - matrix)
+        row |= {f"{form}_{key}": value for key, value in _alignment_row(shown, moved, labels, stable).items()}
+        if form == PHYSICAL:
+            rows["channels"].append(_channels(index, shown.alignment, labels, stable))
+            rows["columns"].append(_columns(index, shown.alignment))
+            rows["edges"].append(_edges(index, shown.alignment))
+            pictures.append(_picture(index, title, matrix, shown))
+            if keep is not None:
+                keep(index, _matrices(moved, shown))
+    rows["interfaces"].append(row)
+    return between
+
+
+def _factor_row(here: _Analysed, options: SpectralConfig) -> dict[str, Any]:
+    fit = here.radial.fit
+    low, high = gibbs.rank_window(fit.exponent, options.exponent_uncertainty, fit.size, options.eta)
+    fitted = gibbs.chart(fit.exponent, fit.size)
+    ranks = {f"rank_{eta * 100:.0f}": gibbs.effective_rank(here.energies, eta) for eta in ETAS}
+    chart_ranks = {f"chart_rank_{eta * 100:.0f}": gibbs.effective_rank(fitted, eta) for eta in ETAS}
+    return {
+        "name": here.factor.name,
+        "rows": here.factor.matrix.shape[0],
+        "columns": here.factor.matrix.shape[1],
+        "norm": here.radial.norm,
+        "top": float(here.parts.values[0]),
+        **fit._asdict(),
+        "radial": here.radial.radial,
+        "chart_radial": here.radial.chart,
+        "residual": here.radial.residual,
+        **ranks,
+        **chart_ranks,
+        "window_low": low,
+        "window_high": high,
+    }
+
+
+def _spectrum(index: int, here: _Analysed) -> pd.DataFrame:
+    values = here.parts.values.cpu()
+    return pd.DataFrame({"index": index, "rank": range(1, len(values) + 1), "value": values.numpy(), "energy": here.energies})
+
+
+def _radial_row(between: radial.Interface, first: _Analysed, second: _Analysed) -> dict[str, Any]:
+    row = {key: value for key, value in between._asdict().items() if key not in ("first", "second")}
+    equal = first.radial.fit.size == second.radial.fit.size
+    return row | {
+        "budget": 2 * between.amplitude,
+        "hellinger_squared": gibbs.hellinger_squared(first.energies, second.energies),
+        "bures_squared": gibbs.bures_squared(first.energies, second.energies) if equal else math.nan,
+        "spectrum_kl": gibbs.kl_divergence(first.energies, second.energies) if equal else math.nan,
+    }
+
+
+def _transport_row(moved: Transport, first: _Analysed, second: _Analysed) -> dict[str, Any]:
+    angles = principal_angles(first.parts, second.parts, moved.rank_first, moved.rank_second)
+    return {
+        "rank_first": moved.rank_first,
+        "rank_second": moved.rank_second,
+        "product_norm": float(torch.linalg.vector_norm(moved.full)),
+        "truncation_error": moved.error,
+        "truncation_bound": moved.bound,
+        "fitted_bound": moved.fitted_bound,
+        "smallest_angle": float(angles[0]),
+        "mean_cosine_squared": float(angles.cos().square().mean()),
+    }
+
+
+class _Aligned(NamedTuple):
+    alignment: pam.Alignment
+    tau: float
+    omega: float
+
+
+def _align(matrix: Tensor, group_size: int | None, options: AlignmentConfig, where: str) -> _Aligned:
+    if group_size is not None and len(matrix) % group_size:
+        raise ValueError(f"interface {where}: group_size must divide its {len(matrix)} rows, got {group_size}")
+    groups = len(matrix) // group_size if group_size is not None else min(options.groups, len(matrix))
+    norms = pam.block_norms(matrix, groups)
+    rms = float(norms.square().mean().sqrt())
+    if rms == 0:
+        raise ValueError(f"interface {where}: the product of its factors is zero, it carries nothing")
+    tau = options.tau * rms if options.tau else pam.widest_gap(norms, *TAU_WINDOW)
+    strengths = pam.overlap_strengths(norms, norms >= tau)
+    pairs = strengths[torch.triu(torch.ones_like(strengths, dtype=torch.bool), 1)]
+    whole = float(torch.linalg.vector_norm(norms))
+    automatic = pam.widest_gap(pairs, *OMEGA_WINDOW) if len(pairs) and float(pairs.max()) > 0 else whole
+    omega = options.omega * whole if options.omega else automatic
+    return _Aligned(pam.align(matrix, groups, tau, omega, options.hub_degree, options.noise_budget), tau, omega)
+
+
+def _alignment_row(shown: _Aligned, moved: Transport, labels: pam.ChannelLabels, stable: Tensor) -> dict[str, Any]:
+    made = shown.alignment
+    energy = made.core**2 + made.overlapping**2 + made.noise**2
+    certified = "bound" if moved.bound < made.radius else "measured" if moved.error < made.radius else "no"
+    return {
+        "groups": len(made.supports),
+        "tau": shown.tau,
+        "omega": shown.omega,
+        "radius": made.radius,
+        "limit": made.limit,
+        "certified": certified,
+        "missing": max(moved.error - made.radius, 0.0),
+        "core_share": made.core**2 / energy,
+        "overlap_share": made.overlapping**2 / energy,
+        "noise_share": made.noise**2 / energy,
+        "active": float(made.supports.double().mean()),
+        "edges": int(made.edges.sum()) // 2,
+        "hubs": int(made.hubs.sum()),
+        **{name: int((labels.label == kind).sum()) for kind, name in enumerate(pam.LABELS)},
+        "stable_labels": int(stable.sum()) if certified != "no" else 0,  # a label is only kept where the masks are
+    }
+
+
+def _channels(index: int, made: pam.Alignment, labels: pam.ChannelLabels, stable: Tensor) -> pd.DataFrame:
+    columns = {name: values.cpu().numpy() for name, values in labels._asdict().items() if name != "label"}
+    names = [pam.LABELS[kind] for kind in labels.label.tolist()]
+    head = {"index": index, "channel": range(len(names)), "group": made.group.cpu().numpy(), "label": names}
+    return pd.DataFrame(head | columns | {"margin_holds": stable.cpu().numpy()})
+
+
+def _columns(index: int, made: pam.Alignment) -> pd.DataFrame:
+    supports = [",".join(str(g) for g, active in enumerate(column) if active) for column in made.supports.T.tolist()]
+    degree, hub = made.degree.cpu().numpy(), made.hubs.cpu().numpy()
+    return pd.DataFrame({"index": index, "column": range(len(supports)), "supports": supports, "degree": degree, "hub": hub})
+
+
+def _edges(index: int, made: pam.Alignment) -> pd.DataFrame:
+    one, other = torch.triu(made.edges, 1).nonzero().cpu().unbind(1)
+    shared = [int(made.shared(g, h).sum()) for g, h in zip(one.tolist(), other.tolist(), strict=True)]
+    strength = made.overlap.cpu()[one, other]
+    return pd.DataFrame({"index": index, "one": one.numpy(), "other": other.numpy(), "strength": strength.numpy(),
+                         "shared": np.array(shared, dtype=np.int64)})  # fmt: skip
+
+
+def _picture(index: int, title: str, matrix: Tensor, shown: _Aligned) -> Picture:
+    cells = (min(matrix.shape[0], PICTURE), min(matrix.shape[1], PICTURE))
+    energy = torch.nn.functional.adaptive_avg_pool2d(matrix.square()[None, None], cells)[0, 0].sqrt()
+    order = shown.alignment.norms.amax(0).argsort(descending=True)
+    return Picture(index, title, energy.cpu(), shown.alignment.norms[:, order].cpu(), shown.tau)
+
+
+def _matrices(moved: Transport, shown: _Aligned) -> dict[str, Tensor]:
+    made = shown.alignment
+    names = ("full", "physical", "physical_truncated", "source_mode")
+    small = {"norms": made.norms, "supports": made.supports, "overlap": made.overlap, "edges": made.edges, "hubs": made.hubs}
+    return {name: getattr(moved, name) for name in names} | small | {"masks": made.masks.to(torch.int8)}
+
+
+def _summary(report: ChainReport, interfaces: list[radial.Interface]) -> dict[str, float]:
+    """One number each for the whole chain: what runs are compared by."""
+    factors, between = report.factors, report.interfaces
+    summary = {
+        "factors": float(len(factors)),
+        "mean_exponent": float(factors["exponent"].mean()),
+        "mean_kl": float(factors["kl"].mean()),
+        "mean_residual": float(factors["residual"].abs().mean()),
+        "last_exponent": float(factors["exponent"].iloc[-1]),
+        "last_rank_90": float(factors["rank_90"].iloc[-1]),
+    }
+    if not interfaces:
+        return summary
+    budget = radial.depth_budget(interfaces)
+    same = factors[factors["size"] == factors["size"].iloc[-1]]
+    action = gibbs.fisher_action([float(a) for a in same["exponent"]], int(same["size"].iloc[-1]))
+    certified = {form: float((between[f"{form}_certified"] != "no").mean()) for form in (PHYSICAL, SOURCE)}
+    return summary | budget._asdict() | {
+        "fisher_action_last_size": action,
+        "certified_share": certified[PHYSICAL],
+        "certified_share_source_mode": certified[SOURCE],
+    }  # fmt: skip
+
+
+def weight_table(weights: Iterable[tuple[str, Tensor]]) -> pd.DataFrame:
+    """A row per weight: the spectrum of its taps' singular values taken together, and its chart.
+
+    On a CPU several weights at a time: most are too small to keep more than one core busy. Raises ValueError where one is not
+    finite.
+    """
+    return pd.DataFrame(few_at_a_time(_weight_row, weights))
+
+
+def _weight_row(weight: tuple[str, Tensor]) -> dict[str, Any]:
+    name, taps = weight
+    values = gram_values(finite64(taps, f"{name}.weight")).flatten()
+    row: dict[str, Any] = {"name": name, "taps": taps.shape[0], "rows": taps.shape[1], "columns": taps.shape[2], "norm": 0.0}
+    if float(values.max()) == 0:
+        return row
+    here = radial.radial_of_values(values)
+    p = gibbs.energies(values).cpu()
+    ranks = {f"rank_{eta * 100:.0f}": gibbs.effective_rank(p, eta) for eta in ETAS}
+    return row | {"norm": here.norm, "top": float(values.max()), **here.fit._asdict(), **ranks}

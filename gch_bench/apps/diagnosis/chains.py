@@ -1,0 +1,396 @@
+"""Weights -> chains of operator matrices, outputs x inputs, by YAML files of regular expressions over state-dict keys.
+
+A chain file (chain_files/*.yaml, or a user's own) has a `name`, a `description` and `units`; each unit finds modules by name:
+
+    units:
+      - block: 'layer(\\d+)\\.(\\d+)'    # the module's whole name; its captured numbers are \\1, \\2, ...
+        order: ['\\1', '\\2']           # where its factor stands in the chain; default: where its first key stands
+        product:                        # matrices under the module, from the input side; a key is a regular expression
+          - {key: 'conv1\\.weight', norm: bn1}
+          - {key: 'conv2\\.weight', norm: bn2}
+        shortcut:                       # added to the product: `identity`, or a product, or the identity where it is not found
+          - {key: 'downsample\\.0\\.weight', norm: downsample.1}
+        group_size: 64                  # rows in groups of so many, or `head_dim`; default: the report's own number of groups
+        skip_vectors: true              # modules whose weight is a vector (norms) are passed over
+
+An entry of a product is a key, or a mapping with `key` and options: `norm` (fold this batch norm, a regular expression too;
+`eps` 1e-5), `as: diagonal` (a vector of gains) or `as: depthwise` (a convolution channel by channel), `transpose: true` (stored
+inputs x outputs), `part: [i, n]` (the i-th of n equal parts of the rows), `heads: true` (grouped queries: heads of head_dim
+rows, each repeated until the next matrix is filled), `optional: true`. Convolutions act at DC: their taps are summed. A grouped
+convolution is block diagonal. Source: GSA I, arXiv 2605.02108; which matrices stand for a block is this project's choice
+(docs/geometry.md).
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from torch import Tensor
+
+from gch_bench.results.geometry import STATIC
+from gch_bench.spectral.linalg import finite64
+
+# What `chain=auto` looks for: the first family of which a chain is there; `layers` only where its shapes compose.
+FAMILIES = (
+    ("resnet",), ("convnext",), ("vit_mlp", "vit_ov"), ("mixer",), ("gpt2_mlp", "gpt2_ov"), ("llama_mlp", "llama_ov"),
+    ("dit_mlp", "dit_ov"), ("unet2d",), ("layers",),
+)  # fmt: skip
+
+
+class Factor(NamedTuple):
+    """One operator of a chain."""
+
+    name: str  # the module's name
+    matrix: Tensor  # float64 (outputs, inputs)
+    group_size: int | None = None  # its rows come in groups of so many
+    kind: str = STATIC
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One matrix of a product; see the module's docstring."""
+
+    key: str
+    norm: str | None = None
+    eps: float = 1e-5
+    form: str = "matrix"  # matrix | diagonal | depthwise
+    transpose: bool = False
+    part: tuple[int, int] | None = None
+    heads: bool = False
+    optional: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.key, str):
+            raise ValueError(f"key must be a regular expression, got {self.key!r}")
+        re.compile(self.key)
+        if self.norm is not None:
+            re.compile(self.norm)
+        if self.form not in ("matrix", "diagonal", "depthwise"):
+            raise ValueError(f"as must be diagonal or depthwise, got {self.form!r}")
+        if self.part is not None and not (
+            _whole_numbers(self.part) and len(self.part) == 2 and 1 <= self.part[0] <= self.part[1]
+        ):
+            raise ValueError(f"part must be [i, n] with 1 <= i <= n, got {list(self.part)}")
+        if not isinstance(self.eps, float) or self.eps < 0:
+            raise ValueError(f"eps must be a number >= 0 such as 1.0e-5, got {self.eps!r}")
+
+
+def _whole_numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, int) and not isinstance(value, bool) for value in values)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One kind of module in a chain."""
+
+    block: str
+    product: tuple[Entry, ...]
+    order: tuple[str | int, ...] | None = None
+    has_shortcut: bool = False
+    shortcut: tuple[Entry, ...] = ()  # the identity where it is empty, or not found
+    group_size: int | str | None = None
+    skip_vectors: bool = False
+
+    def __post_init__(self) -> None:
+        numbers = re.compile(self.block).groups
+        if all(entry.optional for entry in self.product):
+            raise ValueError("a product must have an entry that is not optional")
+        size = self.group_size
+        if size not in (None, "head_dim") and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+            raise ValueError(f"group_size must be a whole number >= 1 or head_dim, got {size!r}")
+        for part in self.order or ():
+            captured = re.fullmatch(r"\\(\d)", part) if isinstance(part, str) else None
+            if not (_whole_numbers([part]) or (captured and 1 <= int(captured[1]) <= numbers)):
+                raise ValueError(
+                    f"order must hold whole numbers and \\1..\\{numbers}, the numbers that block captures, got {part!r}"
+                )
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A named way to read an ordered list of factors from weights."""
+
+    name: str
+    description: str
+    units: tuple[Unit, ...]
+
+
+class _Block(NamedTuple):
+    unit: Unit
+    name: str
+    place: tuple[int, ...]
+
+
+def builtin_chains() -> list[str]:
+    """The names that `chain=` takes besides a file."""
+    return sorted(path.name.removesuffix(".yaml") for path in _folder().iterdir() if path.name.endswith(".yaml"))
+
+
+def _folder() -> Any:
+    return resources.files("gch_bench.apps.diagnosis") / "chain_files"
+
+
+def load_chain(chain: str) -> Chain:
+    """A built-in chain by name, or one from a .yaml file.
+
+    Raises:
+        ValueError: no such chain or file, or one that breaks the format above.
+    """
+    if chain in builtin_chains():
+        text = (_folder() / f"{chain}.yaml").read_text()
+    elif chain.endswith((".yaml", ".yml")):
+        try:
+            text = Path(chain).expanduser().read_text()
+        except OSError as error:
+            raise ValueError(f"chain file {chain} cannot be read: {error.strerror}") from error
+    else:
+        raise ValueError(f"unknown chain {chain!r}: choose one of {', '.join(builtin_chains())}, or a file NAME.yaml")
+    try:
+        content = yaml.safe_load(text)
+        if not isinstance(content, dict) or set(content) - {"name", "description", "units"} or not content.get("units"):
+            raise ValueError("it must have name, description and units")
+        units = tuple(_unit(unit) for unit in content["units"])
+        return Chain(str(content.get("name", Path(chain).stem)), str(content.get("description", "")), units)
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, re.error) as error:
+        raise ValueError(
+            f"chain file {chain} is wrong: {' '.join(str(error).split())}; see gch_bench/apps/diagnosis/chains.py"
+        ) from error
+
+
+def _unit(content: dict[str, Any]) -> Unit:
+    unknown = set(content) - {"block", "order", "product", "shortcut", "group_size", "skip_vectors"}
+    if unknown:
+        raise ValueError(f"unknown {', '.join(sorted(unknown))} in a unit")
+    shortcut = content.get("shortcut")
+    return Unit(
+        block=content["block"],
+        product=_entries(content["product"]),
+        order=tuple(content["order"]) if "order" in content else None,
+        has_shortcut=shortcut is not None,
+        shortcut=() if shortcut in (None, "identity") else _entries(shortcut),
+        group_size=content.get("group_size"),
+        skip_vectors=content.get("skip_vectors", False),
+    )
+
+
+def _entries(contents: Any) -> tuple[Entry, ...]:
+    if not isinstance(contents, list):
+        raise ValueError(f"a product must be a list of keys, got {contents!r}")
+    entries = []
+    for content in contents:
+        options: dict[str, Any] = {"key": content} if isinstance(content, str) else dict(content)
+        if "as" in options:
+            options["form"] = options.pop("as")
+        if "part" in options:
+            options["part"] = tuple(options["part"])
+        entries.append(Entry(**options))
+    return tuple(entries)
+
+
+def chain_blocks(weights: Mapping[str, Tensor], chain: Chain) -> list[str]:
+    """The names of the modules of a chain, in order; [] where the weights have none."""
+    return [block.name for block in _blocks(weights, chain)]
+
+
+def _blocks(weights: Mapping[str, Tensor], chain: Chain) -> list[_Block]:
+    found: dict[str, _Block] = {}
+    for position, key in enumerate(weights):
+        for unit in chain.units:
+            first = next(entry for entry in unit.product if not entry.optional)
+            match = re.fullmatch(rf"(?P<_block>{unit.block})\.(?:{first.key})", key)
+            if match and not (unit.skip_vectors and weights[key].ndim < 2):
+                name = match["_block"]
+                at = re.fullmatch(unit.block, name)
+                assert at is not None
+                place = (position,) if unit.order is None else tuple(int(at.expand(str(part))) for part in unit.order)
+                found.setdefault(name, _Block(unit, name, place))
+                break
+    return sorted(found.values(), key=lambda block: block.place)
+
+
+def find_chains(weights: Mapping[str, Tensor]) -> list[Chain]:
+    """The chains of the first family that these weights have two blocks of; [] if there is none."""
+    adaptive = any("adaLN_modulation" in key for key in weights)  # the original DiT has the keys of a vision transformer too
+    for family in sorted(FAMILIES[:-1], key=lambda family: not (adaptive and family[0].startswith("dit"))):
+        chains = [load_chain(name) for name in family]
+        present = [chain for chain in chains if len(chain_blocks(weights, chain)) >= 2]
+        if present:
+            return present
+    layers = load_chain(*FAMILIES[-1])
+    try:
+        for _ in chain_factors(weights, layers):
+            pass
+    except ValueError:
+        return []
+    return [layers]
+
+
+def chain_factors(
+    weights: Mapping[str, Tensor], chain: Chain, device: torch.device | str = "cpu", head_dim: int | None = None
+) -> Iterator[Factor]:
+    """The factors of a chain, in order, one at a time, float64 on ``device``; each weight is read when it is needed.
+
+    ``head_dim``: rows of an attention head, where the chain needs it (grouped queries, groups of rows).
+
+    Raises:
+        ValueError: fewer than two blocks, a matrix that is missing, not finite or of a wrong shape, or factors that do not
+            compose (the message names both).
+    """
+    blocks = _blocks(weights, chain)
+    if len(blocks) < 2:
+        raise ValueError(
+            f"chain {chain.name} needs at least two blocks {' or '.join(unit.block for unit in chain.units)}, the weights have"
+            f" {len(blocks)} (first keys: {', '.join(list(weights)[:3])})"
+        )
+    reader = _Reader(weights, device, head_dim)
+    factors = (Factor(block.name, _operator(reader, block), reader.group_size(block)) for block in blocks)
+    yield from composing(factors, chain.name)
+
+
+class _Reader(NamedTuple):
+    weights: Mapping[str, Tensor]
+    device: torch.device | str
+    head_dim: int | None
+
+    def read(self, key: str) -> Tensor:
+        weight = self.weights[key]
+        if not weight.is_floating_point():
+            raise ValueError(
+                f"{key} must hold floating-point numbers, got {weight.dtype}: quantised weights must be unpacked first"
+            )
+        return finite64(weight.to(self.device), key)
+
+    def head(self, block: str) -> int:
+        if self.head_dim is None:
+            raise ValueError(f"{block} comes in attention heads of a size that its weights do not say: give head_dim=SIZE")
+        return self.head_dim
+
+    def group_size(self, block: _Block) -> int | None:
+        size = block.unit.group_size
+        return self.head(block.name) if isinstance(size, str) else size
+
+
+def composing(factors: Iterable[Factor], chain: str) -> Iterator[Factor]:
+    """The factors as they come. Raises ValueError, naming both, at one that does not take what the one before it gives."""
+    before: tuple[str, tuple[int, ...]] | None = None
+    for factor in factors:
+        shape = tuple(factor.matrix.shape)
+        if before is not None and before[1][0] != shape[1]:
+            raise ValueError(
+                f"chain {chain} does not compose: {factor.name} has shape {shape} (outputs, inputs) and takes {shape[1]}"
+                f" inputs, {before[0]} before it has shape {before[1]} and gives {before[1][0]} outputs"
+            )
+        before = (factor.name, shape)
+        yield factor
+
+
+def _operator(reader: _Reader, block: _Block) -> Tensor:
+    unit, prefix = block.unit, f"{block.name}."
+    own = {key.removeprefix(prefix): key for key in reader.weights if key.startswith(prefix)}
+    matrix = _product(reader, own, unit.product, block.name)
+    if not unit.has_shortcut:
+        return matrix
+    if unit.shortcut and all(_find(own, entry) for entry in unit.shortcut):
+        shortcut = _product(reader, own, unit.shortcut, block.name)
+    else:
+        if matrix.shape[0] != matrix.shape[1]:
+            raise ValueError(f"{block.name} has an identity shortcut but is {tuple(matrix.shape)}, not square")
+        shortcut = torch.eye(len(matrix), dtype=torch.float64, device=reader.device)
+    if shortcut.shape != matrix.shape:
+        raise ValueError(f"{block.name} has shape {tuple(matrix.shape)} and its shortcut {tuple(shortcut.shape)}")
+    return matrix + shortcut
+
+
+def _find(own: Mapping[str, str], entry: Entry) -> str | None:
+    return next((own[key] for key in own if re.fullmatch(entry.key, key)), None)
+
+
+def _product(reader: _Reader, own: Mapping[str, str], entries: Sequence[Entry], block: str) -> Tensor:
+    """The matrices of a product, multiplied from the input side."""
+    total: Tensor | None = None
+    heads = False  # the rows so far come in heads, which the next matrix may want repeated
+    for entry in entries:
+        key = _find(own, entry)
+        if key is None:
+            if entry.optional:
+                continue
+            raise ValueError(f"{block} has no weight {entry.key}, which its chain needs; it has {', '.join(list(own)[:5])}")
+        weight = reader.read(key)
+        if total is not None and heads and weight.ndim == 2 and weight.shape[1] != len(total):
+            total = _repeated_heads(total, weight.shape[1], reader.head(block), key)
+        inputs = None if total is None else len(total)
+        if entry.form != "matrix":
+            gain = weight.flatten(1).sum(1) if entry.form == "depthwise" else weight.flatten()
+            total = torch.diag(gain) if total is None else gain[:, None] * total if len(gain) == inputs else None
+            if total is None:
+                raise ValueError(f"{key} has {len(gain)} gains, and what comes before it in {block} gives {inputs} outputs")
+        else:
+            matrix = _matrix(weight, entry, key, inputs)
+            if entry.norm:
+                matrix = _norm_gain(reader, own, entry, block)[:, None] * matrix
+            total = matrix if total is None else matrix @ total
+        heads = entry.heads
+    assert total is not None
+    return total
+
+
+def _repeated_heads(total: Tensor, wanted: int, head_dim: int, key: str) -> Tensor:
+    """(wanted, inputs): each head of ``head_dim`` rows several times in a row, as grouped queries share it."""
+    if len(total) % head_dim or wanted % len(total):
+        raise ValueError(f"{key} takes {wanted} inputs, which are no copies of {len(total)} rows in heads of {head_dim}")
+    return total.unflatten(0, (-1, head_dim)).repeat_interleave(wanted // len(total), 0).flatten(0, 1)
+
+
+def _matrix(weight: Tensor, entry: Entry, key: str, inputs: int | None) -> Tensor:
+    """(outputs, inputs) of a linear layer or of a convolution at DC; grouped where it takes fewer than ``inputs``."""
+    if weight.ndim < 2:
+        raise ValueError(f"{key} must be a matrix or a convolution, got shape {tuple(weight.shape)}")
+    matrix = weight.flatten(2).sum(2) if weight.ndim > 2 else weight
+    if entry.transpose:
+        matrix = matrix.mT
+    if entry.part:
+        index, parts = entry.part
+        if len(matrix) % parts:
+            raise ValueError(f"{key} has {len(matrix)} rows, which do not split into {parts} parts")
+        matrix = matrix.chunk(parts)[index - 1]
+    if inputs is None or inputs == matrix.shape[1]:
+        return matrix
+    groups = inputs // matrix.shape[1]
+    if weight.ndim == 2 or inputs % matrix.shape[1] or len(matrix) % groups:
+        raise ValueError(
+            f"{key} has shape {tuple(matrix.shape)} (outputs, inputs), which does not compose with the {inputs} outputs of what"
+            " comes before it"
+        )
+    return torch.block_diag(*matrix.chunk(groups))
+
+
+def _norm_gain(reader: _Reader, own: Mapping[str, str], entry: Entry, block: str) -> Tensor:
+    """gamma / sqrt(running variance + eps) of a batch norm; gamma is 1 where it is not stored."""
+    name = next((key for key in own if re.fullmatch(rf"(?:{entry.norm})\.running_var", key)), None)
+    if name is None:
+        raise ValueError(f"{block} has no {entry.norm}.running_var, which its chain folds into {entry.key}")
+    variance = reader.read(own[name])
+    if float(variance.min()) < 0:
+        raise ValueError(f"{own[name]} must be >= 0, got {float(variance.min())!r}")
+    scale = own.get(name.removesuffix("running_var") + "weight")
+    gain = (variance + entry.eps).rsqrt()
+    return gain * reader.read(scale) if scale else gain
+
+
+def weight_matrices(weights: Mapping[str, Tensor], device: torch.device | str = "cpu") -> Iterator[tuple[str, Tensor]]:
+    """Every weight with at least two dimensions by itself: (name of its layer, (taps, outputs, inputs) as it is stored).
+
+    A convolution gives one matrix a tap. Norms and biases are vectors and left out, and so are weights that are no
+    floating-point numbers.
+    """
+    for key in weights:
+        if key.endswith(".weight") or key == "weight":
+            weight = weights[key]
+            if weight.ndim >= 2 and weight.is_floating_point() and 0 not in weight.shape:
+                weight = weight.to(device)
+                yield key.removesuffix(".weight"), weight.flatten(2).permute(2, 0, 1) if weight.ndim > 2 else weight[None]

@@ -1,0 +1,367 @@
+"""The diagnostic job: weights -> chains -> tables, figures, a summary in one folder; runs -> geometry against reliability."""
+
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from gch_bench import distributed, files
+from gch_bench.apps.diagnosis import chains
+from gch_bench.apps.diagnosis.analysis import analyse, weight_table
+from gch_bench.apps.diagnosis.chains import Chain, Factor
+from gch_bench.apps.diagnosis.subjects import Subject, subjects
+from gch_bench.config.diagnosis import DiagnoseConfig
+from gch_bench.data.images import BadImage
+from gch_bench.data.sets import load_data
+from gch_bench.data.transforms import eval_transform, normalise
+from gch_bench.display import Display
+from gch_bench.errors import UserError
+from gch_bench.loggers import open_logger
+from gch_bench.noise.inject import stage_modules
+from gch_bench.provenance import provenance
+from gch_bench.report import geometry, geometry_compare, geometry_figures
+from gch_bench.report.tables import Run, read_run
+from gch_bench.results.geometry import MEASURED, ChainReport
+from gch_bench.spectral.jacobian import network_jacobians
+
+CSV = ("summary", "factors", "interfaces", "weights", "comparison", "correlations")
+TABLES = (*CSV, "channels", "columns", "edges", "spectra")  # a row per channel, column, edge or singular value: Parquet alone
+FOLDERS = ("figures", "matrices")
+OWN = ("run.json", "report.md", "metrics.csv", *(f"{name}.{kind}" for name in TABLES for kind in ("parquet", "csv")), *FOLDERS)
+PATHS = ("checkpoint", "checkpoints", "source", "runs", "chain")
+WATCHING = ("logger", "output", "threads", "device", "save_matrices")  # options that change no number
+
+
+class Diagnosed(NamedTuple):
+    """One subject: its facts, its weights' table, and the reports on its chains."""
+
+    facts: dict[str, Any]
+    weights: pd.DataFrame
+    reports: list[ChainReport]
+
+
+def diagnose(config: DiagnoseConfig) -> None:
+    """Measure, then write: the folder holds nothing of a diagnosis that failed.
+
+    Raises:
+        UserError: the user's mistake, in one line.
+    """
+    world = distributed.start(config.device)
+    try:
+        if world.main:
+            with _obeying_sigterm():
+                _run(config, world.device)
+    finally:
+        distributed.stop()
+
+
+@contextmanager
+def _obeying_sigterm() -> Iterator[None]:
+    """SIGTERM, which schedulers send, ends the job as Ctrl-C does, with nothing left behind. Exit code 143."""
+
+    def leave(number: int, frame: Any) -> None:
+        print("stopped by SIGTERM", file=sys.stderr, flush=True)
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(config: DiagnoseConfig, device: torch.device) -> None:
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    display = Display(True)
+    base = Path(config.output or "runs")
+    if config.output:
+        _check_folder(base, config)
+    runs = [read_run(Path(run)) for run in config.runs]  # a record that is missing is found now, not after the measuring
+    named = [_load_chain(name) for name in config.chain or [] if name != "auto"]
+    _check_names(named)
+    images = _images(config) if config.jacobian.images else None
+    # All is written to a scratch folder, which is gone in the end, and moved when it is whole.
+    with files.making(base), tempfile.TemporaryDirectory(prefix=".diagnosis-", suffix=".tmp", dir=base) as scratch:
+        found = []
+        for subject in subjects(config):
+            display.line(f"{subject.label}: {subject.origin} (weights {subject.digest})")
+            try:
+                found.append(_diagnose_subject(subject, config, named, images, device, display, Path(scratch)))
+            except ValueError as error:
+                raise UserError(f"{subject.label}: {error}") from error
+        identity = _identity(config, named, found)
+        folder = base if config.output else base / f"diagnose-{_name(found)}-{identity[:8]}"
+        _check_identity(folder, identity)
+        comparison = _compare(runs, found, config.seed) if runs else None
+        _write(config, folder, identity, found, comparison, Path(scratch), display)
+
+
+def _compare(runs: list[Run], found: list[Diagnosed], seed: int) -> geometry_compare.Comparison:
+    reports = [(item.facts["label"], item.reports) for item in found]
+    stages = {item.facts["label"]: item.facts["last_stage"] for item in found}
+    digests = {item.facts["label"]: item.facts["weights"] for item in found}
+    return geometry_compare.compare(runs, reports, stages, digests, seed)
+
+
+def _load_chain(name: str) -> Chain:
+    try:
+        return chains.load_chain(name)
+    except ValueError as error:
+        raise UserError(f"chain: {error}") from error
+
+
+def _check_names(named: list[Chain]) -> None:
+    names = [chain.name for chain in named]
+    if len({files.slug(name) for name in names}) < len(names):
+        raise UserError(f"chain: files and built-in chains must have different names, got {', '.join(names)}")
+
+
+def _check_folder(folder: Path, config: DiagnoseConfig) -> None:
+    """Only the same diagnosis is made again in a folder that holds something: what can be seen of it before the measuring."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output must be a folder, got the file {folder}: choose another output=")
+    if (folder / "run.json").exists():
+        facts = files.read_json(folder / "run.json")
+        if facts.get("kind") != "diagnosis":
+            raise UserError(f"{folder} already holds something else than a diagnosis: choose another output=")
+        was, now = _options(facts.get("config", {})), _options(json.loads(json.dumps(config.as_dict())))
+        if differing := [name for name in now if was.get(name) != now[name]]:
+            raise UserError(f"{folder} holds another diagnosis (it differs in {', '.join(differing)}): choose another output=")
+    elif folder.is_dir():
+        foreign = sorted(path.name for path in folder.iterdir() if path.name not in (*OWN, "wandb") and path.suffix != ".tmp")
+        if foreign:
+            raise UserError(f"{folder} already holds something else ({foreign[0]}): choose another output=")
+
+
+def _check_identity(folder: Path, identity: str) -> None:
+    if (folder / "run.json").exists() and files.read_json(folder / "run.json").get("identity") != identity:
+        raise UserError(f"{folder} holds a diagnosis of other weights or chains: choose another output=")
+
+
+def _options(config: dict[str, Any]) -> dict[str, Any]:
+    """Those that change numbers, but for paths, whose contents count."""
+    return {name: value for name, value in config.items() if name not in (*WATCHING, *PATHS)}
+
+
+def _diagnose_subject(
+    subject: Subject,
+    config: DiagnoseConfig,
+    named: list[Chain],
+    images: Callable[[Subject], list[tuple[str, Tensor]]] | None,
+    device: torch.device,
+    display: Display,
+    scratch: Path,
+) -> Diagnosed:
+    wanted = named or chains.find_chains(subject.weights)
+    warnings = list(subject.warnings)
+    if not wanted:
+        warnings.append(
+            f"no built-in chain fits these weights: only the weights themselves were looked at; give chain=FILE.yaml, or one of"
+            f" {', '.join(chains.builtin_chains())}"
+        )
+    reports = []
+
+    def report(factors: Iterable[Factor], count: int, name: str, description: str) -> None:
+        with display.bar(f"{subject.label} {name}", count, "factors") as advance:
+
+            def ticked() -> Iterator[Factor]:
+                for factor in factors:
+                    yield factor
+                    advance(factor.name, 1)
+
+            def keep(index: int, matrices: dict[str, Tensor]) -> None:
+                arrays: dict[str, Any] = {key: value.cpu().numpy() for key, value in matrices.items()}
+                path = scratch / "matrices" / _matrices_file(subject.label, name, index)
+                files.write_atomic(path, partial(np.savez_compressed, **arrays), durable=False)
+
+            done = analyse(
+                ticked(), name, description, config.spectral, config.alignment, keep if config.save_matrices else None
+            )
+        reports.append(done)
+
+    fitting = []
+    for chain in wanted:
+        blocks = chains.chain_blocks(subject.weights, chain)
+        factors = chains.chain_factors(subject.weights, chain, device, subject.head_dim)
+        try:
+            report(factors, len(blocks), chain.name, chain.description)
+            fitting.append(chain)
+        except ValueError as error:
+            if named:
+                raise
+            warnings.append(f"chain {chain.name} was left out: {error}")
+    if images is not None and fitting:
+        assert subject.network is not None
+        blocks = chains.chain_blocks(subject.weights, fitting[0])
+        network = subject.network.to(device, torch.float64)
+        description = f"blocks of chain {fitting[0].name}, measured at one validation image"
+        for image_name, image in images(subject):
+            image = image.to(device, torch.float64)
+            found = network_jacobians(network, blocks, image, config.jacobian.token, config.jacobian.chunk_mib << 20)
+            name = f"jacobian {image_name}"
+            measured = (Factor(block, matrix, kind=MEASURED) for block, matrix in found)
+            report(chains.composing(measured, name), len(blocks), name, description)
+    table = pd.DataFrame()
+    if config.spectral.weights:
+        try:
+            table = weight_table(chains.weight_matrices(subject.weights, device))
+        except ValueError as error:
+            raise ValueError(f"{error}; spectral.weights=false looks at the chains alone") from error
+    facts = {
+        "label": subject.label,
+        "origin": subject.origin,
+        "weights": subject.digest,
+        "size": subject.size,
+        "chains": [item.chain for item in reports],
+        "last_stage": stage_modules(subject.network).get("L4") if subject.network is not None else None,
+        "warnings": warnings,
+    }
+    return Diagnosed(facts, table, reports)
+
+
+def _images(config: DiagnoseConfig) -> Callable[[Subject], list[tuple[str, Tensor]]]:
+    """subject -> (name, normalised (1, 3, size, size)) of images spread evenly over the validation set."""
+    data = load_data(config.data, train=False)
+    count = config.jacobian.images
+    if count > len(data.val):
+        raise UserError(f"jacobian.images must be at most {len(data.val)}, the validation images of {data.name}, got {count}")
+    ids = [int((i + 0.5) * len(data.val) / count) for i in range(count)]
+
+    def of(subject: Subject) -> list[tuple[str, Tensor]]:
+        assert subject.size is not None
+        assert subject.normalisation is not None
+        transform = eval_transform(subject.size, config.data.resize, config.data.interpolation)
+        made = []
+        for i in ids:
+            image = data.val.load_or_bad(i)
+            if isinstance(image, BadImage):
+                raise UserError(f"{image.path} cannot be read: {image.reason}; repair it or choose another jacobian.images")
+            made.append((f"{data.name}-{i}", normalise(transform(image)[None], subject.normalisation)))
+        return made
+
+    return of
+
+
+def _tables(found: list[Diagnosed]) -> dict[str, pd.DataFrame]:
+    def joined(parts: list[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
+        filled = [part.assign(subject=label) for label, part in parts if len(part.columns)]
+        if not filled:
+            return pd.DataFrame()
+        whole = pd.concat(filled, ignore_index=True)
+        whole.insert(0, "subject", whole.pop("subject"))
+        return whole
+
+    of_chain = [(item.facts["label"], report) for item in found for report in item.reports]
+    tables = {
+        name: joined([(label, getattr(report, name)) for label, report in of_chain])
+        for name in ("factors", "interfaces", "channels", "columns", "edges", "spectra")
+    }
+    tables["weights"] = joined([(item.facts["label"], item.weights) for item in found])
+    rows = [{"subject": label, "chain": each.chain, "kind": each.kind, **each.summary} for label, each in of_chain]
+    tables["summary"] = pd.DataFrame(rows)
+    return tables
+
+
+def _write(
+    config: DiagnoseConfig,
+    folder: Path,
+    identity: str,
+    found: list[Diagnosed],
+    comparison: geometry_compare.Comparison | None,
+    scratch: Path,
+    display: Display,
+) -> None:
+    reports = [(item.facts["label"], report) for item in found for report in item.reports]
+    tables, figures = _tables(found), geometry_figures.all_figures(reports)
+    if comparison is not None:
+        tables |= {"comparison": comparison.table, "correlations": comparison.correlations}
+        if comparison.figure is not None:
+            figures["comparison"] = comparison.figure
+    facts = {
+        "kind": "diagnosis",
+        "command": shlex.join(sys.argv),
+        **provenance(),
+        "config": config.as_dict(),
+        "identity": identity,
+        "subjects": [item.facts for item in found],
+    }
+    text = geometry.markdown(facts, reports, comparison, list(figures))
+    for name in TABLES:
+        table = tables.get(name, pd.DataFrame())
+        if len(table.columns):
+            files.write_parquet(scratch / f"{name}.parquet", table)
+            if name in CSV:
+                files.write_csv(scratch / f"{name}.csv", table)
+    for name, figure in figures.items():
+        for kind in ("svg", "png"):
+            path = scratch / "figures" / f"{name}.{kind}"
+            files.write_atomic(path, partial(figure.savefig, format=kind, dpi=150))
+    complete = {_matrices_file(label, each.chain, index) for label, each in reports for index in range(len(each.interfaces))}
+    for path in scratch.glob("matrices/*"):
+        if path.name not in complete:  # of a chain that was left out
+            path.unlink()
+    files.write_atomic(scratch / "report.md", lambda file: file.write(text.encode()))
+    files.write_json(scratch / "run.json", facts)
+    written = _move(scratch, folder)
+    logger = open_logger(config, folder, main=True)
+    try:
+        logger.metrics(geometry.logged_metrics(reports), 0)
+        logger.pictures([folder / "figures" / f"{name}.png" for name in figures])
+        logger.artifact(folder, "geometry", written)
+    finally:
+        logger.close()
+    for item in found:
+        for warning in item.facts["warnings"]:
+            display.warn(f"{item.facts['label']}: {warning}")
+    for shown in geometry.console_tables(reports):
+        display.table(*shown)
+    if comparison is not None:
+        display.table(*comparison.console)
+    display.line(f"report: {folder / 'report.md'}")
+
+
+def _matrices_file(subject: str, chain: str, interface: int) -> str:
+    return f"{files.slug(subject)}-{files.slug(chain)}-{interface}.npz"
+
+
+def _move(scratch: Path, folder: Path) -> list[str]:
+    """Put what was written in the place of an earlier diagnosis; run.json goes first and comes last: without it a folder is not
+    whole. Returns the names."""
+    with files.writing(folder):
+        folder.mkdir(exist_ok=True)
+        for name in OWN:
+            if name not in FOLDERS:
+                (folder / name).unlink(missing_ok=True)
+            elif (folder / name).is_dir():
+                shutil.rmtree(folder / name)
+        written = [name for name in reversed(OWN) if (scratch / name).exists()]
+        for name in written:
+            os.replace(scratch / name, folder / name)
+    return written
+
+
+def _name(found: list[Diagnosed]) -> str:
+    return files.slug(found[0].facts["label"]) if len(found) == 1 else f"{len(found)}-networks"
+
+
+def _identity(config: DiagnoseConfig, named: list[Chain], found: list[Diagnosed]) -> str:
+    """What determines the numbers: the weights, and the options but for where they are written and watched."""
+    plain = _options(config.as_dict()) | {"chains": [asdict(chain) for chain in named]}
+    facts = [(item.facts["label"], item.facts["weights"]) for item in found]
+    return hashlib.sha256(json.dumps([plain, facts], sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,219 @@
+"""What diagnose.py looks at: networks with their weights, files of weights, finished runs."""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+from safetensors import SafetensorError, safe_open
+from timm.models import load_state_dict
+from torch import Tensor, nn
+
+from gch_bench.config.diagnosis import DiagnoseConfig
+from gch_bench.config.run import ModelConfig
+from gch_bench.data.transforms import Normalisation
+from gch_bench.errors import UserError
+from gch_bench.files import read_json, slug
+from gch_bench.model.build import build_network, normalisation
+from gch_bench.model.weights import weights_digest
+from gch_bench.results.runfacts import read_run_facts
+
+
+class Subject(NamedTuple):
+    """Weights to diagnose, and the network they are of where there is one."""
+
+    label: str  # short, unique among the subjects
+    origin: str  # the file, or `timm pretrained`
+    weights: Mapping[str, Tensor]
+    digest: str  # 16 hex digits: which weights
+    network: nn.Module | None
+    size: int | None  # image side of the network
+    normalisation: Normalisation | None
+    head_dim: int | None  # rows of an attention head, where it is known
+    warnings: list[str]
+
+
+class SafetensorsWeights(Mapping[str, Tensor]):
+    """The tensors of one or several .safetensors files, in natural order of their names, each read when it is asked for.
+
+    A file is opened anew for each tensor: an open one stays mapped, and counts as the process's memory once it is read.
+    """
+
+    def __init__(self, source: str) -> None:
+        """A .safetensors file, a folder of them, or a .safetensors.index.json.
+
+        Raises:
+            UserError: no such file or folder, or one that is no safetensors.
+        """
+        path = Path(source).expanduser()
+        if path.is_dir():
+            self.files = sorted(path.glob("*.safetensors"))
+        elif path.name.endswith(".safetensors.index.json"):
+            listed = read_json(path).get("weight_map")
+            if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+                raise UserError(f"source={source} has no weight_map from names to files: it is no index of safetensors")
+            self.files = sorted({path.parent / name for name in listed.values()})
+        else:
+            self.files = [path]
+        if not self.files:
+            raise UserError(f"source={source} holds no .safetensors file: give one, a folder of them, or their index")
+        self.file_of: dict[str, Path] = {}
+        for file in self.files:
+            try:
+                with safe_open(file, "pt") as opened:
+                    self.file_of |= dict.fromkeys(opened.keys(), file)
+            except (OSError, SafetensorError) as error:
+                raise UserError(f"source={file} cannot be read as safetensors: {error}") from error
+        self.names = sorted(self.file_of, key=_natural)
+
+    def __getitem__(self, name: str) -> Tensor:
+        try:
+            with safe_open(self.file_of[name], "pt") as opened:
+                tensor: Tensor = opened.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{self.file_of[name]}: {name} cannot be read: {error}") from error
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def digest(self) -> str:
+        """16 hex digits over the files' bytes."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            with open(file, "rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+        return digest.hexdigest()[:16]
+
+    def head_dim(self) -> int | None:
+        """Rows of an attention head by the config.json beside the files (transformers' names), None where it does not say."""
+        file = self.files[0].parent / "config.json"
+        if not file.is_file():
+            return None
+        facts = read_json(file)
+        if isinstance(facts.get("head_dim"), int):
+            return int(facts["head_dim"])
+        for width, heads in (("hidden_size", "num_attention_heads"), ("n_embd", "n_head")):
+            if isinstance(facts.get(width), int) and isinstance(facts.get(heads), int) and facts[heads] > 0:
+                return int(facts[width] // facts[heads])
+        return None
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")]
+
+
+def subjects(config: DiagnoseConfig) -> Iterator[Subject]:
+    """One after the other, so that only one network is held.
+
+    Raises:
+        UserError: nothing given, or something that is not there or does not fit.
+    """
+    if config.source:
+        weights = SafetensorsWeights(config.source)
+        digest, head_dim = weights.digest(), config.head_dim or weights.head_dim()
+        yield Subject(_source_label(config.source), config.source, weights, digest, None, None, None, head_dim, [])
+    elif config.runs:
+        for folder, label in zip(config.runs, labels(config.runs), strict=True):
+            yield _of_run(Path(folder), label, config.head_dim)
+    else:
+        paths = config.checkpoints or ([config.checkpoint] if config.checkpoint else [])
+        models = [replace(config.model, checkpoint=path) for path in paths] or [config.model]
+        if not paths and not (config.model.checkpoint or config.model.pretrained):
+            raise UserError(
+                "diagnose.py needs weights: give checkpoint=FILE, checkpoints=[FILE,FILE], model.pretrained=true,"
+                " source=FILE.safetensors or runs=[FOLDER,FOLDER]"
+            )
+        for model, label in zip(models, labels(paths) if len(paths) > 1 else [config.model.name], strict=True):
+            facts = _run_facts(model.checkpoint)
+            size = config.size or facts.get("size") or _own_size(model)
+            classes = config.num_classes or facts.get("classes") or _classes(model)
+            stride = model.output_stride or facts.get("output_stride")
+            try:
+                subject = _of_model(replace(model, output_stride=stride), label, size, classes, config.head_dim)
+            except UserError as error:  # in the words that the user typed
+                raise UserError(str(error).replace("model.checkpoint=", "checkpoint=") if paths else str(error)) from error
+            yield subject
+
+
+def labels(paths: list[str]) -> list[str]:
+    """Short unique names: the parts in which the paths differ, else numbered."""
+    stems = [Path(os.path.abspath(re.sub(r"\.(pt|pth|bin|safetensors)$", "", path))) for path in paths]
+    names = [
+        "-".join(part for part in own.parts if not all(part in other.parts for other in stems)) or own.name for own in stems
+    ]
+    return names if len(set(map(slug, names))) == len(names) else [f"{i}-{name}" for i, name in enumerate(names)]
+
+
+def _source_label(source: str) -> str:
+    """The file's or folder's name; the folder's where the file has the name that all have, model.safetensors."""
+    path = Path(os.path.abspath(os.path.expanduser(source)))
+    stem = re.sub(r"\.safetensors(\.index\.json)?$", "", path.name)
+    return path.parent.name if stem == "model" and path.parent.name else stem
+
+
+def _of_model(model: ModelConfig, label: str, size: int, classes: int, head_dim: int | None) -> Subject:
+    network, warnings = build_network(model, classes, size)
+    network.eval()
+    origin = model.checkpoint or "timm pretrained"
+    state = network.state_dict()
+    own = (getattr(module, "head_dim", None) for module in network.modules())
+    head_dim = head_dim or next((size for size in own if isinstance(size, int)), None)
+    return Subject(label, origin, state, weights_digest(network), network, size, normalisation(network), head_dim, warnings)
+
+
+def _of_run(folder: Path, label: str, head_dim: int | None) -> Subject:
+    facts = read_run_facts(folder)
+    try:
+        model = ModelConfig(**facts.config["model"])
+        size, classes = facts.protocol["size"], facts.data["num_classes"]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder}/run.json was written by another version: {error}") from error
+    last = folder / "checkpoints" / "last.pt"
+    if last.exists():
+        model = replace(model, checkpoint=str(last), pretrained=False)
+    elif not (model.checkpoint or model.pretrained):
+        raise UserError(f"{folder} has no checkpoints/last.pt: its weights are gone")
+    return _of_model(model, label, size, classes, head_dim)
+
+
+def _run_facts(checkpoint: str | None) -> dict[str, Any]:
+    """Image size, number of classes and output stride of a checkpoint in a run folder, {} elsewhere."""
+    file = Path(checkpoint or "").parent.parent / "run.json"
+    if not checkpoint or not file.is_file():
+        return {}
+    try:
+        facts = read_run_facts(file.parent)
+        stride = facts.config["model"]["output_stride"]
+        return {"size": facts.protocol["size"], "classes": facts.data["num_classes"], "output_stride": stride}
+    except (UserError, KeyError, TypeError):
+        return {}
+
+
+def _own_size(model: ModelConfig) -> int:
+    facts = None if model.factory else timm.get_pretrained_cfg(model.name, allow_unregistered=True)
+    return int(facts.input_size[-1]) if facts is not None and facts.input_size else 224
+
+
+def _classes(model: ModelConfig) -> int:
+    """Of the classifier that the weights have: the checkpoint's by timm's word for it, else its last matrix."""
+    facts = None if model.factory else timm.get_pretrained_cfg(model.name, allow_unregistered=True)
+    known = int(facts.num_classes) if facts is not None and facts.num_classes else 1000
+    if not model.checkpoint or not Path(model.checkpoint).is_file():
+        return known
+    try:
+        state = load_state_dict(model.checkpoint, use_ema=True, weights_only=True)
+    except Exception:  # building the network says in one line what is wrong with the file
+        return known
+    word: Any = facts.classifier if facts is not None and facts.classifier else ()
+    names = (word,) if isinstance(word, str) else word
+    heads = [state[f"{name}.weight"] for name in names if f"{name}.weight" in state]
+    matrices = [value for key, value in state.items() if key.endswith(".weight") and value.ndim == 2]
+    return len((heads or matrices[-1:] or [range(known)])[0])

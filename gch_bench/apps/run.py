@@ -1,0 +1,333 @@
+"""The main job: configuration -> network with noise -> training -> evaluation, clean and corrupted -> records."""
+
+import json
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from torch import nn
+
+from gch_bench import distributed, files
+from gch_bench.config.run import Config
+from gch_bench.data.images import BadImage
+from gch_bench.data.sets import DataSource, load_data
+from gch_bench.data.stored import StoredImages, stored_images
+from gch_bench.display import Display, metric_cells
+from gch_bench.distributed import World
+from gch_bench.errors import UserError
+from gch_bench.evaluation.cells import missing_cells, parameter_set, try_corruptions, wanted_cells
+from gch_bench.evaluation.predict import Predictor
+from gch_bench.evaluation.protocol import Protocol, protocol_of
+from gch_bench.evaluation.run import CellImages, evaluate_cell
+from gch_bench.loggers import Logger, evaluation_metrics, open_logger
+from gch_bench.metrics import averaged, mean_corruption
+from gch_bench.model.build import NoisyNetwork, build
+from gch_bench.model.weights import weights_digest
+from gch_bench.results import records
+from gch_bench.results.records import CELL_CLEAN, Cell
+from gch_bench.results.runfacts import RunFile, identity_hash
+from gch_bench.results.summary import write_summary
+from gch_bench.training.loop import StepReport, Stopped, TrainingJob, stop_requests, train, training_note
+from gch_bench.training.setup import training_job
+
+
+class Job(NamedTuple):
+    """A run made ready: everything is checked, nothing is written yet."""
+
+    config: Config
+    world: World
+    data: DataSource
+    noisy: NoisyNetwork
+    cells: list[Cell]
+    stored: dict[Cell, StoredImages]  # the corrupted cells' images, {} where they are generated
+    protocol: Protocol
+    folder: Path
+    status: RunFile
+    display: Display
+
+
+def train_and_evaluate(config: Config) -> None:
+    """Train, evaluate and record one run; what its folder already holds is not done again.
+
+    Raises:
+        UserError: the user's mistake, in one line. Exits with 130 (Ctrl-C) or 143 (SIGTERM) after a checkpoint.
+    """
+    world = distributed.start(config.device)
+    try:
+        _run(config, world)
+    except Stopped as stopped:
+        if world.main:
+            print(stopped, file=sys.stderr, flush=True)
+        sys.exit(stopped.exit_code)
+    finally:
+        distributed.stop()
+
+
+def _run(config: Config, world: World) -> None:
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    job = _prepare(config, world)
+    known = job.status.weights
+    _banner(job)
+    cells = missing_cells(job.folder, job.cells, job_facts(job, known), stored_facts(job)) if known else job.cells
+    if known and not cells:
+        job.display.line(f"nothing left to do: {job.folder} holds this run")
+        if world.main:
+            _show(job, _summary(job, known))
+        return
+    if not job.stored:
+        try_corruptions(cells, job.data.size, parameter_set(config.corruptions, job.data.size))
+    training = None
+    if config.recipe is not None:
+        training = training_job(
+            config, job.data, job.noisy, folder=job.folder, config_hash=identity_hash(job.status.identity), world=world
+        )
+    distributed.barrier(world)  # all have looked before anyone writes
+    job.status.begin(**_described(job))
+    logger = open_logger(config, job.folder, world.main)
+    started = time.monotonic()
+    try:
+        model = _train(job, training, logger) if training else job.noisy.network.to(world.device)
+        trained = time.monotonic()
+        weights = weights_digest(model)
+        _evaluate(job, model, weights)
+        if world.main:
+            summary = _summary(job, weights, afresh=True)
+            job.status.finish(weights, trained - started, time.monotonic() - trained)
+            logger.metrics(evaluation_metrics(summary), training.recipe.epochs * training.steps if training else 0)
+            logger.artifact(job.folder, "records", ["records", "summary.csv", "run.json"])
+            _show(job, summary)
+    finally:
+        logger.close()
+
+
+def _prepare(config: Config, world: World) -> Job:
+    """Load and build everything, and refuse whatever is wrong, before the first byte is written."""
+    cells = wanted_cells(config.corruptions)
+    data = _load(config, world)
+    torch.manual_seed(config.seed)  # the initial weights
+    noisy = build(config.model, config.noise, len(data.classes), data.size)
+    _check_weights(config, noisy, len(data.classes))
+    protocol = protocol_of(config, data, noisy.normalisation, world.device.type)
+    stored = _stored(config, data, cells)
+    same = run_identity(config, data, noisy)
+    folder = Path(config.output or f"runs/{config.run_name}-{identity_hash(same)[:8]}")
+    status = RunFile(folder, same, config.resume, world)
+    return Job(config, world, data, noisy, cells, stored, protocol, folder, status, Display(world.main))
+
+
+def _stored(config: Config, data: DataSource, cells: list[Cell]) -> dict[Cell, StoredImages]:
+    """The stored images of each corrupted cell, {} where they are generated. Raises UserError if any is not there."""
+    if not config.corruptions.root:
+        return {}
+    root = Path(config.corruptions.root).expanduser()
+    corrupted = [cell for cell in cells if cell != CELL_CLEAN]
+    found = stored_images(root, corrupted, data.val, None if config.corruptions.resize else data.size)
+    return {cell: found[cell] for cell in corrupted}
+
+
+def run_identity(config: Config, data: DataSource, noisy: NoisyNetwork) -> dict[str, Any]:
+    """What determines the weights and each cell: the configuration, the images, and the weights it starts from.
+
+    Plain JSON values. Paths are not part of it, what lies there is."""
+    given = config.model.checkpoint or config.model.pretrained
+    inputs = {
+        "images": data.fingerprint,
+        "train_images": data.train_fingerprint,
+        "weights": weights_digest(noisy.network) if given else None,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(config.identity))
+    del plain["model"]["checkpoint"]
+    return plain | {"inputs": inputs}
+
+
+def _described(job: Job) -> dict[str, Any]:
+    """The fields of RunFacts that say what was run."""
+    data = job.data
+    return {
+        "protocol_id": job.protocol.id,
+        "protocol": asdict(job.protocol),
+        "mechanism": job.noisy.mechanism,
+        "stages": [stage._asdict() for stage in job.noisy.stages],
+        "warnings": job.noisy.warnings,
+        "data": {
+            "description": data.description,
+            "fingerprint": data.fingerprint,
+            "train_fingerprint": data.train_fingerprint,
+            "num_classes": len(data.classes),
+        },
+        "parameters": sum(parameter.numel() for parameter in job.noisy.network.parameters()),
+        "config": job.config.as_dict(),
+    }
+
+
+def _check_weights(config: Config, noisy: NoisyNetwork, num_classes: int) -> None:
+    """Refuse an evaluation of weights that nobody trained; warn of fine-tuning from nothing."""
+    model = config.model
+    given = model.checkpoint or model.pretrained
+    if config.recipe is None:
+        theirs = (getattr(noisy.network, "pretrained_cfg", None) or {}).get("num_classes")
+        if not given:
+            raise UserError("evaluate.py needs trained weights: give model.checkpoint=FILE or model.pretrained=true")
+        if model.reset_head:
+            raise UserError("model.reset_head=true makes a new classifier, which evaluate.py would not train: use train.py")
+        if model.pretrained and theirs != num_classes:
+            raise UserError(
+                f"model.pretrained=true has {theirs} classes and the data {num_classes}: evaluate.py would score an untrained"
+                " classifier; train one with train.py recipe=finetune"
+            )
+    elif config.recipe.name == "finetune" and not given:
+        noisy.warnings.append("recipe=finetune starts from random weights: give model.pretrained=true or model.checkpoint=FILE")
+
+
+def _load(config: Config, world: World) -> DataSource:
+    if config.data.download and not world.main:
+        distributed.barrier(world)  # rank 0 downloads
+    data = load_data(config.data, train=config.recipe is not None)
+    if config.data.download and world.main:
+        distributed.barrier(world)
+    return data
+
+
+def _train(job: Job, training: TrainingJob, logger: Logger) -> nn.Module:
+    epochs, steps = training.recipe.epochs, training.steps
+    skipped: list[BadImage] = []
+    with job.display.bar("train", epochs * steps, "steps") as advance:
+        done = 0
+
+        def report(progress: StepReport) -> None:
+            nonlocal done
+            step = progress.epoch * steps + progress.step
+            advance(training_note(progress, epochs), step - done)
+            done = step
+            logged = ("loss", "top1", "lr", "images_per_second")
+            logger.metrics({f"train/{key}": getattr(progress, key) for key in logged}, step)
+
+        try:
+            model = train(training, report, skipped)
+        except Stopped:  # on every process, at the same step
+            _note_skipped(job, "train", skipped)
+            raise
+    _note_skipped(job, "train", skipped)
+    return model
+
+
+def _evaluate(job: Job, model: nn.Module, weights: str) -> None:
+    """Record the cells that are missing."""
+    config, world, data = job.config, job.world, job.data
+    facts = job_facts(job, weights)
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32; only this run's evaluation follows
+    view = Predictor(
+        network=model,
+        normalisation=job.noisy.normalisation,
+        parameters=None if job.stored else parameter_set(config.corruptions, data.size),
+        corruption_seed=config.corruptions.seed,
+        jpeg_roundtrip=config.corruptions.jpeg_roundtrip,
+        precision=config.evaluation.precision,
+        noise_passes=config.noise.mc_samples if job.protocol.noise_at_test != "off" else 0,
+        noise_seed=config.seed,
+    )
+    images = CellImages(
+        clean=data.val,
+        stored=job.stored,
+        size=data.size,
+        resize=config.data.resize,
+        # Without corruptions.resize a stored image has the size already: eval_transform leaves it untouched.
+        stored_resize=config.data.resize if config.corruptions.resize else None,
+        interpolation=config.data.interpolation,
+        batch_size=config.evaluation.batch_size,
+        workers=config.data.workers,
+        skip_bad=config.data.skip_bad,
+    )
+    loader_of = images.loaders(world)
+    cells = missing_cells(job.folder, job.cells, facts, stored_facts(job))
+    distributed.barrier(world)  # all have looked before anyone writes
+    skipped: list[BadImage] = []
+    with stop_requests() as stop, job.display.bar("evaluate", len(cells) * len(data.val), "images") as advance:
+
+        def step(note: str, images: int) -> None:
+            advance(note, images)
+            if stop:  # between batches, where nothing can swallow an exception or be left half done
+                sys.exit(128 + stop[0])
+
+        for number, cell in enumerate(cells):
+            note = f"cell {number + 1}/{len(cells)} {cell.corruption}-{cell.severity}"
+            bad: list[BadImage] = []
+            atoms = evaluate_cell(
+                view, cell, loader_of(cell), len(data.val), world, config.data.skip_bad, bad, partial(step, note)
+            )
+            skipped += bad
+            if world.main and number == 0:
+                listed = {"id": range(len(data.val)), "label": data.val.labels, "name": data.val.names}
+                files.write_csv(job.folder / "images.csv", pd.DataFrame(listed))
+            if world.main:
+                commit = {"commit": str(job.status.commit)}
+                made_of = {"images": job.stored[cell].fingerprint} if cell in job.stored else {}
+                records.write_record(job.folder, cell, atoms, facts | commit | made_of)
+    _note_skipped(job, "val", skipped)
+
+
+def _note_skipped(job: Job, split: str, skipped: list[BadImage]) -> None:
+    count = job.status.note_skipped(split, skipped)
+    if count:
+        job.display.warn(f"{count} unreadable {split} images were skipped; {job.status.path} names them")
+
+
+def _summary(job: Job, weights: str, afresh: bool = False) -> pd.DataFrame:
+    """summary.csv, written from the records where it is not there, or `afresh`."""
+    path = job.folder / "summary.csv"
+    if path.exists() and not afresh:
+        return pd.read_csv(path)
+    cells = records.recorded_cells(job.folder, job_facts(job, weights))
+    return write_summary(job.folder, cells, len(job.data.classes))
+
+
+def job_facts(job: Job, weights: str) -> dict[str, str]:
+    """What a record must have been made with to be this run's."""
+    return {"protocol": job.protocol.id, "weights": weights}
+
+
+def stored_facts(job: Job) -> dict[Cell, str]:
+    """The fingerprints of the stored images that each corrupted cell is made of."""
+    return {cell: images.fingerprint for cell, images in job.stored.items()}
+
+
+def _banner(job: Job) -> None:
+    config, show = job.config, job.display
+    stages = ", ".join(f"{stage.stage} ({stage.module}, {stage.height}x{stage.width})" for stage in job.noisy.stages)
+    noise = f"{config.noise.name} at {stages}: {job.noisy.mechanism}" if stages else "none"
+    kwargs = f" {config.model.kwargs}" if config.model.kwargs else ""
+    show.line(f"data:     {job.data.description}")
+    show.line(
+        f"model:    {config.model.factory or config.model.name}{kwargs}, output stride {config.model.output_stride or 'native'}"
+    )
+    show.line(f"noise:    {noise}")
+    show.line(f"protocol: {job.protocol.id}")
+    show.line(f"run:      {job.folder} (seed {config.seed}, {job.world.size} x {job.world.device})")
+    for warning in job.noisy.warnings:
+        show.warn(warning)
+
+
+def _show(job: Job, summary: pd.DataFrame) -> None:
+    """The run's table: clean, and each corruption's mean over severities."""
+    cells: dict[Cell, Any] = {Cell(row["corruption"], row["severity"]): row for row in summary.to_dict("records")}
+    clean = cells.pop(CELL_CLEAN)
+    rows = [["clean", *metric_cells(clean)]]
+    keys = ("top1", "ece", "nll")
+    for name in dict.fromkeys(name for name, _ in cells):
+        own = {cell: row for cell, row in cells.items() if cell[0] == name}
+        rows.append([name, *metric_cells(mean_corruption(own, keys))])
+    with suppress(ValueError):  # corruptions at different severities have no common mean
+        names = averaged(name for name, _ in cells)
+        rows.append([f"mean over {len(names)} corruptions", *metric_cells(mean_corruption(cells, keys))])
+    notes = [f"WARNING: {warning}" for warning in job.noisy.warnings]
+    job.display.table(
+        f"{job.folder.name}: {int(clean['n'])} images per cell, mean over severities",
+        ["corruption", "top-1", "ECE", "NLL"], rows, [*notes, f"records: {job.folder}"],
+    )  # fmt: skip

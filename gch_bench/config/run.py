@@ -1,0 +1,240 @@
+"""Typed configuration: what the YAML groups say, checked once at the door. No torch here, so that --help is quick.
+
+`parse(mapping, Config)` turns the plain dictionary of a composed Hydra config into a `Config`; nothing downstream re-checks it.
+"""
+
+import re
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from gch_bench.checks import check
+from gch_bench.config.data import AugmentConfig, DataConfig
+from gch_bench.errors import UserError
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The backbone: a timm name, or `factory="package.module:function"` called with `kwargs` (and num_classes)."""
+
+    name: str
+    pretrained: bool = False
+    checkpoint: str | None = None  # a state dict (.pt, .pth, .safetensors), nested or prefixed as usual
+    reset_head: bool = False  # drop the checkpoint's classifier when it has another number of classes
+    output_stride: int | None = None  # dilate so that the last map is size / output_stride, where the backbone can
+    factory: str | None = None
+    kwargs: dict[str, Any] | None = None  # further arguments of the constructor
+
+    def __post_init__(self) -> None:
+        check(self.output_stride in (None, 8, 16, 32), "model.output_stride", "8, 16, 32 or null", self.output_stride)
+        check(
+            self.factory is None or re.fullmatch(r"[\w.]+:\w+", self.factory) is not None,
+            "model.factory", "package.module:function", self.factory,
+        )  # fmt: skip
+        if self.pretrained and (self.checkpoint or self.factory):
+            raise UserError("model.pretrained=true goes with neither model.checkpoint nor model.factory: drop one of them")
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """Law x kernel x injection, where and when. Ranges are checked by the mechanism itself (gch_bench.noise)."""
+
+    name: str
+    law: str | None  # null: no noise
+    stages: list[str] = field(default_factory=lambda: ["L4"])
+    train: bool = True
+    eval: bool = False
+    mc_samples: int = 1  # test-time passes whose softmax outputs are averaged; needs eval: true
+    kernel: str = "dirichlet_green"
+    gamma: float | None = None
+    beta: float | None = None
+    energy: float | None = None
+    boundary: str | None = None
+    mass: float | None = None
+    match_variance: bool | None = None
+    per_channel: bool | None = None
+    p: float | None = None
+    block_size: int | None = None
+    sigma: float | None = None
+    relative: bool | None = None
+
+    def __post_init__(self) -> None:
+        check(self.mc_samples >= 1, "noise.mc_samples", ">= 1", self.mc_samples)
+        if self.mc_samples > 1 and not (self.eval and self.law):
+            raise UserError(f"noise.mc_samples={self.mc_samples} needs noise at test time: set noise.eval=true and a noise")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What is set of the law's and kernel's options."""
+        names = (
+            "gamma",
+            "beta",
+            "energy",
+            "boundary",
+            "mass",
+            "match_variance",
+            "per_channel",
+            "p",
+            "block_size",
+            "sigma",
+            "relative",
+        )
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+@dataclass(frozen=True)
+class CorruptionsConfig:
+    """Which corrupted cells are evaluated, and where their images come from: generated here, or a stored ImageNet-C."""
+
+    name: str
+    names: list[str]
+    severities: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5])
+    parameters: str = "auto"  # parameter set; auto: nearest to the image size
+    seed: int = 0  # of the draws
+    jpeg_roundtrip: bool = False  # generated images go through JPEG at quality 85, as the published ones did
+    root: str | None = None  # null: generated here; else the stored ROOT/CORRUPTION/SEVERITY/CLASS/*.JPEG
+    resize: bool = False  # stored images are resized and cropped like the clean ones: another protocol
+
+    def __post_init__(self) -> None:
+        check(set(self.severities) <= {1, 2, 3, 4, 5}, "corruptions.severities", "a list out of 1..5", self.severities)
+        check(not self.names or bool(self.severities), "corruptions.severities", "a list of some of 1..5", self.severities)
+        for name, values in (("names", self.names), ("severities", self.severities)):
+            check(len(set(values)) == len(values), f"corruptions.{name}", "free of repetitions", values)
+        if self.name == "stored" and not self.stored:
+            check(
+                False, "corruptions.root", "the folder of CORRUPTION/SEVERITY/CLASS/*.JPEG, corruptions.root=/path", self.root
+            )
+        if self.stored and (self.parameters, self.seed, self.jpeg_roundtrip) != ("auto", 0, False):
+            raise UserError(
+                "corruptions.parameters, seed and jpeg_roundtrip are of images generated here: leave them out with"
+                f" corruptions.root={self.root}"
+            )
+        if self.resize and not self.stored:
+            raise UserError("corruptions.resize=true is for stored images: give corruptions.root=/path, or leave it out")
+
+    @property
+    def stored(self) -> bool:
+        """Whether the corrupted images are read from `root`, not generated."""
+        return bool(self.root)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How the forward passes of an evaluation run."""
+
+    batch_size: int = 64
+    precision: str = "fp32"  # fp32 | bf16 (autocast)
+
+    def __post_init__(self) -> None:
+        check(self.batch_size >= 1, "evaluation.batch_size", ">= 1", self.batch_size)
+        check(self.precision in ("fp32", "bf16"), "evaluation.precision", "one of fp32, bf16", self.precision)
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    """How to train. Optimiser, schedule, EMA, mixing and augmentation are timm's, under timm's names."""
+
+    name: str
+    epochs: int
+    batch_size: int  # images per optimiser step, over all processes and accumulation steps
+    lr: float  # at batch_size = lr_batch; scaled linearly with batch_size when lr_batch is set
+    lr_batch: int | None = None
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    schedule: str = "cosine"  # cosine | multistep | step | ... (timm)
+    milestones: list[int] = field(default_factory=list)  # epochs, for multistep
+    decay_rate: float = 0.1
+    min_lr: float = 0.0
+    warmup_epochs: int = 0
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    ema_decay: float | None = None  # null: no EMA; else the EMA weights are what is evaluated
+    grad_clip: float | None = None  # largest gradient norm
+    grad_accumulation: int = 1
+    amp: str = "none"  # none | bf16 | fp16
+    channels_last: bool = False
+    compile: bool = False
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "grad_accumulation"):
+            check(getattr(self, name) >= 1, f"recipe.{name}", ">= 1", getattr(self, name))
+        for name in ("lr", "weight_decay", "mixup", "cutmix", "min_lr", "warmup_epochs", "momentum"):
+            check(0 <= getattr(self, name) < float("inf"), f"recipe.{name}", "finite and >= 0", getattr(self, name))
+        check(0 <= self.label_smoothing < 1, "recipe.label_smoothing", "in [0, 1)", self.label_smoothing)
+        check(self.ema_decay is None or 0 < self.ema_decay < 1, "recipe.ema_decay", "in (0, 1) or null", self.ema_decay)
+        check(self.grad_clip is None or self.grad_clip > 0, "recipe.grad_clip", "> 0 or null", self.grad_clip)
+        check(self.amp in ("none", "bf16", "fp16"), "recipe.amp", "one of none, bf16, fp16", self.amp)
+        check(
+            self.batch_size % self.grad_accumulation == 0,
+            "recipe.batch_size", f"a multiple of grad_accumulation={self.grad_accumulation}", self.batch_size,
+        )  # fmt: skip
+
+    @property
+    def scaled_lr(self) -> float:
+        return self.lr if self.lr_batch is None else self.lr * self.batch_size / self.lr_batch
+
+
+@dataclass(frozen=True)
+class LoggerConfig:
+    """Where metrics go besides the run folder: wandb, csv (metrics.csv) or none."""
+
+    name: str
+    project: str = "gch-bench"
+    entity: str | None = None
+    mode: str = "offline"
+
+    def __post_init__(self) -> None:
+        check(self.name in ("wandb", "csv", "none"), "logger.name", "one of wandb, csv, none", self.name)
+        check(self.mode in ("offline", "online", "disabled"), "logger.mode", "one of offline, online, disabled", self.mode)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run. `recipe` is null for evaluate.py, which trains nothing."""
+
+    model: ModelConfig
+    noise: NoiseConfig
+    data: DataConfig
+    corruptions: CorruptionsConfig
+    logger: LoggerConfig
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    recipe: RecipeConfig | None = None
+    seed: int = 0
+    device: str = "auto"  # auto | cpu | cuda
+    threads: int | None = None  # CPU threads; null: torch's choice
+    output: str | None = None  # run folder; null: runs/<data>-<model>-<noise>-s<seed>-<hash of the configuration>
+    resume: str = "auto"  # auto: continue what the run folder holds | never: refuse a folder that holds a run
+
+    def __post_init__(self) -> None:
+        check(self.resume in ("auto", "never"), "resume", "one of auto, never", self.resume)
+        check(self.device in ("auto", "cpu", "cuda"), "device", "one of auto, cpu, cuda", self.device)
+        check(0 <= self.seed < 2**63, "seed", ">= 0 and < 2^63", self.seed)
+        check(self.threads is None or 1 <= self.threads <= 1024, "threads", "in 1..1024 or null", self.threads)
+        if self.corruptions.resize and self.data.resize is None:
+            raise UserError("corruptions.resize=true resizes like the clean images: give data.resize=PIXELS, it is null")
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What determines the weights and each cell: not where files lie, how a run is watched, or which cells are wanted."""
+        plain = self.as_dict()
+        for name in ("logger", "output", "resume", "threads", "device"):
+            plain.pop(name)
+        for name in ("root", "download", "workers", "skip_bad"):
+            plain["data"].pop(name)
+        plain["evaluation"].pop("batch_size")
+        for name in ("name", "names", "severities", "root"):
+            plain["corruptions"].pop(name)
+        plain["corruptions"]["stored"] = self.corruptions.stored
+        return plain
+
+    @property
+    def run_name(self) -> str:
+        """<data>-<model>-<noise>-s<seed>: the readable part of a run folder's name."""
+        model = re.sub(r"[^\w.]+", "_", self.model.factory or self.model.name)
+        kind = "" if self.recipe else "eval-"
+        return f"{kind}{self.data.name}-{model}-{self.noise.name}-s{self.seed}"

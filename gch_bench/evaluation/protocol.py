@@ -1,0 +1,80 @@
+"""Why a number can be compared with another: everything between the image files and the metric, as one id."""
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass
+
+from gch_bench.config.run import Config
+from gch_bench.corruptions import PARAMETER_SETS
+from gch_bench.data.sets import DataSource
+from gch_bench.data.transforms import RGB, Normalisation
+from gch_bench.evaluation.cells import parameter_set
+
+NOT_APPLICABLE = "n/a"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How numbers were measured; two are comparable if their ``id`` is the same. Raises ValueError on a malformed field."""
+
+    source: str  # corrupted images: "generated" here, "stored" and untouched, or "stored_resized": through `geometry`
+    data: str  # name of the data set
+    data_fingerprint: str  # of the evaluated images
+    size: int  # side of the images the network sees, pixels
+    geometry: str  # of the data set's own images: "none" or e.g. "resize256-bilinear-centercrop224"
+    mean: RGB
+    std: RGB
+    precision: str  # "fp32", "bf16", ...
+    parameters: (
+        str  # corruption parameter set; "SET@SIZE" when used at another size than the set's own, e.g. "imagenet_224@128"
+    )
+    jpeg_roundtrip: bool  # whether corrupted images went through JPEG: at quality 85 if generated, else as they are stored
+    num_images: int
+    corruption_seed: int | None  # None and NOT_APPLICABLE for stored images: nobody here knows how they were made
+    noise_at_test: str  # "off", or "on-T10": mean softmax over 10 noisy passes
+    draws: str = "cpu"  # device type of the random draws, which differ between "cpu" and "cuda"; NOT_APPLICABLE without any
+
+    def __post_init__(self) -> None:
+        for field in ("mean", "std"):  # 0 and 0.0 are the same protocol, and so are a list and a tuple
+            values = tuple(float(value) for value in getattr(self, field))
+            if len(values) != 3:
+                raise ValueError(f"{field} must have 3 values, got {values}")
+            object.__setattr__(self, field, values)
+        if not re.fullmatch(r"off|on-T[1-9]\d*", self.noise_at_test):
+            raise ValueError(f"noise_at_test must be off or on-T<passes>, got {self.noise_at_test!r}")
+
+    @property
+    def id(self) -> str:
+        """Readable prefix and 10 hex digits of sha256 over all fields."""
+        canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        digest = hashlib.sha256(canonical.encode()).hexdigest()[:10]
+        generation = f"-{self.parameters}{'-jpeg85' if self.jpeg_roundtrip else ''}" if self.source == "generated" else ""
+        return (
+            f"{self.source}-{self.data}-{self.size}px{generation}-{self.precision}-n{self.num_images}"
+            f"-noise_{self.noise_at_test}-{digest}"
+        )
+
+
+def protocol_of(config: Config, data: DataSource, normalisation: Normalisation, device: str) -> Protocol:
+    """The protocol of a run on a `device` of this type (cpu, cuda)."""
+    corruptions, noisy = config.corruptions, bool(config.noise.eval and config.noise.law)
+    stored = corruptions.stored
+    parameters = parameter_set(corruptions, data.size)
+    scaled = "" if data.size == PARAMETER_SETS[parameters].size else f"@{data.size}"
+    return Protocol(
+        source="generated" if not stored else "stored_resized" if corruptions.resize else "stored",
+        data=data.name,
+        data_fingerprint=data.fingerprint,
+        size=data.size,
+        geometry=data.geometry,
+        mean=normalisation.mean,
+        std=normalisation.std,
+        precision=config.evaluation.precision,
+        parameters=NOT_APPLICABLE if stored else parameters + scaled,
+        jpeg_roundtrip=stored or corruptions.jpeg_roundtrip,
+        num_images=len(data.val),
+        corruption_seed=None if stored else corruptions.seed,
+        noise_at_test=f"on-T{config.noise.mc_samples}" if noisy else "off",
+        draws=device if noisy or not stored else NOT_APPLICABLE,
+    )

@@ -1,0 +1,133 @@
+"""Files that appear whole or not at all, and folders that one process holds at a time."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pandas as pd
+
+from gch_bench.errors import UserError
+
+
+def slug(name: str) -> str:
+    """A name for files and loggers."""
+    return re.sub(r"[^\w.]+", "-", name).strip("-")
+
+
+ADVICE = "free space there or choose another folder with output="
+
+
+@contextlib.contextmanager
+def writing(path: Path, advice: str = ADVICE) -> Iterator[None]:
+    """Turn a failure to write `path` (no permission, full disk) into one line; `advice` is for a full disk."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            advice = advice.replace("free space there", "make it writable")
+        elif error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            advice = advice.replace("free space there or ", "")
+        raise UserError(f"cannot write {path}: {reason}; {advice}") from error
+
+
+@contextlib.contextmanager
+def making(folder: Path, advice: str = ADVICE) -> Iterator[None]:
+    """`folder`, made with its parents and writable; those of them that are new and empty in the end are removed again.
+
+    Raises:
+        UserError: it cannot be made, or not be written.
+    """
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        with writing(folder, advice):
+            folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # one that is not empty ends it
+            for each in new:
+                each.rmdir()
+
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], Any], advice: str = ADVICE, durable: bool = True) -> None:
+    """Call `write(file)` on a temporary file, fsync, rename to `path`: readers see the old content or all of the new.
+
+    With `durable=False` there is no fsync: a kill leaves no half file either, a power failure may.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full. The old content is kept, the temporary file removed.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path, advice):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                write(file)
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
+            if not durable:
+                return
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # the rename itself must survive a crash
+            finally:
+                os.close(folder)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    text = json.dumps(value, indent=1, default=str) + "\n"
+    write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    write_atomic(path, lambda file: table.to_csv(file, index=False))
+
+
+def write_parquet(path: Path, table: pd.DataFrame) -> None:
+    write_atomic(path, lambda file: table.to_parquet(file, index=False))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("it holds no mapping")
+        return content
+    except FileNotFoundError as error:
+        raise UserError(f"{path.parent} is no run folder: it has no {path.name}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}; move it away to start afresh") from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Lock the existing `folder` for this process, until the context ends or the process dies.
+
+    Raises:
+        UserError: another run has locked it, or it cannot be read.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise UserError(f"DEST must be a folder that can be read, got {folder} ({error.strerror})") from error
+    try:
+        with contextlib.suppress(OSError):  # a file system that cannot lock folders
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(f"another run is at work in {folder}: wait for its end or stop it") from error
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,159 @@
+"""Config -> network with its noise attached, and where the noise is."""
+
+import difflib
+import importlib
+import inspect
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from torch import nn
+
+from gch_bench.config.run import ModelConfig, NoiseConfig
+from gch_bench.data.transforms import Normalisation
+from gch_bench.errors import UserError
+from gch_bench.model.weights import load_weights
+from gch_bench.noise.inject import inject, stage_grids
+from gch_bench.noise.mechanism import make_mechanism
+
+IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+class Stage(NamedTuple):
+    """A noisy stage: its name, module, and the H x W of its map at this image size."""
+
+    stage: str
+    module: str
+    height: int
+    width: int
+
+
+class NoisyNetwork(NamedTuple):
+    """A network with its noise, the normalisation its images need, and what a user must be told about it."""
+
+    network: nn.Module
+    mechanism: str  # law, kernel and their options, "none" without noise
+    stages: list[Stage]
+    normalisation: Normalisation
+    warnings: list[str]
+
+
+def build(model: ModelConfig, noise: NoiseConfig, num_classes: int, size: int) -> NoisyNetwork:
+    """The backbone for `num_classes` and size x size images, weights loaded, noise attached (CPU, training mode).
+
+    Raises:
+        UserError: unknown model, stage, law or kernel; an option out of range; a checkpoint that does not fit.
+    """
+    try:
+        mechanism = make_mechanism(noise.law, noise.kernel, noise.options) if noise.law else None
+    except ValueError as error:
+        raise UserError(f"noise.{error}") from error
+    network, warnings = build_network(model, num_classes, size)
+    stages: list[Stage] = []
+    if mechanism is not None:
+        try:
+            touched = inject(network, mechanism, noise.stages, train=noise.train, test=noise.eval)
+            grids = stage_grids(network, torch.zeros(1, 3, size, size))
+            stages = [Stage(*place, *grids[place.stage]) for place in touched]
+            for stage in stages:  # a map the kernel cannot live on is refused now, not in the first step
+                mechanism.apply_noise(torch.ones(1, 1, stage.height, stage.width))
+        except ValueError as error:
+            raise UserError(f"noise.stages={list(noise.stages)}: {error}") from error
+        warnings += [
+            f"stage {stage.stage} ({stage.module}) has a {stage.height}x{stage.width} map at {size}x{size} images:"
+            f" noise={noise.name} is exactly the IDENTITY there; use larger images (data.size), a smaller model.output_stride"
+            " or an earlier stage"
+            for stage in stages
+            if mechanism.is_identity_on(stage.height, stage.width)
+        ]
+    return NoisyNetwork(network, str(mechanism or "none"), stages, normalisation(network), warnings)
+
+
+def normalisation(network: nn.Module) -> Normalisation:
+    """Mean and standard deviation of the network's images: its own (timm), else ImageNet's."""
+    facts = getattr(network, "pretrained_cfg", None) or {}
+    mean, std = (tuple(facts.get(name, getattr(IMAGENET, name))) for name in ("mean", "std"))
+    return Normalisation(mean, std)
+
+
+def build_network(config: ModelConfig, num_classes: int, size: int) -> tuple[nn.Module, list[str]]:
+    """The backbone without noise, and warnings."""
+    warnings: list[str] = []
+    if config.factory:
+        network = _from_factory(config, num_classes)
+    else:
+        network, warnings = _from_timm(config, num_classes, size)
+    _try_forward(network, config, num_classes, size)
+    if config.checkpoint:
+        load_weights(network, config.checkpoint, config.reset_head)
+    return network, warnings
+
+
+def _try_forward(network: nn.Module, config: ModelConfig, num_classes: int, size: int) -> None:
+    """Refuse now what would break, or mean something else, in the first step."""
+    name = config.factory or config.name
+    network.eval()
+    try:
+        with torch.no_grad():
+            logits = network(torch.zeros(1, 3, size, size))
+    except Exception as error:  # a foreign forward may raise anything
+        raise UserError(
+            f"model {name} with model.kwargs={config.kwargs} cannot take {size}x{size} images: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        network.train()
+    if not isinstance(logits, torch.Tensor) or logits.shape != (1, num_classes):
+        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise UserError(
+            f"model {name} must give logits of shape (B, {num_classes}) for {num_classes} classes, got {got} at B = 1"
+        )
+
+
+def _from_timm(config: ModelConfig, num_classes: int, size: int) -> tuple[nn.Module, list[str]]:
+    if not timm.is_model(config.name.split(".")[0]):
+        close = difflib.get_close_matches(config.name, timm.list_models(), n=5, cutoff=0.5)
+        raise UserError(
+            f"unknown model {config.name!r}: choose a configs/model/ name or a timm name"
+            f" (timm.list_models() has them all){'; close: ' + ', '.join(close) if close else ''}"
+        )
+    wanted: dict[str, Any] = {"img_size": size}
+    if config.output_stride is not None:
+        wanted["output_stride"] = config.output_stride
+    while True:
+        try:
+            network = timm.create_model(
+                config.name, pretrained=config.pretrained, num_classes=num_classes, **wanted, **(config.kwargs or {})
+            )
+            break
+        except TypeError as error:  # not every backbone takes every option: leave out those this one has no word for
+            refused = [name for name in wanted if f"unexpected keyword argument '{name}'" in str(error)]
+            if not refused:
+                raise UserError(f"model {config.name} with model.kwargs={config.kwargs}: {error}") from error
+            del wanted[refused[0]]
+        except Exception as error:  # timm's own checks, and a download without a network, come in many types
+            raise UserError(f"model {config.name} at {size}x{size} could not be made: {error}") from error
+    ignored = config.output_stride is not None and "output_stride" not in wanted
+    note = f"{config.name} takes no output_stride: its maps keep the backbone's own stride"
+    return network, [note] if ignored and "img_size" not in wanted else []
+
+
+def _from_factory(config: ModelConfig, num_classes: int) -> nn.Module:
+    assert config.factory is not None
+    module_name, function_name = config.factory.split(":")
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"model.factory={config.factory}: {error}; it must be importable from here") from error
+    try:
+        parameters = inspect.signature(function).parameters
+        takes_classes = "num_classes" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    except ValueError:  # some built-in callables have no signature
+        takes_classes = True
+    classes = {"num_classes": num_classes} if takes_classes else {}
+    try:
+        network = function(**{**classes, **(config.kwargs or {})})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model.factory={config.factory} with model.kwargs={config.kwargs}: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise UserError(f"model.factory={config.factory} must return a torch.nn.Module, got {type(network).__name__}")
+    return network

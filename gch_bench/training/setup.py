@@ -1,0 +1,52 @@
+"""Configuration -> a training that is ready to start: loader, optimiser, schedule, loss, weight averaging."""
+
+from pathlib import Path
+
+import torch
+
+from gch_bench.config.run import Config
+from gch_bench.data.loaders import train_loader
+from gch_bench.data.sets import DataSource
+from gch_bench.data.transforms import train_transform
+from gch_bench.distributed import World
+from gch_bench.errors import UserError
+from gch_bench.model.build import NoisyNetwork
+from gch_bench.training.loop import TrainingJob
+from gch_bench.training.optim import create
+
+
+def training_job(
+    config: Config, data: DataSource, noisy: NoisyNetwork, folder: Path, config_hash: str, world: World
+) -> TrainingJob:
+    """The training of a run, ready to start. Raises UserError on what the recipe gets wrong."""
+    recipe = config.recipe
+    assert recipe is not None
+    assert data.train is not None
+    parts = world.size * recipe.grad_accumulation
+    if recipe.batch_size % parts:
+        raise UserError(
+            f"recipe.batch_size must be a multiple of processes x grad_accumulation = {parts}, got {recipe.batch_size}"
+        )
+    own_batch = recipe.batch_size // parts
+    if (recipe.mixup > 0 or recipe.cutmix > 0) and own_batch % 2:
+        raise UserError(f"recipe.batch_size must be even in each process for mixup and cutmix, got {own_batch}")
+    transform = train_transform(recipe.augment, data.size, noisy.normalisation, config.data.interpolation)
+    loader = train_loader(data.train, transform, own_batch, config.seed, config.data.workers, world.rank, world.size)
+    steps = loader.steps_per_epoch // recipe.grad_accumulation
+    if steps == 0:
+        raise UserError(f"recipe.batch_size must be at most the number of training images, got {recipe.batch_size}; lower it")
+    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    model = noisy.network.to(world.device).to(memory_format=layout)
+    classes = len(data.classes)
+    return TrainingJob(
+        model=model,
+        optimisation=create(recipe, model, classes, steps, world.device),
+        loader=loader,
+        recipe=recipe,
+        num_classes=classes,
+        seed=config.seed,
+        folder=folder,
+        config_hash=config_hash,
+        world=world,
+        skip_bad=config.data.skip_bad,
+    )

@@ -1,0 +1,98 @@
+"""Config -> network: warnings, weights, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tinynet import tinynet
+
+from gch_bench.config.run import ModelConfig, NoiseConfig
+from gch_bench.errors import UserError
+from gch_bench.model.build import build, build_network
+from gch_bench.model.weights import load_weights
+
+NONE = NoiseConfig("none", None)
+GCH = NoiseConfig("gch", "samplewise", gamma=1.0, beta=1.0, boundary="outside")
+MODELS = ["resnet18", "mobilenetv3_large_100", "vit_small_patch16_224", "swin_tiny_patch4_window7_224"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_options_a_backbone_has_no_word_for_are_left_out(name: str) -> None:
+    built = build(ModelConfig(name, output_stride=16), GCH, num_classes=7, size=64)
+    assert built.network(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
+    assert [stage.stage for stage in built.stages] == ["L4"]
+    assert (name == "mobilenetv3_large_100") == any("output_stride" in warning for warning in built.warnings)
+
+
+def test_normalisation_is_the_backbones_own() -> None:
+    assert build(ModelConfig("vit_small_patch16_224"), NONE, 10, 64).normalisation.mean == (0.5, 0.5, 0.5)
+    assert build(ModelConfig("resnet18"), NONE, 10, 64).normalisation.std == (0.229, 0.224, 0.225)
+
+
+def test_one_site_is_warned_of() -> None:
+    built = build(ModelConfig("resnet18"), GCH, 10, 32)
+    assert built.stages[0][1:] == ("layer4", 1, 1)
+    (warning,) = built.warnings
+    assert all(part in warning for part in ("L4", "1x1", "32x32", "noise=gch", "IDENTITY", "data.size"))
+    assert not build(ModelConfig("resnet18"), GCH, 10, 64).warnings
+    assert not build(ModelConfig("resnet18"), NoiseConfig("gch_wick", "wick"), 10, 32).warnings, "a Wick gate acts on one site"
+
+
+def test_bad_models_and_noise() -> None:
+    with pytest.raises(UserError, match=r"unknown model 'resnet5O'.*close: .*resnet50"):
+        build(ModelConfig("resnet5O"), GCH, 10, 64)
+    wrong = [
+        (NoiseConfig("gch", "samplewise", stages=["layer9"]), r"noise.stages=\['layer9'\]: unknown stage"),
+        (NoiseConfig("gch", "samplewise", gamma=-2.0), "noise.gamma must be"),
+        (NoiseConfig("gch", "chaos"), "noise.law must be one of"),
+        (NoiseConfig("gch", "samplewise", boundary="inside"), 'boundary="inside" needs a map of at least 3x3, got 2x2'),
+    ]
+    for noise, message in wrong:
+        with pytest.raises(UserError, match=message):
+            build(ModelConfig("resnet18"), noise, 10, 64)
+
+
+def test_factory() -> None:
+    network, _ = build_network(ModelConfig("custom", factory="tinynet:tinynet", kwargs={"width": 4}), 3, 32)
+    assert network.head.out_features == 3
+    with pytest.raises(UserError, match=r"must give logits of shape \(B, 5\)"):
+        build_network(ModelConfig("custom", factory="torchvision.models:resnet18", kwargs={"num_classes": 4}), 5, 32)
+    with pytest.raises(UserError, match=r"must return a torch\.nn\.Module, got dict"):
+        build_network(ModelConfig("custom", factory="builtins:dict"), 5, 32)
+
+
+@pytest.mark.parametrize("nesting", ["plain", "state_dict", "model", "prefixed", "safetensors"])
+def test_weights_in_the_usual_wrappings(tmp_path: Path, nesting: str) -> None:
+    torch.manual_seed(0)
+    source, target = tinynet(4), tinynet(4)
+    state = source.state_dict()
+    path = tmp_path / f"weights.{'safetensors' if nesting == 'safetensors' else 'pt'}"
+    if nesting == "safetensors":
+        save_file(state, path)
+    else:
+        prefixed = {f"module.{key}": value for key, value in state.items()}
+        torch.save({"plain": state, "prefixed": {"state_dict": prefixed}}.get(nesting, {nesting: state}), path)
+    load_weights(target, str(path))
+    assert all(torch.equal(value, state[key]) for key, value in target.state_dict().items())
+
+
+def test_weights_that_do_not_fit(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save(tinynet(4).state_dict(), path)
+    for network, message in (
+        (tinynet(4, width=6), "another architecture than TinyNet: 4 keys of another shape|another architecture than TinyNet"),
+        (torch.nn.Linear(3, 4), "another architecture than Linear: .* keys missing"),
+        (tinynet(7), "has 4 classes and the data 7: .*model.reset_head=true"),
+    ):
+        before = {key: value.clone() for key, value in network.state_dict().items()}
+        with pytest.raises(UserError, match=message):
+            load_weights(network, str(path))
+        assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    target = tinynet(7)
+    load_weights(target, str(path), reset_head=True)
+    assert torch.equal(target.late[0].weight, torch.load(path, weights_only=True)["late.0.weight"])
+    (tmp_path / "cut.pt").write_bytes(path.read_bytes()[:900])
+    for name, message in (("cut.pt", "truncated"), ("none.pt", "no such file")):
+        with pytest.raises(UserError, match=message):
+            load_weights(target, str(tmp_path / name))

@@ -1,0 +1,79 @@
+"""The floor plan holds: imports point one way, files stay short, and the README's map is the tree."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+PACKAGE = REPOSITORY / "gch_bench"
+MODULES = {
+    ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+# What each part of the package may import besides itself. The ground imports nothing above it.
+GROUND = {"errors", "checks", "rng", "memory", "threads", "metrics", "files", "provenance", "distributed"}
+CONFIG = {"errors", "checks", "config"}
+LOW = GROUND | CONFIG
+ALLOWED = {
+    **dict.fromkeys(GROUND, GROUND),
+    "config": CONFIG,
+    "noise": LOW,
+    "corruptions": LOW,
+    "spectral": GROUND,
+    "data": LOW | {"corruptions"},
+    "model": LOW | {"noise", "data"},
+    "results": LOW,
+    "loggers": LOW | {"results"},
+    "display": LOW | {"results"},
+    "report": LOW | {"results", "display"},
+    "training": LOW | {"noise", "data", "model", "results"},
+    "evaluation": LOW | {"noise", "corruptions", "data", "model", "results"},
+    "apps": {
+        *LOW, "noise", "corruptions", "spectral", "data", "model", "results", "loggers", "display", "report", "training",
+        "evaluation",
+    },
+}  # fmt: skip
+LIGHT = {"display": {"torch", "timm"}, "loggers": {"torch", "timm"}, "report": {"timm"}, "config": {"torch", "timm", "numpy"}}
+
+
+def part(module: str) -> str:
+    """The part of the package that a module belongs to: `gch_bench.data.sets` is in `data`."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def imported(path: Path) -> set[str]:
+    """The names of all modules that a file imports, wherever in the file, and of `from package import module` both."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def test_every_part_of_the_package_has_its_place() -> None:
+    assert {part(module) for module in MODULES} - {""} <= set(ALLOWED)
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {"gch_bench"}))
+def test_imports_point_one_way(module: str) -> None:
+    own = part(module)
+    for name in imported(MODULES[module]) & set(MODULES) - {"gch_bench"}:
+        assert part(name) in ALLOWED[own] | {own}, f"{module} imports {name}, which lies above it"
+
+
+@pytest.mark.parametrize(("own", "heavy"), LIGHT.items())
+def test_light_parts_know_no_heavy_library(own: str, heavy: set[str]) -> None:
+    for module, path in MODULES.items():
+        if part(module) == own:
+            assert not {name.split(".")[0] for name in imported(path)} & heavy, module
+
+
+def test_files_stay_short() -> None:
+    folders = [PACKAGE, REPOSITORY / "scripts", REPOSITORY / "tests", *REPOSITORY.glob("*.py")]
+    files = [path for folder in folders for path in ([folder] if folder.is_file() else folder.rglob("*.py"))]
+    long = {str(path): lines for path in files if (lines := len(path.read_text().splitlines())) > 400}
+    assert len(files) > 100
+    assert not long
