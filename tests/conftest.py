@@ -39,7 +39,12 @@ def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1", "WANDB_SILENT": "true"}
+    return {
+        **os.environ,
+        "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}",
+        "OMP_NUM_THREADS": "1",
+        "WANDB_SILENT": "true",
+    }
 
 
 def signalled(overrides: list[str], file: Path, number: int) -> tuple[int, str]:
