@@ -1,28 +1,41 @@
-"""The checks that every part of the program makes of what it is given."""
+"""The checks that every part of the program makes. Each raises FieldError, `field must be rule, got value`."""
 
 import math
+from collections.abc import Iterable
 
-from gch_bench.errors import UserError
+from gch_bench.errors import FieldError
 
 
-def check(good: bool, name: str, rule: str, value: object) -> None:
-    """Raise UserError `name must be rule, got value` unless good."""
+def check(good: bool, field: str, rule: str, value: object) -> None:
+    """Raise FieldError `field must be rule, got value` unless good."""
     if not good:
-        raise UserError(f"{name} must be {rule}, got {value!r}")
+        raise FieldError(field, f"must be {rule}, got {value!r}")
 
 
-def check_number(name: str, value: float, low: float, strict: bool = False) -> None:
-    """Raise ValueError unless ``value`` is finite and ``>= low`` (``> low`` when strict)."""
-    good = isinstance(value, (int, float)) and math.isfinite(value) and (value > low if strict else value >= low)
-    if not good:
-        raise ValueError(f"{name} must be a finite number {'>' if strict else '>='} {low:g}, got {value!r}")
+def check_number(field: str, value: object, low: float, strict: bool = False) -> None:
+    """The value is a finite number, at least `low` (above it when strict)."""
+    good = is_number(value) and math.isfinite(value) and (value > low if strict else value >= low)  # type: ignore[arg-type, operator]
+    check(good, field, f"a finite number {'>' if strict else '>='} {low:g}", value)
 
 
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+def check_whole_number(field: str, value: object, low: int) -> None:
+    """The value is a whole number, at least `low`."""
+    good = isinstance(value, int) and not isinstance(value, bool) and value >= low
+    check(good, field, f"a whole number >= {low}", value)
 
 
-def check_probability(name: str, value: float) -> None:
-    if not (isinstance(value, (int, float)) and 0 <= value < 1):
-        raise ValueError(f"{name} must be in [0, 1), got {value!r}")
+def check_choice(field: str, value: object, choices: Iterable[object]) -> None:
+    """The value is one of the choices."""
+    choices = list(choices)
+    check(value in choices, field, f"one of {', '.join(map(str, choices))}", value)
+
+
+def check_probability(field: str, value: object, below_one: bool = False) -> None:
+    """The value is a probability in [0, 1], or in [0, 1) with `below_one`."""
+    good = is_number(value) and 0 <= value <= 1 and not (below_one and value == 1)  # type: ignore[operator]
+    check(good, field, "a number in [0, 1)" if below_one else "a number in [0, 1]", value)
+
+
+def is_number(value: object) -> bool:
+    """Whether the value is an int or a float; True and False are not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

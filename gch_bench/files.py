@@ -20,25 +20,25 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.]+", "-", name).strip("-")
 
 
-ADVICE = "free space there or choose another folder with output="
+ELSEWHERE = "choose another folder with output="
 
 
 @contextlib.contextmanager
-def writing(path: Path, advice: str = ADVICE) -> Iterator[None]:
-    """Turn a failure to write `path` (no permission, full disk) into one line; `advice` is for a full disk."""
+def writing(path: Path, elsewhere: str = ELSEWHERE) -> Iterator[None]:
+    """Turn a failure to write `path` (no permission, full disk) into one line; `elsewhere` says how to write somewhere else."""
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason, remedy = error.strerror or str(error), ""
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            advice = advice.replace("free space there", "make it writable")
-        elif error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            advice = advice.replace("free space there or ", "")
-        raise UserError(f"cannot write {path}: {reason}; {advice}") from error
+            remedy = "make it writable or "
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = "free space there or "
+        raise UserError(f"cannot write {path}: {reason}; {remedy}{elsewhere}") from error
 
 
 @contextlib.contextmanager
-def making(folder: Path, advice: str = ADVICE) -> Iterator[None]:
+def making(folder: Path, elsewhere: str = ELSEWHERE) -> Iterator[None]:
     """`folder`, made with its parents and writable; those of them that are new and empty in the end are removed again.
 
     Raises:
@@ -46,7 +46,7 @@ def making(folder: Path, advice: str = ADVICE) -> Iterator[None]:
     """
     new = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
-        with writing(folder, advice):
+        with writing(folder, elsewhere):
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -57,7 +57,7 @@ def making(folder: Path, advice: str = ADVICE) -> Iterator[None]:
                 each.rmdir()
 
 
-def write_atomic(path: Path, write: Callable[[BinaryIO], Any], advice: str = ADVICE, durable: bool = True) -> None:
+def write_atomic(path: Path, write: Callable[[BinaryIO], Any], elsewhere: str = ELSEWHERE, durable: bool = True) -> None:
     """Call `write(file)` on a temporary file, fsync, rename to `path`: readers see the old content or all of the new.
 
     With `durable=False` there is no fsync: a kill leaves no half file either, a power failure may.
@@ -66,7 +66,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any], advice: str = ADV
         UserError: the folder cannot be written or the disk is full. The old content is kept, the temporary file removed.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing(path, advice):
+    with writing(path, elsewhere):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "wb") as file:

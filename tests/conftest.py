@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from gch_bench.apps.cli import reported, run_config
+from gch_bench.apps.cli import register_defaults, reported, run_config
 from gch_bench.apps.run import train_and_evaluate
 from gch_bench.config.run import Config
 
+register_defaults()
 REPOSITORY = Path(__file__).parent.parent
 # A run of seconds: the real data, loop, evaluation and records on a tiny network.
 TINY = (

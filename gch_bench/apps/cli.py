@@ -7,12 +7,13 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from hydra.core.config_store import ConfigStore
 from hydra.errors import CompactHydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gch_bench.config.diagnosis import DiagnoseConfig
-from gch_bench.config.parse import parse
+from gch_bench.config.parse import defaults, parse
 from gch_bench.config.run import Config
 from gch_bench.errors import UserError
 
@@ -20,6 +21,13 @@ MORE = {  # what a group takes besides its choices
     "model": "; any other timm backbone: model.name=NAME",
     "corruptions": "; some corruptions: corruptions=[fog,snow]",
 }
+
+
+def register_defaults() -> None:
+    """Give Hydra the dataclasses' defaults, as the configs `defaults_run` and `defaults_diagnosis` that YAML files build on."""
+    store = ConfigStore.instance()
+    store.store(name="defaults_run", node=defaults(Config))
+    store.store(name="defaults_diagnosis", node=defaults(DiagnoseConfig))
 
 
 def run_config(config: DictConfig, train: bool = True) -> Config:
@@ -54,6 +62,7 @@ def entry(main: Callable[[], Any]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of printing them
     with reported():
         sys.argv[1:] = [argument(text) for text in sys.argv[1:]]
+        register_defaults()
         main()
 
 

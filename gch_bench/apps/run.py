@@ -20,7 +20,7 @@ from gch_bench.data.sets import DataSource, load_data
 from gch_bench.data.stored import StoredImages, stored_images
 from gch_bench.display import Display, metric_cells
 from gch_bench.distributed import World
-from gch_bench.errors import UserError
+from gch_bench.errors import FieldError, UserError
 from gch_bench.evaluation.cells import missing_cells, parameter_set, try_corruptions, wanted_cells
 from gch_bench.evaluation.predict import Predictor
 from gch_bench.evaluation.protocol import Protocol, protocol_of
@@ -126,6 +126,8 @@ def _stored(config: Config, data: DataSource, cells: list[Cell]) -> dict[Cell, S
     """The stored images of each corrupted cell, {} where they are generated. Raises UserError if any is not there."""
     if not config.corruptions.root:
         return {}
+    if config.corruptions.resize and data.resize is None:
+        raise FieldError("corruptions.resize", "= true resizes like the clean images: give data.resize=PIXELS, it is null")
     root = Path(config.corruptions.root).expanduser()
     corrupted = [cell for cell in cells if cell != CELL_CLEAN]
     found = stored_images(root, corrupted, data.val, None if config.corruptions.resize else data.size)
@@ -140,11 +142,12 @@ def run_identity(config: Config, data: DataSource, noisy: NoisyNetwork) -> dict[
     inputs = {
         "images": data.fingerprint,
         "train_images": data.train_fingerprint,
+        "size": data.size,
+        "geometry": data.geometry,
         "weights": weights_digest(noisy.network) if given else None,
     }
-    plain: dict[str, Any] = json.loads(json.dumps(config.identity))
-    del plain["model"]["checkpoint"]
-    return plain | {"inputs": inputs}
+    plain: dict[str, Any] = json.loads(json.dumps(config.identity | {"inputs": inputs}))
+    return plain
 
 
 def _described(job: Job) -> dict[str, Any]:
@@ -237,10 +240,10 @@ def _evaluate(job: Job, model: nn.Module, weights: str) -> None:
         clean=data.val,
         stored=job.stored,
         size=data.size,
-        resize=config.data.resize,
+        resize=data.resize,
         # Without corruptions.resize a stored image has the size already: eval_transform leaves it untouched.
-        stored_resize=config.data.resize if config.corruptions.resize else None,
-        interpolation=config.data.interpolation,
+        stored_resize=data.resize if config.corruptions.resize else None,
+        interpolation=data.interpolation,
         batch_size=config.evaluation.batch_size,
         workers=config.data.workers,
         skip_bad=config.data.skip_bad,

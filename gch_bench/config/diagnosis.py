@@ -4,9 +4,10 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from gch_bench.checks import check
+from gch_bench.checks import check, check_choice
 from gch_bench.config.data import DataConfig
-from gch_bench.config.run import LoggerConfig, ModelConfig
+from gch_bench.config.parse import NOT_IN_IDENTITY
+from gch_bench.config.run import DEVICES, LoggerConfig, ModelConfig
 from gch_bench.errors import UserError
 
 
@@ -19,8 +20,8 @@ class SpectralConfig:
     weights: bool = True  # also every weight by itself, convolutions tap by tap
 
     def __post_init__(self) -> None:
-        check(0 < self.eta <= 1, "spectral.eta", "in (0, 1]", self.eta)
-        check(self.exponent_uncertainty >= 0, "spectral.exponent_uncertainty", ">= 0", self.exponent_uncertainty)
+        check(0 < self.eta <= 1, "eta", "in (0, 1]", self.eta)
+        check(self.exponent_uncertainty >= 0, "exponent_uncertainty", ">= 0", self.exponent_uncertainty)
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,13 @@ class AlignmentConfig:
 
     def __post_init__(self) -> None:
         for name in ("groups", "hub_degree"):
-            check(getattr(self, name) >= 1, f"alignment.{name}", ">= 1", getattr(self, name))
+            check(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
         for name in ("tau", "omega"):
             value = getattr(self, name)
-            check(value is None or 0 < value < float("inf"), f"alignment.{name}", "> 0 or null", value)
+            check(value is None or 0 < value < float("inf"), name, "> 0 or null", value)
         budget = self.noise_budget
-        check(budget is None or 0 <= budget < float("inf"), "alignment.noise_budget", ">= 0 or null", budget)
-        check(0 < self.kappa <= 1, "alignment.kappa", "in (0, 1]", self.kappa)
+        check(budget is None or 0 <= budget < float("inf"), "noise_budget", ">= 0 or null", budget)
+        check(0 < self.kappa <= 1, "kappa", "in (0, 1]", self.kappa)
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class JacobianConfig:
     chunk_mib: int = 256  # of tangents at a time
 
     def __post_init__(self) -> None:
-        check(self.images >= 0, "jacobian.images", ">= 0", self.images)
-        check(self.chunk_mib >= 1, "jacobian.chunk_mib", ">= 1", self.chunk_mib)
+        check(self.images >= 0, "images", ">= 0", self.images)
+        check(self.chunk_mib >= 1, "chunk_mib", ">= 1", self.chunk_mib)
 
 
 @dataclass(frozen=True)
@@ -64,26 +65,33 @@ class DiagnoseConfig:
 
     model: ModelConfig
     data: DataConfig
-    logger: LoggerConfig
-    checkpoint: str | None = None  # a state dict for model=; the same as model.checkpoint
-    checkpoints: list[str] = field(default_factory=list)  # several, side by side
-    source: str | None = None  # a .safetensors file, a folder of them or an index: weights alone, no model
-    runs: list[str] = field(default_factory=list)  # finished run folders: their geometry against their reliability
-    chain: list[str] | None = None  # chain names or YAML files; null: what fits
+    logger: LoggerConfig = field(metadata=NOT_IN_IDENTITY)
+    # A state dict for model=; the same as model.checkpoint.
+    checkpoint: str | None = field(default=None, metadata=NOT_IN_IDENTITY)
+    # Several, side by side.
+    checkpoints: list[str] = field(default_factory=list, metadata=NOT_IN_IDENTITY)
+    # A .safetensors file, a folder of them or an index: weights alone, no model.
+    source: str | None = field(default=None, metadata=NOT_IN_IDENTITY)
+    # Finished run folders: their geometry against their reliability.
+    runs: list[str] = field(default_factory=list, metadata=NOT_IN_IDENTITY)
+    # Chain names or YAML files; null: what fits.
+    chain: list[str] | None = field(default=None, metadata=NOT_IN_IDENTITY)
     head_dim: int | None = None  # rows of an attention head; null: the network's, or what config.json beside the source says
     num_classes: int | None = None  # of the classifier; null: the checkpoint's
     size: int | None = None  # image side that the network is built for; null: the backbone's own
     spectral: SpectralConfig = field(default_factory=SpectralConfig)
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
     jacobian: JacobianConfig = field(default_factory=JacobianConfig)
-    save_matrices: bool = False  # also the transport and alignment matrices themselves
+    # Also the transport and alignment matrices themselves.
+    save_matrices: bool = field(default=False, metadata=NOT_IN_IDENTITY)
     seed: int = 0
-    device: str = "auto"
-    threads: int | None = None
-    output: str | None = None  # folder; null: runs/diagnose-<what>
+    device: str = field(default="auto", metadata=NOT_IN_IDENTITY)
+    threads: int | None = field(default=None, metadata=NOT_IN_IDENTITY)
+    # Folder; null: runs/diagnose-<what>.
+    output: str | None = field(default=None, metadata=NOT_IN_IDENTITY)
 
     def __post_init__(self) -> None:
-        check(self.device in ("auto", "cpu", "cuda"), "device", "one of auto, cpu, cuda", self.device)
+        check_choice("device", self.device, DEVICES)
         check(self.threads is None or 1 <= self.threads <= 1024, "threads", "in 1..1024 or null", self.threads)
         check(self.num_classes is None or self.num_classes >= 1, "num_classes", ">= 1 or null", self.num_classes)
         check(self.size is None or self.size >= 1, "size", ">= 1 or null", self.size)

@@ -1,14 +1,69 @@
-"""Plain dictionaries, as Hydra composes them, to checked dataclasses."""
+"""Plain dictionaries, as Hydra composes them, to checked dataclasses; and what the dataclasses say about themselves.
+
+A field's default stands in its dataclass and nowhere else: `defaults` gives them to Hydra as the lowest layer of every
+composition, so a YAML file says only what it chooses. A field's name is put together here: a dataclass reports `size`, and the
+user reads `data.size`.
+"""
 
 import types
 import typing
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
 from gch_bench.checks import check
-from gch_bench.errors import UserError
+from gch_bench.errors import FieldError, UserError
+
+SCHEMA = 1  # of identities: raised when a default changes, because identities leave out what has its default
+
+# The metadata of a dataclass field that determines no number: where files lie, how a run is watched, how fast it goes.
+NOT_IN_IDENTITY = {"identity": False}
 
 T = typing.TypeVar("T")
+
+
+def identity_of(config: Any) -> dict[str, Any]:
+    """What determines the numbers of a configuration: SCHEMA, and the fields that differ from their defaults, nested.
+
+    A field that is added later, with a default, changes no identity that was given out before.
+    """
+    return {"schema": SCHEMA, **_differing(config)}
+
+
+def _differing(config: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for each in fields(config):
+        value, default = getattr(config, each.name), _default(each)
+        if not each.metadata.get("identity", True):
+            continue
+        if is_dataclass(value):
+            inner = _differing(value)
+            if inner or not is_dataclass(default):
+                values[each.name] = inner
+        elif value != default:
+            values[each.name] = list(value) if isinstance(value, tuple) else value
+    return values
+
+
+def _default(of: Field) -> Any:
+    return of.default_factory() if of.default_factory is not MISSING else of.default
+
+
+def defaults(kind: type) -> dict[str, Any]:
+    """Every field of a dataclass with its default, nested, as plain values; `???` (Hydra's mark) where there is none."""
+    hints = typing.get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for each in fields(kind):
+        default, inner = _default(each), _dataclass_in(hints[each.name])
+        if inner is not None:
+            values[each.name] = defaults(inner)
+        else:
+            values[each.name] = "???" if default is MISSING else list(default) if isinstance(default, tuple) else default
+    return values
+
+
+def _dataclass_in(hint: Any) -> Any:
+    """The dataclass that a type hint means, also in `Kind | None`; None where it means none."""
+    return next((each for each in (hint, *typing.get_args(hint)) if is_dataclass(each)), None)
 
 
 def parse(values: dict[str, Any], kind: type[T]) -> T:
@@ -23,19 +78,21 @@ def parse(values: dict[str, Any], kind: type[T]) -> T:
 
 
 def _build(kind: type, values: Any, path: str) -> Any:
-    check(isinstance(values, dict), path.rstrip(".") or "config", "a mapping", values)
+    group = path.rstrip(".")
+    check(isinstance(values, dict), group or "config", "a mapping", values)
     hints = typing.get_type_hints(kind)
     known = {f.name: f for f in fields(kind)}
     for key in values:
         if key not in known:
             raise UserError(f"unknown key {path}{key}: choose one of {', '.join(known)}")
-    missing = [
-        name for name, f in known.items()
-        if name not in values and f.default is MISSING and f.default_factory is MISSING
-    ]  # fmt: skip
+    missing = [name for name, f in known.items() if name not in values and _default(f) is MISSING]
     if missing:
         raise UserError(f"{path}{missing[0]} is missing: set {path}{missing[0]}=...")
-    return kind(**{key: _convert(hints[key], value, f"{path}{key}") for key, value in values.items()})
+    converted = {key: _convert(hints[key], value, f"{path}{key}") for key, value in values.items()}
+    try:
+        return kind(**converted)
+    except FieldError as error:
+        raise error.in_group(group) from error
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:

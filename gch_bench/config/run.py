@@ -4,12 +4,15 @@
 """
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from gch_bench.checks import check
+from gch_bench.checks import check, check_choice
 from gch_bench.config.data import AugmentConfig, DataConfig
-from gch_bench.errors import UserError
+from gch_bench.config.parse import NOT_IN_IDENTITY, identity_of
+from gch_bench.errors import FieldError, UserError
+
+DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -18,33 +21,40 @@ class ModelConfig:
 
     name: str
     pretrained: bool = False
-    checkpoint: str | None = None  # a state dict (.pt, .pth, .safetensors), nested or prefixed as usual
+    # A state dict (.pt, .pth, .safetensors), nested or prefixed as usual.
+    checkpoint: str | None = field(default=None, metadata=NOT_IN_IDENTITY)
     reset_head: bool = False  # drop the checkpoint's classifier when it has another number of classes
     output_stride: int | None = None  # dilate so that the last map is size / output_stride, where the backbone can
     factory: str | None = None
     kwargs: dict[str, Any] | None = None  # further arguments of the constructor
 
     def __post_init__(self) -> None:
-        check(self.output_stride in (None, 8, 16, 32), "model.output_stride", "8, 16, 32 or null", self.output_stride)
+        check(self.output_stride in (None, 8, 16, 32), "output_stride", "8, 16, 32 or null", self.output_stride)
         check(
             self.factory is None or re.fullmatch(r"[\w.]+:\w+", self.factory) is not None,
-            "model.factory", "package.module:function", self.factory,
+            "factory", "package.module:function", self.factory,
         )  # fmt: skip
         if self.pretrained and (self.checkpoint or self.factory):
             raise UserError("model.pretrained=true goes with neither model.checkpoint nor model.factory: drop one of them")
+
+
+NO_OPTION = {"option": False}  # the metadata of a field of NoiseConfig that is no option of a law or kernel
 
 
 @dataclass(frozen=True)
 class NoiseConfig:
     """Law x kernel x injection, where and when. Ranges are checked by the mechanism itself (gch_bench.noise)."""
 
-    name: str
-    law: str | None  # null: no noise
-    stages: list[str] = field(default_factory=lambda: ["L4"])
-    train: bool = True
-    eval: bool = False
-    mc_samples: int = 1  # test-time passes whose softmax outputs are averaged; needs eval: true
-    kernel: str = "dirichlet_green"
+    name: str = field(metadata=NO_OPTION)
+    law: str | None = field(default=None, metadata=NO_OPTION)  # a law of gch_bench/noise/mechanism.py; null: no noise
+    # A kernel of gch_bench/noise/kernels.py, for the laws that take one.
+    kernel: str = field(default="dirichlet_green", metadata=NO_OPTION)
+    stages: list[str] = field(default_factory=lambda: ["L4"], metadata=NO_OPTION)  # L1..L4 (early..late), or module names
+    train: bool = field(default=True, metadata=NO_OPTION)  # noise in training
+    eval: bool = field(default=False, metadata=NO_OPTION)  # noise at test time
+    # Test-time passes whose softmax outputs are averaged; needs eval: true.
+    mc_samples: int = field(default=1, metadata=NO_OPTION)
+    # Every further field is an option of a law or kernel; null: its own default.
     gamma: float | None = None
     beta: float | None = None
     energy: float | None = None
@@ -58,58 +68,50 @@ class NoiseConfig:
     relative: bool | None = None
 
     def __post_init__(self) -> None:
-        check(self.mc_samples >= 1, "noise.mc_samples", ">= 1", self.mc_samples)
+        check(self.mc_samples >= 1, "mc_samples", ">= 1", self.mc_samples)
         if self.mc_samples > 1 and not (self.eval and self.law):
-            raise UserError(f"noise.mc_samples={self.mc_samples} needs noise at test time: set noise.eval=true and a noise")
+            raise FieldError("mc_samples", f"= {self.mc_samples} needs noise at test time: set noise.eval=true and a noise")
 
     @property
     def options(self) -> dict[str, Any]:
-        """What is set of the law's and kernel's options."""
-        names = (
-            "gamma",
-            "beta",
-            "energy",
-            "boundary",
-            "mass",
-            "match_variance",
-            "per_channel",
-            "p",
-            "block_size",
-            "sigma",
-            "relative",
-        )
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        """What is set of the law's and kernel's options: every field that is not marked as NO_OPTION."""
+        named = {each.name: getattr(self, each.name) for each in fields(self) if each.metadata.get("option", True)}
+        return {name: value for name, value in named.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class CorruptionsConfig:
     """Which corrupted cells are evaluated, and where their images come from: generated here, or a stored ImageNet-C."""
 
-    name: str
-    names: list[str]
-    severities: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5])
-    parameters: str = "auto"  # parameter set; auto: nearest to the image size
+    name: str = field(metadata=NOT_IN_IDENTITY)
+    # All corruptions of these groups of the table, where no names are given.
+    groups: list[str] = field(default_factory=list, metadata=NOT_IN_IDENTITY)
+    names: list[str] = field(default_factory=list, metadata=NOT_IN_IDENTITY)  # these corruptions
+    severities: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5], metadata=NOT_IN_IDENTITY)
+    parameters: str = "auto"  # imagenet_224 | tiny_64 | cifar_32; auto: nearest to the image size
     seed: int = 0  # of the draws
     jpeg_roundtrip: bool = False  # generated images go through JPEG at quality 85, as the published ones did
-    root: str | None = None  # null: generated here; else the stored ROOT/CORRUPTION/SEVERITY/CLASS/*.JPEG
+    # Null: generated here; else the stored ROOT/CORRUPTION/SEVERITY/CLASS/*.JPEG.
+    root: str | None = field(default=None, metadata=NOT_IN_IDENTITY)
+    needs_root: bool = field(default=False, metadata=NOT_IN_IDENTITY)  # refuse to generate images where no root is given
     resize: bool = False  # stored images are resized and cropped like the clean ones: another protocol
 
     def __post_init__(self) -> None:
-        check(set(self.severities) <= {1, 2, 3, 4, 5}, "corruptions.severities", "a list out of 1..5", self.severities)
-        check(not self.names or bool(self.severities), "corruptions.severities", "a list of some of 1..5", self.severities)
-        for name, values in (("names", self.names), ("severities", self.severities)):
-            check(len(set(values)) == len(values), f"corruptions.{name}", "free of repetitions", values)
-        if self.name == "stored" and not self.stored:
-            check(
-                False, "corruptions.root", "the folder of CORRUPTION/SEVERITY/CLASS/*.JPEG, corruptions.root=/path", self.root
-            )
+        check(set(self.severities) <= {1, 2, 3, 4, 5}, "severities", "a list out of 1..5", self.severities)
+        check(not (self.names or self.groups) or bool(self.severities), "severities", "a list of some of 1..5", self.severities)
+        for name in ("groups", "names", "severities"):
+            values = getattr(self, name)
+            check(len(set(values)) == len(values), name, "free of repetitions", values)
+        if self.needs_root:
+            rule = "the folder of CORRUPTION/SEVERITY/CLASS/*.JPEG, corruptions.root=/path"
+            check(self.stored, "root", rule, self.root)
         if self.stored and (self.parameters, self.seed, self.jpeg_roundtrip) != ("auto", 0, False):
             raise UserError(
                 "corruptions.parameters, seed and jpeg_roundtrip are of images generated here: leave them out with"
                 f" corruptions.root={self.root}"
             )
         if self.resize and not self.stored:
-            raise UserError("corruptions.resize=true is for stored images: give corruptions.root=/path, or leave it out")
+            raise FieldError("resize", "= true is for stored images: give corruptions.root=/path, or leave it out")
 
     @property
     def stored(self) -> bool:
@@ -121,12 +123,12 @@ class CorruptionsConfig:
 class EvaluationConfig:
     """How the forward passes of an evaluation run."""
 
-    batch_size: int = 64
+    batch_size: int = field(default=64, metadata=NOT_IN_IDENTITY)
     precision: str = "fp32"  # fp32 | bf16 (autocast)
 
     def __post_init__(self) -> None:
-        check(self.batch_size >= 1, "evaluation.batch_size", ">= 1", self.batch_size)
-        check(self.precision in ("fp32", "bf16"), "evaluation.precision", "one of fp32, bf16", self.precision)
+        check(self.batch_size >= 1, "batch_size", ">= 1", self.batch_size)
+        check_choice("precision", self.precision, ("fp32", "bf16"))
 
 
 @dataclass(frozen=True)
@@ -159,16 +161,16 @@ class RecipeConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "grad_accumulation"):
-            check(getattr(self, name) >= 1, f"recipe.{name}", ">= 1", getattr(self, name))
+            check(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
         for name in ("lr", "weight_decay", "mixup", "cutmix", "min_lr", "warmup_epochs", "momentum"):
-            check(0 <= getattr(self, name) < float("inf"), f"recipe.{name}", "finite and >= 0", getattr(self, name))
-        check(0 <= self.label_smoothing < 1, "recipe.label_smoothing", "in [0, 1)", self.label_smoothing)
-        check(self.ema_decay is None or 0 < self.ema_decay < 1, "recipe.ema_decay", "in (0, 1) or null", self.ema_decay)
-        check(self.grad_clip is None or self.grad_clip > 0, "recipe.grad_clip", "> 0 or null", self.grad_clip)
-        check(self.amp in ("none", "bf16", "fp16"), "recipe.amp", "one of none, bf16, fp16", self.amp)
+            check(0 <= getattr(self, name) < float("inf"), name, "finite and >= 0", getattr(self, name))
+        check(0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)", self.label_smoothing)
+        check(self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay", "in (0, 1) or null", self.ema_decay)
+        check(self.grad_clip is None or self.grad_clip > 0, "grad_clip", "> 0 or null", self.grad_clip)
+        check_choice("amp", self.amp, ("none", "bf16", "fp16"))
         check(
             self.batch_size % self.grad_accumulation == 0,
-            "recipe.batch_size", f"a multiple of grad_accumulation={self.grad_accumulation}", self.batch_size,
+            "batch_size", f"a multiple of grad_accumulation={self.grad_accumulation}", self.batch_size,
         )  # fmt: skip
 
     @property
@@ -186,8 +188,8 @@ class LoggerConfig:
     mode: str = "offline"
 
     def __post_init__(self) -> None:
-        check(self.name in ("wandb", "csv", "none"), "logger.name", "one of wandb, csv, none", self.name)
-        check(self.mode in ("offline", "online", "disabled"), "logger.mode", "one of offline, online, disabled", self.mode)
+        check_choice("name", self.name, ("wandb", "csv", "none"))
+        check_choice("mode", self.mode, ("offline", "online", "disabled"))
 
 
 @dataclass(frozen=True)
@@ -198,39 +200,30 @@ class Config:
     noise: NoiseConfig
     data: DataConfig
     corruptions: CorruptionsConfig
-    logger: LoggerConfig
+    logger: LoggerConfig = field(metadata=NOT_IN_IDENTITY)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     recipe: RecipeConfig | None = None
     seed: int = 0
-    device: str = "auto"  # auto | cpu | cuda
-    threads: int | None = None  # CPU threads; null: torch's choice
-    output: str | None = None  # run folder; null: runs/<data>-<model>-<noise>-s<seed>-<hash of the configuration>
-    resume: str = "auto"  # auto: continue what the run folder holds | never: refuse a folder that holds a run
+    device: str = field(default="auto", metadata=NOT_IN_IDENTITY)  # auto | cpu | cuda
+    threads: int | None = field(default=None, metadata=NOT_IN_IDENTITY)  # CPU threads; null: torch's choice
+    # Run folder; null: runs/<data>-<model>-<noise>-s<seed>-<hash of the identity>.
+    output: str | None = field(default=None, metadata=NOT_IN_IDENTITY)
+    # Auto: continue what the run folder holds | never: refuse a folder that holds a run.
+    resume: str = field(default="auto", metadata=NOT_IN_IDENTITY)
 
     def __post_init__(self) -> None:
-        check(self.resume in ("auto", "never"), "resume", "one of auto, never", self.resume)
-        check(self.device in ("auto", "cpu", "cuda"), "device", "one of auto, cpu, cuda", self.device)
+        check_choice("resume", self.resume, ("auto", "never"))
+        check_choice("device", self.device, DEVICES)
         check(0 <= self.seed < 2**63, "seed", ">= 0 and < 2^63", self.seed)
         check(self.threads is None or 1 <= self.threads <= 1024, "threads", "in 1..1024 or null", self.threads)
-        if self.corruptions.resize and self.data.resize is None:
-            raise UserError("corruptions.resize=true resizes like the clean images: give data.resize=PIXELS, it is null")
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What determines the weights and each cell: not where files lie, how a run is watched, or which cells are wanted."""
-        plain = self.as_dict()
-        for name in ("logger", "output", "resume", "threads", "device"):
-            plain.pop(name)
-        for name in ("root", "download", "workers", "skip_bad"):
-            plain["data"].pop(name)
-        plain["evaluation"].pop("batch_size")
-        for name in ("name", "names", "severities", "root"):
-            plain["corruptions"].pop(name)
-        plain["corruptions"]["stored"] = self.corruptions.stored
-        return plain
+        """What determines the weights and each cell, where it differs from the defaults. Plain values."""
+        return {**identity_of(self), "stored": self.corruptions.stored}
 
     @property
     def run_name(self) -> str:

@@ -5,20 +5,20 @@ import os
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from torchvision.datasets import CIFAR10, OxfordIIITPet
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, has_file_allowed_extension, make_dataset
 
-from gch_bench.data.images import ArrayImages, FileImages, ImageSet
+from gch_bench.config.data import DataConfig
+from gch_bench.data.images import ArrayImages, FileImages, Subset
 from gch_bench.errors import UserError
 
 
-class Subset(NamedTuple):
-    classes: list[str]
-    images: ImageSet
-    fingerprint: str
+def root_of(config: DataConfig) -> Path:
+    """The folder of a data set that has one."""
+    return Path(str(config.root)).expanduser()
 
 
 def check_root(root: Path) -> None:
@@ -28,26 +28,33 @@ def check_root(root: Path) -> None:
         raise UserError(f"data.root must be an existing folder, got {root} ({found}); pass data.root=/path")
 
 
-def image_folder(root: Path, split: str, other: str | None) -> Subset:
+def read_tree(config: DataConfig, split: str, other: str | None) -> Subset:
+    """A data set of class folders: see ``image_folder``. The validation split was compared with the other one already."""
+    return image_folder(root_of(config), split, other if split == "val" else None)
+
+
+def image_folder(root: Path, split: str, other: str | None, field: str = "data.root") -> Subset:
     """The images of ``root/split``, checked against the class folders of ``root/other``.
+
+    ``field`` is what the user calls ``root`` in messages.
 
     Fingerprint: sha256 over the sorted relative paths; for val also sizes and heads (train may have a million files).
     Raises UserError on a missing or empty folder, images outside class folders, an empty class, or other classes than expected.
     """
-    classes = _class_names(root, split)
+    classes = _class_names(root, split, field)
     if other is not None:
-        _check_same_classes(root, split, classes, other, _class_names(root, other))
+        _check_same_classes(root, split, classes, other, _class_names(root, other, field))
     folder = str(root / split)
     found = make_dataset(folder, {name: i for i, name in enumerate(classes)}, extensions=IMG_EXTENSIONS, allow_empty=True)
     labels_N = np.array([label for _, label in found], dtype=np.int64)
     empty = np.flatnonzero(np.bincount(labels_N, minlength=len(classes)) == 0).tolist()
     if len(empty) == len(classes):
         raise UserError(
-            f"data.root: {folder} must hold images in its class folders, got none; supported are {', '.join(IMG_EXTENSIONS)}"
+            f"{field}: {folder} must hold images in its class folders, got none; supported are {', '.join(IMG_EXTENSIONS)}"
         )
     if empty:
         raise UserError(
-            f"data.root: every class folder of {folder} must hold an image, "
+            f"{field}: every class folder of {folder} must hold an image, "
             f"got {len(empty)} without ({_some(classes[i] for i in empty)}); add images or remove the folder"
         )
     names = [path[len(folder) + 1 :] for path, _ in found]
@@ -55,26 +62,26 @@ def image_folder(root: Path, split: str, other: str | None) -> Subset:
     return Subset(classes, images, fingerprint_of(images, sizes=split == "val"))
 
 
-def cifar10(root: Path, train: bool, download: bool) -> Subset:
+def read_cifar10(config: DataConfig, split: str, other: str | None) -> Subset:
     """50,000 train or 10,000 test images of 32x32. Raises UserError if absent, corrupted or not downloadable."""
-    data = _torchvision("CIFAR-10", "cifar10", root, download, lambda: CIFAR10(root, train=train, download=download))
-    split = "train" if train else "test"
+    root, download = root_of(config), config.download
+    data = _torchvision("CIFAR-10", root, download, lambda: CIFAR10(root, train=split == "train", download=download))
     labels_N = np.array(data.targets, dtype=np.int64)
     images = ArrayImages([f"cifar10/{split}/{i:05d}" for i in range(len(labels_N))], labels_N, data.data)
     return Subset(data.classes, images, hashlib.sha256(data.data.tobytes() + labels_N.astype("<i8").tobytes()).hexdigest()[:16])
 
 
-def pets(root: Path, train: bool, download: bool) -> Subset:
+def read_pets(config: DataConfig, split: str, other: str | None) -> Subset:
     """37 breeds, trainval or test images. Raises UserError if absent, malformed or not downloadable."""
-    split = "trainval" if train else "test"
-    data = _torchvision("Oxford-IIIT Pet", "pets", root, download, lambda: OxfordIIITPet(root, split=split, download=download))
+    root, download = root_of(config), config.download
+    data = _torchvision("Oxford-IIIT Pet", root, download, lambda: OxfordIIITPet(root, split=split, download=download))
     order = sorted(range(len(data)), key=lambda i: data._images[i].name)  # torchvision has no public list of its files
     names = [data._images[i].name for i in order]
     images = FileImages(names, np.array([data._labels[i] for i in order], dtype=np.int64), str(data._images_folder))
     return Subset(data.classes, images, fingerprint_of(images, sizes=True))
 
 
-def _torchvision(title: str, name: str, root: Path, download: bool, make: Callable[[], Any]) -> Any:
+def _torchvision(title: str, root: Path, download: bool, make: Callable[[], Any]) -> Any:
     """torchvision's data set, its errors in one line (OSError: network, disk; RuntimeError: absent; the others: malformed)."""
     try:
         return make()
@@ -107,25 +114,25 @@ def _head(path: str) -> str:
         return "unreadable"  # reported by name when the image is used
 
 
-def _class_names(root: Path, split: str) -> list[str]:
+def _class_names(root: Path, split: str, field: str) -> list[str]:
     folder = root / split
     if not folder.is_dir():
         held = _some(sorted(os.listdir(root))) or "nothing"
-        raise UserError(f"data.root must hold {split}/CLASS/* images, got {root} without a folder {split}/ (it holds {held})")
+        raise UserError(f"{field} must hold {split}/CLASS/* images, got {root} without a folder {split}/ (it holds {held})")
     try:
         return find_classes(folder)[0]
     except FileNotFoundError:  # no folder inside
         files = sum(has_file_allowed_extension(name, IMG_EXTENSIONS) for name in os.listdir(folder))
         if files:
             raise UserError(
-                f"data.root: {folder} must hold one folder per class, got {files} images directly inside; "
+                f"{field}: {folder} must hold one folder per class, got {files} images directly inside; "
                 f"sort them into {split}/CLASS/ (for ImageNet's validation images: valprep.sh)"
             ) from None
         raise UserError(
-            f"data.root: {folder} must hold one folder per class, got an empty folder; put images into {split}/CLASS/"
+            f"{field}: {folder} must hold one folder per class, got an empty folder; put images into {split}/CLASS/"
         ) from None
     except OSError as error:
-        raise UserError(f"data.root: {folder} must be readable, got: {error.strerror}") from error
+        raise UserError(f"{field}: {folder} must be readable, got: {error.strerror}") from error
 
 
 def _check_same_classes(root: Path, split: str, classes: list[str], other: str, others: list[str]) -> None:

@@ -56,6 +56,14 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+class Subset(NamedTuple):
+    """One split of a data set."""
+
+    classes: list[str]
+    images: ImageSet
+    fingerprint: str  # 16 hex digits over what the images are
+
+
 @dataclass(frozen=True, eq=False)
 class ArrayImages(ImageSet):
     """Images in memory; ``pixels`` uint8, (N, H, W) grey or (N, H, W, 3) RGB."""

@@ -1,15 +1,48 @@
-"""Config -> data: the images to train on and to evaluate on, and what identifies them."""
+"""The table of data sets, and what a run gets from it: the images to train on and to evaluate on, and what identifies them.
 
-from dataclasses import dataclass
-from pathlib import Path
+A new data set is a row of DATASETS, a function that reads it, and a file configs/data/NAME.yaml.
+"""
 
-from gch_bench.config.data import SIZES, DataConfig, default_resize
-from gch_bench.data import folders
-from gch_bench.data.digits import CLASSES, digits
-from gch_bench.data.images import ImageSet, image_sizes
-from gch_bench.errors import UserError
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from gch_bench.checks import check, check_choice
+from gch_bench.config.data import DataConfig
+from gch_bench.data import digits, folders
+from gch_bench.data.images import ImageSet, Subset, image_sizes
+from gch_bench.data.transforms import default_resize
+from gch_bench.errors import FieldError, UserError
 
 LARGEST_NATIVE = 512  # pixels: a folder of larger square images is resized and cropped to 224 like photographs
+TREE = "train/CLASS/* and val/CLASS/*"
+
+
+class DataSet(NamedTuple):
+    """What belongs to a data set itself, whatever a run chooses. A run's DataConfig overrides size and resize."""
+
+    read: Callable[[DataConfig, str, str | None], Subset]  # (config, split, the other split if both are read) -> its images
+    size: int | None  # side in pixels of what the network sees; None: read from the images
+    resize: int | None = None  # shorter side before the centre crop; None: only images of another size are resized
+    root: str | None = TREE  # what data.root must hold; None: the data set ships inside a package and has no root
+    num_classes: int | None = None  # None: as many as the folders say
+    download: bool = False  # whether data.download=true can fetch it
+    splits: tuple[str, str] = ("train", "val")  # the data set's own names of what is trained on and what is evaluated
+    class_ids: Sequence[int] | None = None  # its classes among the 1,000 of ImageNet-1k; None: other classes
+
+
+DATASETS: dict[str, DataSet] = {
+    "digits": DataSet(digits.read, size=64, root=None, num_classes=10),
+    "imagenet": DataSet(folders.read_tree, size=224, resize=256, num_classes=1000, class_ids=range(1000)),
+    "folder": DataSet(folders.read_tree, size=None),
+    "cifar10": DataSet(
+        folders.read_cifar10, size=32, root="cifar-10-batches-py/", num_classes=10, download=True, splits=("train", "test")
+    ),
+    "pets": DataSet(
+        folders.read_pets, size=224, resize=256, root="oxford-iiit-pet/", num_classes=37, download=True,
+        splits=("trainval", "test"),
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,35 +53,52 @@ class DataSource:
     description: str
     classes: list[str]
     size: int
+    resize: int | None  # see transforms.eval_transform
+    interpolation: str
     train: ImageSet | None  # None if not asked for
     val: ImageSet
     fingerprint: str  # 16 hex digits over the val images: what the numbers are measured on, whether or not train was loaded
     train_fingerprint: str | None
     geometry: str  # "none", or e.g. "resize256-bilinear-centercrop224": goes into the protocol id
 
+    @property
+    def is_imagenet_1k(self) -> bool:
+        """Whether the classes are those of ImageNet-1k, so that AlexNet's published errors are a baseline."""
+        return DATASETS[self.name].class_ids == range(1000)
+
 
 def load_data(config: DataConfig, train: bool = True) -> DataSource:
-    """The data of ``config``; with ``train=False`` only val, and train/ need not exist. Raises UserError if it is not there."""
-    if config.name == "digits":
-        return _load_digits(config, train)
-    root = Path(str(config.root)).expanduser()
-    if not config.download:
-        folders.check_root(root)
-    val = _subset(config, root, "val", other="train" if train else None)
-    trained = _subset(config, root, "train", other=None) if train else None
+    """The data of ``config``; with ``train=False`` only val, and train/ need not exist.
+
+    Raises:
+        UserError: a choice that does not fit the data set, or data that is not there or malformed.
+    """
+    try:
+        config = _fitting(config)
+    except FieldError as error:
+        raise error.in_group("data") from error
+    row = DATASETS[config.name]
+    if row.root and not config.download:
+        folders.check_root(folders.root_of(config))
+    split_train, split_val = row.splits
+    val = row.read(config, split_val, split_train if train else None)
+    trained = row.read(config, split_train, split_val) if train else None
+    where = folders.root_of(config) if row.root else "embedded"
     if trained and trained.classes != val.classes:  # image folders were compared by name already
         raise UserError(
-            f"data.root: train and val images of {root} must have the same classes, got {trained.classes} and {val.classes}"
+            f"data.root: train and val images of {where} must have the same classes, got {trained.classes} and {val.classes}"
         )
     folders.check_num_classes(len(val.classes), config.num_classes)
     sizes = image_sizes(val.images) if config.resize is None else set()
-    size = config.size or SIZES[config.name] or _native_size(sizes)
+    size = config.size or _native_size(sizes)
     counts = f"{len(trained.images)} train / {len(val.images)} val images" if trained else f"{len(val.images)} val images"
     return DataSource(
         name=config.name,
-        description=f"{config.name} ({root}: {counts}, {len(val.classes)} classes, {size}x{size})",
+        description=f"{config.name} ({where}: {counts}, {len(val.classes)} classes, {size}x{size})",
         classes=val.classes,
         size=size,
+        resize=config.resize,
+        interpolation=config.interpolation,
         train=trained.images if trained else None,
         val=val.images,
         fingerprint=val.fingerprint,
@@ -57,31 +107,29 @@ def load_data(config: DataConfig, train: bool = True) -> DataSource:
     )
 
 
-def _load_digits(config: DataConfig, train: bool) -> DataSource:
-    size = config.size or SIZES["digits"]
-    assert size is not None
-    folders.check_num_classes(len(CLASSES), config.num_classes)
-    data = digits(size)
-    counts = f"{len(data.train)} train / {len(data.val)} val images"
-    return DataSource(
-        name=config.name,
-        description=f"digits (embedded: scikit-learn handwritten digits, {counts}, {size}x{size})",
-        classes=list(CLASSES),
-        size=size,
-        train=data.train if train else None,
-        val=data.val,
-        fingerprint=data.val_fingerprint,
-        train_fingerprint=data.train_fingerprint if train else None,
-        geometry=_geometry(config, size, {(size, size)}),
-    )
+def _fitting(config: DataConfig) -> DataConfig:
+    """The choices with the data set's own size, resize and number of classes where they are null.
 
-
-def _subset(config: DataConfig, root: Path, split: str, other: str | None) -> folders.Subset:
-    if config.name == "cifar10":
-        return folders.cifar10(root, split == "train", config.download)
-    if config.name == "pets":
-        return folders.pets(root, split == "train", config.download)
-    return folders.image_folder(root, split, other)
+    Raises:
+        FieldError: a choice that does not fit the data set.
+    """
+    check_choice("name", config.name, DATASETS)
+    row, root = DATASETS[config.name], config.root
+    if row.root is None:
+        others = ", ".join(name for name, other in DATASETS.items() if other.root)
+        check(root is None, "root", f"null for data={config.name} (to use a folder choose data from {others})", root)
+    else:
+        given = isinstance(root, str) and bool(root.strip())
+        check(given, "root", f"the folder that holds {row.root} for data={config.name} (pass data.root=/path)", root)
+    able = ", ".join(name for name, other in DATASETS.items() if other.download)
+    rule = f"false for data={config.name}, as only {able} can be downloaded"
+    check(not config.download or row.download, "download", rule, config.download)
+    size, resize = config.size or row.size, config.resize or row.resize
+    if resize is not None:
+        check(size is not None, "resize", f"null without data.size for data={config.name} (pass data.size=PIXELS)", resize)
+        assert size is not None
+        check(resize >= size, "resize", f"at least data.size ({size}), or the centre crop has no pixels", resize)
+    return replace(config, size=size, resize=resize, num_classes=config.num_classes or row.num_classes)
 
 
 def _native_size(sizes: set[tuple[int, int]]) -> int:

@@ -13,7 +13,7 @@ from timm.data import create_transform
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
-from gch_bench.config.data import AugmentConfig, default_resize
+from gch_bench.config.data import AugmentConfig
 from gch_bench.errors import UserError
 
 Transform = Callable[[Image.Image], torch.Tensor]
@@ -54,6 +54,11 @@ def train_transform(
             f"augment.auto_augment must be a timm string such as rand-m9-mstd0.5, got {augment.auto_augment!r} ({error})"
         ) from error
     return transform
+
+
+def default_resize(size: int) -> int:
+    """Shorter side in pixels before a centre crop of ``size``: 256 for 224, in proportion for the others."""
+    return round(size * 256 / 224)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from gch_bench.checks import check_choice
 from gch_bench.config.run import CorruptionsConfig
 from gch_bench.corruptions import CORRUPTIONS, PARAMETER_SETS, corrupt, parameters_for
 from gch_bench.errors import UserError
@@ -12,23 +13,26 @@ from gch_bench.results.records import CELL_CLEAN, Cell, record_facts
 
 
 def wanted_cells(config: CorruptionsConfig) -> list[Cell]:
-    """The clean cell and every corruption at every severity asked for.
+    """The clean cell, and every corruption (those named, else those of the groups) at every severity asked for.
 
     Raises:
         UserError: a corruption that is not in the table (lists the choices).
     """
-    unknown = [name for name in config.names if name not in CORRUPTIONS]
-    if unknown:
-        raise UserError(f"unknown corruption {unknown[0]!r}: choose from {', '.join(CORRUPTIONS)}")
-    return [CELL_CLEAN, *(Cell(name, severity) for name in config.names for severity in config.severities)]
+    groups = dict.fromkeys(corruption.group for corruption in CORRUPTIONS.values())
+    for name in config.names:
+        if name not in CORRUPTIONS:
+            raise UserError(f"unknown corruption {name!r}: choose from {', '.join(CORRUPTIONS)}")
+    for group in config.groups:
+        check_choice("corruptions.groups", group, groups)
+    names = config.names or [name for name, corruption in CORRUPTIONS.items() if corruption.group in config.groups]
+    return [CELL_CLEAN, *(Cell(name, severity) for name in names for severity in config.severities)]
 
 
 def parameter_set(config: CorruptionsConfig, size: int) -> str:
     """The name of the corruption parameter set for images of `size` pixels."""
     if config.parameters == "auto":
         return parameters_for(size)
-    if config.parameters not in PARAMETER_SETS:
-        raise UserError(f"corruptions.parameters must be auto or one of {', '.join(PARAMETER_SETS)}, got {config.parameters!r}")
+    check_choice("corruptions.parameters", config.parameters, ("auto", *PARAMETER_SETS))
     return config.parameters
 
 

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
+from gch_bench.config.parse import identity_of
 from gch_bench.config.run import Config
 from gch_bench.corruptions import PARAMETER_SETS
 from gch_bench.data.sets import DataSource
@@ -46,8 +47,8 @@ class Protocol:
 
     @property
     def id(self) -> str:
-        """Readable prefix and 10 hex digits of sha256 over all fields."""
-        canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        """A readable prefix, and 10 hex digits of sha256 over the schema version and the fields that differ from defaults."""
+        canonical = json.dumps(identity_of(self), sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(canonical.encode()).hexdigest()[:10]
         generation = f"-{self.parameters}{'-jpeg85' if self.jpeg_roundtrip else ''}" if self.source == "generated" else ""
         return (

@@ -11,7 +11,7 @@ from torch import nn
 
 from gch_bench.config.run import ModelConfig, NoiseConfig
 from gch_bench.data.transforms import Normalisation
-from gch_bench.errors import UserError
+from gch_bench.errors import FieldError, UserError
 from gch_bench.model.weights import load_weights
 from gch_bench.noise.inject import inject, stage_grids
 from gch_bench.noise.mechanism import make_mechanism
@@ -46,9 +46,12 @@ def build(model: ModelConfig, noise: NoiseConfig, num_classes: int, size: int) -
     """
     try:
         mechanism = make_mechanism(noise.law, noise.kernel, noise.options) if noise.law else None
-    except ValueError as error:
-        raise UserError(f"noise.{error}") from error
-    network, warnings = build_network(model, num_classes, size)
+    except FieldError as error:
+        raise error.in_group("noise") from error
+    try:
+        network, warnings = build_network(model, num_classes, size)
+    except FieldError as error:
+        raise error.in_group("model") from error
     stages: list[Stage] = []
     if mechanism is not None:
         try:

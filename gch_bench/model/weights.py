@@ -7,7 +7,7 @@ import torch
 from timm.models import load_state_dict
 from torch import nn
 
-from gch_bench.errors import UserError
+from gch_bench.errors import FieldError
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -23,16 +23,16 @@ def load_weights(network: nn.Module, path: str, reset_head: bool = False) -> Non
     """Load a plain state dict (nested under state_dict/model, `module.` prefixes; .pt, .pth or .safetensors) into the network.
 
     Raises:
-        UserError: unreadable or truncated file; another architecture; another class count (unless reset_head).
+        FieldError: unreadable or truncated file; another architecture; another class count (unless reset_head).
     """
     if not os.path.isfile(path):
-        raise UserError(f"model.checkpoint={path}: no such file")
+        raise FieldError(f"checkpoint={path}:", "no such file")
     try:
         state = load_state_dict(path, use_ema=True, weights_only=True)
     except Exception as error:  # torch, zipfile, pickle and safetensors each raise their own
-        raise UserError(
-            f"model.checkpoint={path} cannot be read, it is truncated or no state dict of tensors:"
-            f" {str(error) or type(error).__name__}"
+        raise FieldError(
+            f"checkpoint={path}",
+            f"cannot be read, it is truncated or no state dict of tensors: {str(error) or type(error).__name__}",
         ) from error
     state = {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in state.items()}
     own = network.state_dict()
@@ -41,9 +41,10 @@ def load_weights(network: nn.Module, path: str, reset_head: bool = False) -> Non
     if misfits and set(misfits) <= heads:
         if not reset_head:
             theirs, ours = state[misfits[0]].shape[0], own[misfits[0]].shape[0]
-            raise UserError(
-                f"model.checkpoint={path} has {theirs} classes and the data {ours}:"
-                " choose the data it was trained on, or model.reset_head=true to train a new classifier"
+            raise FieldError(
+                f"checkpoint={path}",
+                f"has {theirs} classes and the data {ours}: choose the data it was trained on, or model.reset_head=true to"
+                " train a new classifier",
             )
         state = {key: value for key, value in state.items() if key not in heads}
         own = {key: value for key, value in own.items() if key not in heads}
@@ -52,9 +53,10 @@ def load_weights(network: nn.Module, path: str, reset_head: bool = False) -> Non
     if missing or unexpected or misfits:
         kinds = {"missing": missing, "unknown": unexpected, "of another shape": misfits}
         what = [f"{len(keys)} keys {kind} (first: {keys[0]})" for kind, keys in kinds.items() if keys]
-        raise UserError(
-            f"model.checkpoint={path} holds another architecture than {type(network).__name__}: {'; '.join(what)};"
-            " choose the model= it was trained with"
+        raise FieldError(
+            f"checkpoint={path}",
+            f"holds another architecture than {type(network).__name__}: {'; '.join(what)}"
+            "; choose the model= it was trained with",
         )
     network.load_state_dict(state, strict=False)
 

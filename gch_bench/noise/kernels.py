@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gch_bench.checks import check_choice, check_number
+from gch_bench.errors import FieldError
 
 BOUNDARIES = ("outside", "inside")
 DENSE_SITES = 256  # up to 16 x 16: one dense product is faster than two small ones and their launches
@@ -157,9 +158,11 @@ class DirichletGreen(Kernel):
         if self.energy is not None:
             check_number("energy", self.energy, 0, strict=True)
             if self.beta != 1.0:
-                raise ValueError(f"energy replaces beta: give one of them, got energy={self.energy:g} and beta={self.beta:g}")
+                raise FieldError(
+                    "energy", f"replaces beta: give one of them, got energy={self.energy:g} and beta={self.beta:g}"
+                )
             if self.match_variance:
-                raise ValueError("energy has no effect with match_variance=true: give one of them")
+                raise FieldError("energy", "has no effect with match_variance=true: give one of them")
 
     @property
     def pinned(self) -> int:  # type: ignore[override]

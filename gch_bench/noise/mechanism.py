@@ -12,7 +12,8 @@ import torch
 from timm.layers.drop import DropBlock2d
 from torch import Tensor, nn
 
-from gch_bench.checks import check_choice, check_number, check_probability
+from gch_bench.checks import check_choice, check_number, check_probability, check_whole_number
+from gch_bench.errors import FieldError
 from gch_bench.noise.kernels import KERNELS, DirichletGreen, Kernel, PeriodicGreen, variance_on
 from gch_bench.noise.laws import hard_mask, samplewise_gate, sites_kept, wick_gate
 
@@ -140,7 +141,7 @@ class HardMask(FieldNoise):
 
     def __init__(self, kernel: Kernel, p: float = 0.1, per_channel: bool = False) -> None:
         super().__init__(kernel, per_channel)
-        check_probability("p", p)
+        check_probability("p", p, below_one=True)
         self.p = p
 
     def transform(self, psi_BHW: Tensor) -> Tensor:
@@ -205,16 +206,15 @@ class LayerNoise(Mechanism):
 
 def _dropout(layer: type[nn.Module]) -> Callable[..., Mechanism]:
     def make(p: float = 0.1) -> Mechanism:
-        check_probability("p", p)
+        check_probability("p", p, below_one=True)
         return LayerNoise(layer(p), p=p)
 
     return make
 
 
 def _dropblock(p: float = 0.1, block_size: int = 7) -> Mechanism:
-    check_probability("p", p)
-    if not isinstance(block_size, int) or block_size < 1:
-        raise ValueError(f"block_size must be an integer >= 1, got {block_size!r}")
+    check_probability("p", p, below_one=True)
+    check_whole_number("block_size", block_size, low=1)
     return LayerNoise(DropBlock2d(drop_prob=p, block_size=block_size), p=p, block_size=block_size)
 
 
@@ -236,17 +236,16 @@ def make_mechanism(law: str, kernel: str, options: Mapping[str, Any]) -> Mechani
     Raises:
         ValueError: unknown name, or an option out of range (name, rule and value in one line).
     """
-    check_choice("law", law, tuple(LAWS))
+    check_choice("law", law, LAWS)
     make, names, takes_kernel = LAWS[law]
-    kernel_names = {field.name for each in KERNELS.values() for field in fields(each)} if takes_kernel else set()
-    ignored = sorted(options.keys() - kernel_names - set(names))
-    if ignored:
-        raise ValueError(f"{ignored[0]} has no meaning for law {law}, which takes {', '.join(sorted({*names, *kernel_names}))}")
+    own = set()
+    if takes_kernel:
+        check_choice("kernel", kernel, KERNELS)
+        own = {field.name for field in fields(KERNELS[kernel])}
+    for name in sorted(options.keys() - own - set(names)):
+        taker = f"law {law} with kernel {kernel}" if takes_kernel else f"law {law}"
+        raise FieldError(name, f"has no meaning for {taker}, which takes {', '.join(sorted({*names, *own}))}")
     chosen = {name: options[name] for name in names if name in options}
     if not takes_kernel:
         return make(**chosen)
-    check_choice("kernel", kernel, tuple(KERNELS))
-    own = {field.name for field in fields(KERNELS[kernel])}
-    if "energy" in options.keys() - own:
-        raise ValueError(f"energy has no meaning for kernel {kernel}: set beta")
     return make(KERNELS[kernel](**{name: options[name] for name in own & options.keys()}), **chosen)

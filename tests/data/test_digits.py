@@ -16,7 +16,7 @@ def source():
 
 
 def test_description_and_geometry(source):
-    assert source.description == "digits (embedded: scikit-learn handwritten digits, 1437 train / 360 val images, 64x64)"
+    assert source.description == "digits (embedded: 1437 train / 360 val images, 10 classes, 64x64)"
     assert (source.size, source.geometry, source.classes) == (64, "none", [str(i) for i in range(10)])
     assert dataclasses.is_dataclass(source)
 

@@ -8,7 +8,6 @@ import torchvision
 from PIL import Image
 
 from gch_bench.config.data import DataConfig
-from gch_bench.data import folders
 from gch_bench.data.sets import load_data
 from gch_bench.errors import UserError
 
@@ -107,7 +106,7 @@ def test_download_is_only_asked_for_when_configured(cifar_root, monkeypatch):
 
 
 def test_pets(pets_root):
-    source = load_data(DataConfig("pets", root=str(pets_root), size=224, resize=256))
+    source = load_data(DataConfig("pets", root=str(pets_root), num_classes=2))
     assert source.description == f"pets ({pets_root}: 6 train / 6 val images, 2 classes, 224x224)"
     assert (source.classes, source.geometry) == (["Abyssinian", "Beagle"], "resize256-bilinear-centercrop224")
     assert source.val.names == [
@@ -123,7 +122,7 @@ def test_pets(pets_root):
 
 
 def test_pets_absent_malformed_or_with_other_classes(pets_root):
-    config = DataConfig("pets", root=str(pets_root))
+    config = DataConfig("pets", root=str(pets_root), num_classes=2)
     test = pets_root / "oxford-iiit-pet" / "annotations" / "test.txt"
     test.write_text("beagle_10 1 1 1\n")
     assert message(config) == (
@@ -135,4 +134,4 @@ def test_pets_absent_malformed_or_with_other_classes(pets_root):
     test.unlink()
     assert "No such file or directory" in message(config)
     with pytest.raises(UserError, match=r"must hold Oxford-IIIT Pet, got: Dataset not found; pass data.download=true"):
-        folders.pets(pets_root / "oxford-iiit-pet", train=True, download=False)
+        load_data(DataConfig("pets", root=str(pets_root / "oxford-iiit-pet")))

@@ -171,7 +171,7 @@ def test_matrices_are_cached_per_grid_device_and_dtype() -> None:
     [
         (lambda: DirichletGreen(beta=0), "beta must be a finite number > 0, got 0"),
         (lambda: White(beta=math.nan), "beta must be a finite number > 0, got nan"),
-        (lambda: DirichletGreen(boundary="round"), "boundary must be one of outside, inside; got 'round'"),
+        (lambda: DirichletGreen(boundary="round"), "boundary must be one of outside, inside, got 'round'"),
         (lambda: DirichletGreen(energy=-1), "energy must be a finite number > 0, got -1"),
         (lambda: DirichletGreen(beta=2.0, energy=1.0), "give one of them, got energy=1 and beta=2"),
         (lambda: MassiveGreen(mass=-0.1), "mass must be a finite number >= 0, got -0.1"),

@@ -26,6 +26,7 @@ from gch_bench.apps.diagnosis.analysis import analyse, weight_table
 from gch_bench.apps.diagnosis.chains import Chain, Factor
 from gch_bench.apps.diagnosis.subjects import Subject, subjects
 from gch_bench.config.diagnosis import DiagnoseConfig
+from gch_bench.config.parse import identity_of
 from gch_bench.data.images import BadImage
 from gch_bench.data.sets import load_data
 from gch_bench.data.transforms import eval_transform, normalise
@@ -37,14 +38,13 @@ from gch_bench.provenance import provenance
 from gch_bench.report import geometry, geometry_compare, geometry_figures
 from gch_bench.report.tables import Run, read_run
 from gch_bench.results.geometry import MEASURED, ChainReport
+from gch_bench.results.runfacts import differences
 from gch_bench.spectral.jacobian import network_jacobians
 
 CSV = ("summary", "factors", "interfaces", "weights", "comparison", "correlations")
 TABLES = (*CSV, "channels", "columns", "edges", "spectra")  # a row per channel, column, edge or singular value: Parquet alone
 FOLDERS = ("figures", "matrices")
 OWN = ("run.json", "report.md", "metrics.csv", *(f"{name}.{kind}" for name in TABLES for kind in ("parquet", "csv")), *FOLDERS)
-PATHS = ("checkpoint", "checkpoints", "source", "runs", "chain")
-WATCHING = ("logger", "output", "threads", "device", "save_matrices")  # options that change no number
 
 
 class Diagnosed(NamedTuple):
@@ -140,8 +140,7 @@ def _check_folder(folder: Path, config: DiagnoseConfig) -> None:
         facts = files.read_json(folder / "run.json")
         if facts.get("kind") != "diagnosis":
             raise UserError(f"{folder} already holds something else than a diagnosis: choose another output=")
-        was, now = _options(facts.get("config", {})), _options(json.loads(json.dumps(config.as_dict())))
-        if differing := [name for name in now if was.get(name) != now[name]]:
+        if differing := differences(facts.get("options", {}), json.loads(json.dumps(identity_of(config)))):
             raise UserError(f"{folder} holds another diagnosis (it differs in {', '.join(differing)}): choose another output=")
     elif folder.is_dir():
         foreign = sorted(path.name for path in folder.iterdir() if path.name not in (*OWN, "wandb") and path.suffix != ".tmp")
@@ -152,11 +151,6 @@ def _check_folder(folder: Path, config: DiagnoseConfig) -> None:
 def _check_identity(folder: Path, identity: str) -> None:
     if (folder / "run.json").exists() and files.read_json(folder / "run.json").get("identity") != identity:
         raise UserError(f"{folder} holds a diagnosis of other weights or chains: choose another output=")
-
-
-def _options(config: dict[str, Any]) -> dict[str, Any]:
-    """Those that change numbers, but for paths, whose contents count."""
-    return {name: value for name, value in config.items() if name not in (*WATCHING, *PATHS)}
 
 
 def _diagnose_subject(
@@ -246,7 +240,7 @@ def _images(config: DiagnoseConfig) -> Callable[[Subject], list[tuple[str, Tenso
     def of(subject: Subject) -> list[tuple[str, Tensor]]:
         assert subject.size is not None
         assert subject.normalisation is not None
-        transform = eval_transform(subject.size, config.data.resize, config.data.interpolation)
+        transform = eval_transform(subject.size, data.resize, data.interpolation)
         made = []
         for i in ids:
             image = data.val.load_or_bad(i)
@@ -298,6 +292,7 @@ def _write(
         "command": shlex.join(sys.argv),
         **provenance(),
         "config": config.as_dict(),
+        "options": identity_of(config),
         "identity": identity,
         "subjects": [item.facts for item in found],
     }
@@ -362,6 +357,6 @@ def _name(found: list[Diagnosed]) -> str:
 
 def _identity(config: DiagnoseConfig, named: list[Chain], found: list[Diagnosed]) -> str:
     """What determines the numbers: the weights, and the options but for where they are written and watched."""
-    plain = _options(config.as_dict()) | {"chains": [asdict(chain) for chain in named]}
+    plain = identity_of(config) | {"chains": [asdict(chain) for chain in named]}
     facts = [(item.facts["label"], item.facts["weights"]) for item in found]
     return hashlib.sha256(json.dumps([plain, facts], sort_keys=True).encode()).hexdigest()

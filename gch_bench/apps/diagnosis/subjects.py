@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gch_bench.config.diagnosis import DiagnoseConfig
 from gch_bench.config.run import ModelConfig
 from gch_bench.data.transforms import Normalisation
-from gch_bench.errors import UserError
+from gch_bench.errors import FieldError, UserError
 from gch_bench.files import read_json, slug
 from gch_bench.model.build import build_network, normalisation
 from gch_bench.model.weights import weights_digest
@@ -137,10 +137,9 @@ def subjects(config: DiagnoseConfig) -> Iterator[Subject]:
             classes = config.num_classes or facts.get("classes") or _classes(model)
             stride = model.output_stride or facts.get("output_stride")
             try:
-                subject = _of_model(replace(model, output_stride=stride), label, size, classes, config.head_dim)
-            except UserError as error:  # in the words that the user typed
-                raise UserError(str(error).replace("model.checkpoint=", "checkpoint=") if paths else str(error)) from error
-            yield subject
+                yield _of_model(replace(model, output_stride=stride), label, size, classes, config.head_dim)
+            except FieldError as error:  # here the file is named by `checkpoint`, without a group, or by `model.checkpoint`
+                raise error.in_group("" if paths else "model") from error
 
 
 def labels(paths: list[str]) -> list[str]:

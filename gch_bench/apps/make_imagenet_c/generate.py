@@ -27,7 +27,7 @@ from PIL import Image
 
 from gch_bench import __version__
 from gch_bench.apps.make_imagenet_c.processes import in_processes
-from gch_bench.apps.make_imagenet_c.tree import ADVICE, Files, Tree, whole_jpeg
+from gch_bench.apps.make_imagenet_c.tree import ELSEWHERE, Files, Tree, whole_jpeg
 from gch_bench.checks import check
 from gch_bench.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from gch_bench.data.folders import fingerprint_of, image_folder
@@ -98,7 +98,7 @@ def generate(options: Options) -> None:
         torch.set_num_threads(1)  # the processes share the cores
     source = read_source(options)
     show.line(f"source: {options.src}: {len(source.names)} images")
-    with making(options.dest, ADVICE), locked(options.dest):
+    with making(options.dest, ELSEWHERE), locked(options.dest):
         tree = Tree(options.dest)
         tree.check(source.identity)
         sizes = tree.scan(source.names)
@@ -138,10 +138,7 @@ def read_source(options: Options) -> Source:
         raise UserError(f"DEST must be a folder, got the file {options.dest}: choose another")
     if real == real_dest or real in real_dest.parents:
         raise UserError(f"DEST must lie outside SRC, got {options.dest} for SRC {options.src}")
-    try:
-        images = image_folder(folder.parent, folder.name, other=None).images
-    except UserError as error:
-        raise UserError(str(error).replace("data.root", "SRC")) from error
+    images = image_folder(folder.parent, folder.name, other=None, field="SRC").images
     assert isinstance(images, FileImages)
     first: dict[str, str] = {}
     for name in images.names:
@@ -283,7 +280,7 @@ class _Maker:
             # optimize, as in the reference: smaller files, the same pixels
             Image.fromarray(pixels_HW3).save(file, "JPEG", quality=self.options.quality, optimize=True)
             data = file.getvalue()
-        write_atomic(path, lambda file: file.write(data), ADVICE, durable=False)  # millions of fsyncs would take hours
+        write_atomic(path, lambda file: file.write(data), ELSEWHERE, durable=False)  # millions of fsyncs would take hours
         return data
 
 

@@ -23,7 +23,7 @@ from gch_bench.results.records import Cell
 
 MANIFEST = "manifest.json"
 FORMAT = "gch-bench corrupted images, 1"
-ADVICE = "free space there or choose another DEST; the same command continues"
+ELSEWHERE = "choose another DEST; the same command continues"
 _CELL = re.compile(r"\w+/[1-5]")
 _TEMPORARY = re.compile(r"\.(.+)\.\d+\.tmp")  # records.write_atomic's
 
@@ -102,7 +102,7 @@ class Tree:
                 elif path not in own:
                     sizes[key][numbers[name]] = os.stat(os.path.join(root, file)).st_size
         for path in half_written:
-            with writing(Path(path), ADVICE):
+            with writing(Path(path), ELSEWHERE):
                 Path(path).unlink(missing_ok=True)
         return {cell: sizes[_key(cell)] for cell in self.cells}
 
@@ -141,7 +141,7 @@ class Tree:
                 f"{digest.tobytes().hex()}  {_key(cell)}/{name}\n" for digest, name in zip(sha256_N32, names, strict=True)
             ).encode("utf-8", "surrogateescape")
             self._refuse_change(cell, text)
-            write_atomic(self.checksums(cell), lambda file, text=text: file.write(text), ADVICE)  # type: ignore[misc]
+            write_atomic(self.checksums(cell), lambda file, text=text: file.write(text), ELSEWHERE)  # type: ignore[misc]
             self.manifest["cells"][_key(cell)] = {**_counts(sizes_N), "sha256": hashlib.sha256(text).hexdigest()}
         self.manifest["sessions"][-1] |= session
         self._write_manifest()
@@ -159,7 +159,7 @@ class Tree:
 
     def _write_manifest(self) -> None:
         text = json.dumps({**self.manifest, "cells": dict(sorted(self.manifest["cells"].items()))}, indent=1) + "\n"
-        write_atomic(self.folder / MANIFEST, lambda file: file.write(text.encode()), ADVICE)
+        write_atomic(self.folder / MANIFEST, lambda file: file.write(text.encode()), ELSEWHERE)
 
     def names(self, cell: Cell) -> list[str]:
         """The images' names by a finished cell's checksums."""
