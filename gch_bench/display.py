@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -61,8 +61,3 @@ class Display:
         self.console.print(table)
         for note in notes:
             self.line(note)
-
-
-def metric_cells(row: Mapping[str, float]) -> list[str]:
-    """top-1 and ECE in percent, NLL in nats, as table cells."""
-    return [f"{row['top1']:.2%}", f"{row['ece']:.2%}", f"{row['nll']:.4f}"]

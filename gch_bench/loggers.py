@@ -2,7 +2,7 @@
 `pictures(paths)` and `close()`.
 
 Names: train/loss, train/top1, train/lr; clean/top1, clean/ece, clean/nll; shift/<corruption>/<severity>/{top1,ece,nll};
-shift/mean/... (mean over severities, then over corruptions).
+shift/mean/... (mean over severities, then over corruptions; with ImageNet's data also mce and relative_mce).
 """
 
 import contextlib
@@ -13,14 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import pandas as pd
-
 from gch_bench.config.run import LoggerConfig
 from gch_bench.errors import UserError
 from gch_bench.files import writing
-from gch_bench.metrics import CLEAN, mean_corruption
-
-LOGGED = ("top1", "ece", "nll")
 
 
 class Logged(Protocol):
@@ -119,18 +114,3 @@ def open_logger(config: Logged, folder: Path, main: bool) -> Logger:
     if not main or config.logger.name == "none":
         return NoLogger()
     return CsvLogger(folder) if config.logger.name == "csv" else WandbLogger(config, folder)
-
-
-def evaluation_metrics(summary: pd.DataFrame) -> dict[str, float]:
-    """summary.csv's rows as logged names -> values."""
-    rows: dict[tuple[str, int], dict[str, Any]] = {
-        (row["corruption"], row["severity"]): row for row in summary.to_dict("records")  # type: ignore[misc]
-    }  # fmt: skip
-    values: dict[str, float] = {}
-    for (name, severity), row in rows.items():
-        prefix = CLEAN if name == CLEAN else f"shift/{name}/{severity}"
-        values |= {f"{prefix}/{key}": row[key] for key in LOGGED}
-    if any(name != CLEAN for name, _ in rows):
-        with contextlib.suppress(ValueError):  # corruptions at different severities have no common mean
-            values |= {f"shift/mean/{key}": value for key, value in mean_corruption(rows, LOGGED).items()}
-    return values

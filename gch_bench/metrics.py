@@ -5,7 +5,7 @@ fractions in [0, 1]; NLL and entropy are in nats; the Brier score is in [0, 2]. 
 Legend: N samples, C classes, B bins.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -119,10 +119,10 @@ def equal_mass_calibration_error(confidence: ArrayLike, correct: ArrayLike, num_
     return float(np.abs(np.bincount(index_N, weights=confidence_N - correct_N)).sum() / len(confidence_N))
 
 
-def classwise_calibration_error(
+def top_label_calibration_error(
     confidence: ArrayLike, correct: ArrayLike, prediction: ArrayLike, num_classes: int, num_bins: int = NUM_BINS
 ) -> float:
-    """Top-label class-wise ECE: mean over the classes predicted at least once of the ECE among samples predicted as that class.
+    """Top-label ECE: mean over the classes predicted at least once of the ECE among samples predicted as that class.
 
     Conditioning on the predicted class is the top-label calibration of Gupta & Ramdas 2022 (Top-label calibration and
     multiclass-to-binary reductions), whose TL-ECE weights classes by frequency. The unweighted mean (rare predictions count as
@@ -147,30 +147,82 @@ def area_under_risk_coverage(confidence: ArrayLike, correct: ArrayLike) -> float
     return float((np.cumsum(error_N) / np.arange(1, len(error_N) + 1)).mean())
 
 
+classwise_calibration_error = top_label_calibration_error  # the former name, still imported by users
+
+
+class CellAtoms(NamedTuple):
+    """The checked columns of one cell's records, each (N,), and what they are scored with."""
+
+    label: Ints
+    prediction: Ints
+    confidence: Floats
+    correct: Bools
+    nll: Floats
+    brier: Floats
+    top5: Floats
+    entropy: Floats
+    num_classes: int
+    num_bins: int
+
+
+class Metric(NamedTuple):
+    """One number of a cell: a column of summary.csv, and how and where else it is shown."""
+
+    title: str  # as papers write it
+    formula: Callable[[CellAtoms], float]
+    percent: bool = True  # a fraction, shown times 100
+    better: str | None = "lower"  # "higher" or "lower"; None: neither is better by itself
+    shown: bool = False  # in the console's tables, the logger and the report, not in summary.csv alone
+
+    @property
+    def header(self) -> str:
+        """The title with its unit, for the head of a column or row."""
+        return f"{self.title} %" if self.percent else self.title
+
+    def text(self, value: float, sign: str = "") -> str:
+        """A value as tables show it: percent with two digits, others with four; `sign="+"` shows the sign of a difference."""
+        return f"{100 * value:{sign}.2f}" if self.percent else f"{value:{sign}.4f}"
+
+
+# The one list of metrics: summary.csv, console, logger, report and comparison read it. Keys are the columns of summary.csv.
+METRICS: dict[str, Metric] = {
+    "top1": Metric("top-1", lambda a: a.correct.mean(), better="higher", shown=True),
+    "top5": Metric("top-5", lambda a: a.top5.mean(), better="higher"),
+    "nll": Metric("NLL", lambda a: a.nll.mean(), percent=False, shown=True),
+    "brier": Metric("Brier", lambda a: a.brier.mean(), percent=False),
+    "ece": Metric("ECE", lambda a: expected_calibration_error(a.confidence, a.correct, a.num_bins), shown=True),
+    "ece_equal_mass": Metric(
+        "ECE, equal-mass bins", lambda a: equal_mass_calibration_error(a.confidence, a.correct, a.num_bins)
+    ),
+    "ece_top_label": Metric(
+        "top-label ECE",
+        lambda a: top_label_calibration_error(a.confidence, a.correct, a.prediction, a.num_classes, a.num_bins),
+    ),
+    "ece_classwise": Metric(  # what ece_top_label was called: readers of summary.csv may ask for it
+        "top-label ECE (former name)",
+        lambda a: top_label_calibration_error(a.confidence, a.correct, a.prediction, a.num_classes, a.num_bins),
+    ),
+    "max_ce": Metric("maximum CE", lambda a: maximum_calibration_error(a.confidence, a.correct, a.num_bins)),
+    "aurc": Metric("AURC", lambda a: area_under_risk_coverage(a.confidence, a.correct)),
+    "entropy": Metric("entropy", lambda a: a.entropy.mean(), percent=False, better=None),
+    "confidence": Metric("confidence", lambda a: a.confidence.mean(), better=None),
+}
+SHOWN = {key: metric for key, metric in METRICS.items() if metric.shown}
+
+
 def summarize(atoms: Any, num_classes: int, num_bins: int = NUM_BINS) -> dict[str, float]:
     """The summary row of one cell from its columns, each (N,): a mapping of arrays or a DataFrame.
 
-    Columns: label, prediction, confidence, nll, brier, top5, entropy. Keys in order: n, top1, top5 (accuracies), nll, brier
-    (means), ece, ece_equal_mass, ece_classwise, max_ce, aurc, entropy, confidence (means).
+    Columns: label, prediction, confidence, nll, brier, top5, entropy. Keys in order: n, then those of METRICS.
     """
     confidence = _checked_confidence(atoms["confidence"])
     label = _checked_classes("label", atoms["label"], len(confidence), num_classes)
     prediction = _checked_classes("prediction", atoms["prediction"], len(confidence), num_classes)
-    names = ("top5", "nll", "brier", "entropy")
-    mean = {name: float(_vector(name, atoms[name], len(confidence)).astype(np.float64).mean()) for name in names}
-    correct = prediction == label
-    return {
-        "n": len(confidence),
-        "top1": float(correct.mean()),
-        **{name: mean[name] for name in ("top5", "nll", "brier")},
-        "ece": expected_calibration_error(confidence, correct, num_bins),
-        "ece_equal_mass": equal_mass_calibration_error(confidence, correct, num_bins),
-        "ece_classwise": classwise_calibration_error(confidence, correct, prediction, num_classes, num_bins),
-        "max_ce": maximum_calibration_error(confidence, correct, num_bins),
-        "aurc": area_under_risk_coverage(confidence, correct),
-        "entropy": mean["entropy"],
-        "confidence": float(confidence.mean()),
+    means = {
+        name: _vector(name, atoms[name], len(confidence)).astype(np.float64) for name in ("nll", "brier", "top5", "entropy")
     }
+    checked = CellAtoms(label, prediction, confidence, prediction == label, **means, num_classes=num_classes, num_bins=num_bins)
+    return {"n": len(confidence), **{key: float(metric.formula(checked)) for key, metric in METRICS.items()}}
 
 
 def averaged(names: Iterable[str]) -> list[str]:
@@ -201,6 +253,24 @@ def mean_corruption_error(errors: Mapping[str, Sequence[float]], baseline: Mappi
     of every severity, baseline[c] the baseline's error averaged over the same severities (fraction). Both must name the same
     corruptions: a mean over some of them is no mCE. ValueError names the corruption that is unknown, missing or invalid.
     """
+    _check_errors(errors, baseline)
+    return float(np.mean([np.mean(errors[name]) / baseline[name] for name in errors]))
+
+
+def relative_mean_corruption_error(
+    errors: Mapping[str, Sequence[float]], clean_error: float, baseline: Mapping[str, float], baseline_clean_error: float
+) -> float:
+    """Relative mCE: the mCE of what a corruption adds to the clean error; 1 is the baseline, as a fraction.
+
+    Source: Hendrycks & Dietterich 2019 (relative CE_c = sum_s (E_{s,c} - E_clean) / sum_s (E^AlexNet_{s,c} - E^AlexNet_clean)).
+    Arguments and errors as in mean_corruption_error; the clean errors are fractions.
+    """
+    _check_errors(errors, baseline)
+    ratios = [(np.mean(errors[name]) - clean_error) / (baseline[name] - baseline_clean_error) for name in errors]
+    return float(np.mean(ratios))
+
+
+def _check_errors(errors: Mapping[str, Sequence[float]], baseline: Mapping[str, float]) -> None:
     if not errors or set(errors) != set(baseline):
         unknown, missing = sorted(set(errors) - set(baseline)), sorted(set(baseline) - set(errors))
         raise ValueError(f"errors must name the baseline's corruptions, got unknown {unknown}, missing {missing}")
@@ -209,7 +279,6 @@ def mean_corruption_error(errors: Mapping[str, Sequence[float]], baseline: Mappi
         if len(values) != length or not length or not all(0 <= value <= 1 for value in values) or not 0 < baseline[name] <= 1:
             got = f"{list(values)} and {baseline[name]}"
             raise ValueError(f"errors and baseline of {name} must be {length} and 1 fractions, not percent, got {got}")
-    return float(np.mean([np.mean(errors[name]) / baseline[name] for name in errors]))
 
 
 def _label_rank(logp_NC: Floats, label_N: Ints) -> Ints:

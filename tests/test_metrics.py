@@ -152,7 +152,7 @@ def test_hand_computed_calibration():
     confidence, correct = [0.1, 0.3, 0.8, 1.0], [True, False, True, False]
     assert metrics.expected_calibration_error(confidence, correct, 2) == pytest.approx(0.5 * 0.3 + 0.5 * 0.4, **EXACT)
     assert metrics.maximum_calibration_error(confidence, correct, 2) == pytest.approx(0.4, **EXACT)
-    classwise = metrics.classwise_calibration_error(confidence, correct, [0, 4, 4, 4], 6, 2)
+    classwise = metrics.top_label_calibration_error(confidence, correct, [0, 4, 4, 4], 6, 2)
     assert classwise == pytest.approx((0.9 + (0.3 + 0.8) / 3) / 2, **EXACT)  # class 4: |0.3| + |0.8 - 1 + 1.0| over 3
     assert metrics.equal_mass_calibration_error([0.1, 0.2, 0.2, 0.9], correct, 2) == pytest.approx(
         (abs(0.5 - 2) + 0.9) / 4, **EXACT
@@ -172,9 +172,9 @@ def test_equal_mass_is_array_split_without_ties():
 def test_classwise_matches_loops_and_one_class_is_ece(num_bins):
     confidence, correct = random_case(1)
     prediction = np.random.default_rng(2).integers(0, 9, 400) ** 2 // 9
-    got = metrics.classwise_calibration_error(confidence, correct, prediction, 20, num_bins)
+    got = metrics.top_label_calibration_error(confidence, correct, prediction, 20, num_bins)
     assert got == pytest.approx(loop_classwise(confidence, correct, prediction, num_bins), **EXACT)
-    alone = metrics.classwise_calibration_error(confidence, correct, np.full(400, 3), 20, num_bins)
+    alone = metrics.top_label_calibration_error(confidence, correct, np.full(400, 3), 20, num_bins)
     assert alone == pytest.approx(metrics.expected_calibration_error(confidence, correct, num_bins), **EXACT)
 
 
@@ -206,7 +206,7 @@ def test_aurc_extremes():
 
 SCORES = {name: function for name, (function, _) in CALIBRATION.items()}
 SCORES["aurc"] = metrics.area_under_risk_coverage
-SCORES["classwise"] = lambda confidence, correct: metrics.classwise_calibration_error(
+SCORES["classwise"] = lambda confidence, correct: metrics.top_label_calibration_error(
     confidence, correct, np.nan_to_num(np.ravel(confidence) * 1e6).astype(int) % 3, 3
 )
 samples = st.lists(
@@ -259,6 +259,7 @@ def test_summary_keys_and_values():
         "brier": frame["brier"].mean(),
         "ece": loop_ece(confidence, correct),
         "ece_equal_mass": loop_equal_mass(confidence, correct),
+        "ece_top_label": loop_classwise(confidence, correct, prediction),
         "ece_classwise": loop_classwise(confidence, correct, prediction),
         "max_ce": loop_max_ce(confidence, correct),
         "aurc": loop_aurc_in_order((~correct[np.argsort(-confidence)]).astype(int).tolist()),
@@ -268,7 +269,8 @@ def test_summary_keys_and_values():
     assert list(summary) == list(expected)
     assert summary == pytest.approx(expected, rel=1e-12)
     assert metrics.summarize({name: frame[name].to_numpy() for name in frame}, 7) == summary
-    assert len({round(value, 6) for value in summary.values()}) == 12  # no two keys can stand in for each other
+    # No two keys can stand in for each other, but for the two names of the top-label ECE.
+    assert len({round(value, 6) for value in summary.values()}) == len(summary) - 1 == 12
 
 
 def test_mean_corruption_is_over_severities_then_corruptions_without_clean():
@@ -286,6 +288,16 @@ def test_mean_corruption_is_over_severities_then_corruptions_without_clean():
         metrics.mean_corruption(cells, ["top1"])
     with pytest.raises(ValueError, match="cells must hold corruptions"):
         metrics.mean_corruption({("clean", 0): {"top1": 1.0}}, ["top1"])
+
+
+def test_relative_mean_corruption_error_is_of_what_is_added_to_the_clean_error():
+    baseline, errors = {"fog": 0.5, "snow": 0.8}, {"fog": [0.1, 0.3], "snow": [0.6, 0.6]}
+    expected = ((0.2 - 0.05) / (0.5 - 0.4) + (0.6 - 0.05) / (0.8 - 0.4)) / 2
+    assert metrics.relative_mean_corruption_error(errors, 0.05, baseline, 0.4) == pytest.approx(expected, **EXACT)
+    as_baseline = {name: [error] * 5 for name, error in baseline.items()}
+    assert metrics.relative_mean_corruption_error(as_baseline, 0.4, baseline, 0.4) == pytest.approx(1, **EXACT)
+    with pytest.raises(ValueError, match="missing \\['snow'\\]"):
+        metrics.relative_mean_corruption_error({"fog": [0.1]}, 0.05, baseline, 0.4)
 
 
 def test_mean_corruption_error_is_a_mean_of_ratios():
@@ -344,11 +356,11 @@ def test_scores_refuse_no_bins(name):
 
 def test_classes_are_checked():
     with pytest.raises(ValueError, match=r"num_bins must be >= 1, got 0"):
-        metrics.classwise_calibration_error([0.5], [True], [0], 1, 0)
+        metrics.top_label_calibration_error([0.5], [True], [0], 1, 0)
     with pytest.raises(ValueError, match=r"prediction must be integers in 0..2, got .* 3..3"):
-        metrics.classwise_calibration_error([0.5], [True], [3], 3)
+        metrics.top_label_calibration_error([0.5], [True], [3], 3)
     with pytest.raises(ValueError, match="prediction must be integers"):
-        metrics.classwise_calibration_error([0.5], [True], [1.0], 3)
+        metrics.top_label_calibration_error([0.5], [True], [1.0], 3)
     with pytest.raises(ValueError, match=r"label must be integers in 0..5"):
         metrics.summarize(cell(), num_classes=6)
     frame = dict(cell().items())

@@ -3,7 +3,6 @@
 import json
 import sys
 import time
-from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,21 +17,21 @@ from gch_bench.config.run import Config
 from gch_bench.data.images import BadImage
 from gch_bench.data.sets import DataSource, load_data
 from gch_bench.data.stored import StoredImages, stored_images
-from gch_bench.display import Display, metric_cells
+from gch_bench.display import Display
 from gch_bench.distributed import World
 from gch_bench.errors import FieldError, UserError
 from gch_bench.evaluation.cells import missing_cells, parameter_set, try_corruptions, wanted_cells
 from gch_bench.evaluation.predict import Predictor
 from gch_bench.evaluation.protocol import Protocol, protocol_of
 from gch_bench.evaluation.run import CellImages, evaluate_cell
-from gch_bench.loggers import Logger, evaluation_metrics, open_logger
-from gch_bench.metrics import averaged, mean_corruption
+from gch_bench.loggers import Logger, open_logger
+from gch_bench.metrics import CLEAN, SHOWN
 from gch_bench.model.build import NoisyNetwork, build
 from gch_bench.model.weights import weights_digest
 from gch_bench.results import records
 from gch_bench.results.records import CELL_CLEAN, Cell
 from gch_bench.results.runfacts import RunFile, identity_hash
-from gch_bench.results.summary import write_summary
+from gch_bench.results.summary import MEAN, logged_metrics, means, write_summary
 from gch_bench.training.loop import StepReport, Stopped, TrainingJob, stop_requests, train, training_note
 from gch_bench.training.setup import training_job
 
@@ -98,10 +97,12 @@ def _run(config: Config, world: World) -> None:
         weights = weights_digest(model)
         _evaluate(job, model, weights)
         if world.main:
-            summary = _summary(job, weights, afresh=True)
+            summary = _summary(job, weights)
             job.status.finish(weights, trained - started, time.monotonic() - trained)
-            logger.metrics(evaluation_metrics(summary), training.recipe.epochs * training.steps if training else 0)
-            logger.artifact(job.folder, "records", ["records", "summary.csv", "run.json"])
+            logger.metrics(
+                logged_metrics(summary, job.data.is_imagenet_1k), training.recipe.epochs * training.steps if training else 0
+            )
+            logger.artifact(job.folder, "records", ["records", "summary.csv", "means.csv", "run.json"])
             _show(job, summary)
     finally:
         logger.close()
@@ -164,6 +165,7 @@ def _described(job: Job) -> dict[str, Any]:
             "fingerprint": data.fingerprint,
             "train_fingerprint": data.train_fingerprint,
             "num_classes": len(data.classes),
+            "imagenet_1k": data.is_imagenet_1k,
         },
         "parameters": sum(parameter.numel() for parameter in job.noisy.network.parameters()),
         "config": job.config.as_dict(),
@@ -282,13 +284,10 @@ def _note_skipped(job: Job, split: str, skipped: list[BadImage]) -> None:
         job.display.warn(f"{count} unreadable {split} images were skipped; {job.status.path} names them")
 
 
-def _summary(job: Job, weights: str, afresh: bool = False) -> pd.DataFrame:
-    """summary.csv, written from the records where it is not there, or `afresh`."""
-    path = job.folder / "summary.csv"
-    if path.exists() and not afresh:
-        return pd.read_csv(path)
+def _summary(job: Job, weights: str) -> pd.DataFrame:
+    """summary.csv, derived from the records: a finished run that is started again shows every metric of this version."""
     cells = records.recorded_cells(job.folder, job_facts(job, weights))
-    return write_summary(job.folder, cells, len(job.data.classes))
+    return write_summary(job.folder, cells, len(job.data.classes), job.data.is_imagenet_1k)
 
 
 def job_facts(job: Job, weights: str) -> dict[str, str]:
@@ -319,18 +318,22 @@ def _banner(job: Job) -> None:
 
 def _show(job: Job, summary: pd.DataFrame) -> None:
     """The run's table: clean, and each corruption's mean over severities."""
-    cells: dict[Cell, Any] = {Cell(row["corruption"], row["severity"]): row for row in summary.to_dict("records")}
-    clean = cells.pop(CELL_CLEAN)
-    rows = [["clean", *metric_cells(clean)]]
-    keys = ("top1", "ece", "nll")
-    for name in dict.fromkeys(name for name, _ in cells):
-        own = {cell: row for cell, row in cells.items() if cell[0] == name}
-        rows.append([name, *metric_cells(mean_corruption(own, keys))])
-    with suppress(ValueError):  # corruptions at different severities have no common mean
-        names = averaged(name for name, _ in cells)
-        rows.append([f"mean over {len(names)} corruptions", *metric_cells(mean_corruption(cells, keys))])
+    table = means(summary, job.data.is_imagenet_1k)
+    names = [name for name in table["corruption"] if name not in (CLEAN, MEAN)]
+    errors = {"ce": "CE %", "relative_ce": "relative CE %"} if job.data.is_imagenet_1k else {}
+    rows = []
+    for row in table.to_dict("records"):
+        name = f"mean over {len(names)} corruptions" if row["corruption"] == MEAN else str(row["corruption"])
+        numbers = [metric.text(row[key]) for key, metric in SHOWN.items()]
+        rows.append([name, *numbers, *("" if pd.isna(row[key]) else f"{100 * row[key]:.2f}" for key in errors)])
     notes = [f"WARNING: {warning}" for warning in job.noisy.warnings]
+    if errors:
+        notes.append("CE, relative CE: top-1 errors relative to AlexNet's published ones (100 is AlexNet); their means are mCE"
+                     " and relative mCE (Hendrycks & Dietterich 2019)")  # fmt: skip
+    images = int(summary.loc[0, "n"])  # type: ignore[arg-type]
     job.display.table(
-        f"{job.folder.name}: {int(clean['n'])} images per cell, mean over severities",
-        ["corruption", "top-1", "ECE", "NLL"], rows, [*notes, f"records: {job.folder}"],
-    )  # fmt: skip
+        f"{job.folder.name}: {images} images per cell, mean over severities",
+        ["corruption", *(metric.header for metric in SHOWN.values()), *errors.values()],
+        rows,
+        [*notes, f"records: {job.folder}"],
+    )

@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from gch_bench.errors import UserError
+from gch_bench.metrics import METRICS
 from gch_bench.report.statistics import rank_correlation
 from gch_bench.report.tables import Run, means, shared_cells
 from gch_bench.results.geometry import STATIC, ChainReport
@@ -20,7 +21,7 @@ GEOMETRY = {
     "certified_share": "certified share",
     "mean_residual": "mean |chart residual|",
 }
-RELIABILITY = {"shift_ece": "ECE under shift", "shift_nll": "NLL under shift"}
+RELIABILITY = {f"shift_{key}": f"{METRICS[key].title} under shift" for key in ("ece", "nll")}
 
 
 class Comparison(NamedTuple):

@@ -1,17 +1,18 @@
 """Comparison of finished runs: clean and mean-over-corruptions metrics, and paired differences from the first run."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from gch_bench.errors import UserError
-from gch_bench.metrics import CLEAN, averaged, mean_corruption, summarize
+from gch_bench.metrics import CLEAN, SHOWN, Metric, averaged, mean_corruption, summarize
 from gch_bench.report.statistics import Interval, paired_differences
 from gch_bench.results.records import CELL_CLEAN, Cell, read_record, record_facts, recorded_cells
-from gch_bench.results.runfacts import RunFacts, read_run_facts
+from gch_bench.results.runfacts import RunFacts, differences, read_run_facts
+from gch_bench.results.summary import logged_metrics
 
-METRICS = {"top1": "top-1 %", "ece": "ECE %", "nll": "NLL"}
+STRENGTHS = ("gamma", "beta", "energy", "p", "block_size", "sigma")  # options of a noise that a label shows
 
 
 class Run(NamedTuple):
@@ -76,10 +77,34 @@ def compare(runs: list[Run], num_resamples: int = 1000, level: float = 0.95) -> 
             ]
         except ValueError as error:
             raise UserError(f"the runs were not evaluated on the same images: {error}") from error
-        for key, name in METRICS.items():
-            values = [_number(key, mean[key]) for mean in average]
-            rows.append([f"{part} {name}", *values, *(_interval(key, each[key]) for each in differences)])
-    return Comparison("Comparison of runs", columns, rows, _notes(runs, shared, num_resamples, level))
+        for key, metric in SHOWN.items():
+            numbers = [metric.text(mean[key]) for mean in average]
+            rows.append([f"{part} {metric.header}", *numbers, *(_interval(metric, each[key]) for each in differences)])
+    rows += _corruption_error_rows(runs, shared)
+    return Comparison("Comparison of runs", columns, rows, _notes(runs, labels, shared, num_resamples, level))
+
+
+def _corruption_error_rows(runs: list[Run], shared: list[Cell]) -> list[list[str]]:
+    """mCE and relative mCE of runs on ImageNet-1k that hold all 15 corruptions at five severities; else no row.
+
+    Their differences are shown without an interval.
+    """
+    if not all(run.facts.data.get("imagenet_1k") for run in runs):
+        return []
+    found = []
+    for run in runs:
+        classes = run.facts.data["num_classes"]
+        rows = [{**cell._asdict(), **summarize(run.cells[cell], classes)} for cell in [CELL_CLEAN, *shared]]
+        found.append(logged_metrics(pd.DataFrame(rows), imagenet_1k=True))
+    return [
+        [
+            title,
+            *(f"{100 * each[key]:.2f}" for each in found),
+            *(f"{100 * (each[key] - found[0][key]):+.2f}" for each in found[1:]),
+        ]
+        for key, title in (("shift/mean/mce", "mCE %"), ("shift/mean/relative_mce", "relative mCE %"))
+        if all(key in each for each in found)
+    ]
 
 
 def shared_cells(runs: list[Run]) -> list[Cell]:
@@ -93,31 +118,48 @@ def shared_cells(runs: list[Run]) -> list[Cell]:
 
 
 def _labels(runs: list[Run]) -> list[str]:
-    """The noise mechanisms' names where they tell the runs apart, else the folders'."""
-    names = [run.facts.config["noise"]["name"] for run in runs]
-    return names if len(set(names)) == len(names) else [run.folder.name for run in runs]
+    """Mechanism, strength, stages and seed of each run; where these do not tell the runs apart, the folder, too."""
+    short = [_label(run.facts.config) for run in runs]
+    return [f"{label} {run.folder.name}" if short.count(label) > 1 else label for label, run in zip(short, runs, strict=True)]
+
+
+def _label(config: dict[str, Any]) -> str:
+    noise, parts = config["noise"], [config["noise"]["name"]]
+    if noise.get("law"):
+        parts += [f"{name}={noise[name]:g}" for name in STRENGTHS if noise.get(name) is not None]
+        parts.append("+".join(noise["stages"]))
+    return " ".join([*parts, f"s{config['seed']}"])
+
+
+def differences_outside_noise(first: Run, second: Run) -> list[str]:
+    """What differs between two runs beside the noise mechanism, one `field: value | value` each; [] where nothing does."""
+    names = [name for name in differences(first.facts.identity, second.facts.identity) if not name.startswith("noise.")]
+    return [f"{name}: {_fact(first, name)} | {_fact(second, name)}" for name in names]
+
+
+def _fact(run: Run, name: str) -> Any:
+    """The value of a dotted name in a run's configuration, which has the defaults too, or in what its identity adds."""
+    for plain in (run.facts.config, run.facts.identity):
+        value: Any = plain
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if value is not None:
+            return value
+    return None
 
 
 def means(run: Run, cells: list[Cell]) -> dict[str, float]:
     classes = run.facts.data["num_classes"]
     rows = {cell: summarize(run.cells[cell], classes) for cell in cells}
-    return rows[CELL_CLEAN] if CELL_CLEAN in rows else mean_corruption(rows, METRICS)
+    return rows[CELL_CLEAN] if CELL_CLEAN in rows else mean_corruption(rows, SHOWN)
 
 
-def _scale(key: str) -> float:
-    return 1.0 if key == "nll" else 100.0
-
-
-def _number(key: str, value: float, sign: str = "") -> str:
-    return f"{_scale(key) * value:{sign}.{4 if key == 'nll' else 2}f}"
-
-
-def _interval(key: str, value: Interval) -> str:
-    estimate, low, high = (_number(key, part, "+") for part in value)
+def _interval(metric: Metric, value: Interval) -> str:
+    estimate, low, high = (metric.text(part, "+") for part in value)
     return f"{estimate} [{low}, {high}]"
 
 
-def _notes(runs: list[Run], shared: list[Cell], num_resamples: int, level: float) -> list[str]:
+def _notes(runs: list[Run], labels: list[str], shared: list[Cell], num_resamples: int, level: float) -> list[str]:
     names = sorted({cell.corruption for cell in shared})
     severities = sorted({cell.severity for cell in shared})
     images = len(runs[0].cells[CELL_CLEAN])
@@ -143,7 +185,12 @@ def _notes(runs: list[Run], shared: list[Cell], num_resamples: int, level: float
         others = [cell for cell in shared if len({run.images.get(cell) for run in runs}) > 1]
         if others:
             notes.append(f"WARNING: {len(others)} corrupted cells were measured on DIFFERENT STORED IMAGES: not comparable")
-    for run, label in zip(runs, _labels(runs), strict=True):
+    for run, label in zip(runs, labels, strict=True):
+        if differing := differences_outside_noise(runs[0], run):
+            notes.append(
+                f"WARNING: {label} differs from {labels[0]} in more than its noise, so a difference of their numbers is not the"
+                f" mechanism's alone: {'; '.join(differing)}"
+            )
         notes += [f"WARNING: {label}: {warning}" for warning in run.facts.warnings]
         notes.append(f"{label}: {run.folder}, commit {run.facts.commit}, seed {run.facts.config['seed']}")
     return notes

@@ -37,7 +37,7 @@ class RunFacts:
     mechanism: str  # law, kernel and options; "none" without noise
     stages: list[dict[str, Any]]  # where the noise is, the grids there, and what was measured of it
     warnings: list[str]
-    data: dict[str, Any]  # description, fingerprint, train_fingerprint, num_classes
+    data: dict[str, Any]  # description, fingerprint, train_fingerprint, num_classes, imagenet_1k
     parameters: int  # of the network
     config: dict[str, Any]
     identity: dict[str, Any]  # what determines the weights and each cell, see config.run.Config.identity

@@ -1,6 +1,7 @@
 """The comparison table against its own arithmetic, and its warnings."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,30 +11,40 @@ from gch_bench.errors import UserError
 from gch_bench.report.tables import Run, compare
 from gch_bench.results.records import CELL_CLEAN, Cell
 from gch_bench.results.runfacts import RunFacts
+from gch_bench.results.summary import ALEXNET
 
 CELLS = [CELL_CLEAN, *(Cell(name, severity) for name in ("brightness", "contrast") for severity in (1, 2))]
 
 
-def make_run(name: str, seed: int, protocol: str = "p", warnings: tuple[str, ...] = (), cells: list[Cell] = CELLS) -> Run:
-    rng, rows = np.random.default_rng(seed), {}
+def make_run(
+    name: str, draws: int, protocol: str = "p", warnings: tuple[str, ...] = (), cells: list[Cell] = CELLS, **config: Any
+) -> Run:
+    rng, rows = np.random.default_rng(draws), {}
     labels = np.arange(60) % 3
     for cell in cells:
         prediction = np.where(rng.random(60) < 0.7, labels, rng.integers(0, 3, 60))
         numbers = {key: rng.random(60) for key in ("confidence", "nll", "brier", "entropy")}
         rows[cell] = pd.DataFrame({"id": np.arange(60), "label": labels, "prediction": prediction, "top5": True, **numbers})
-    config = {"noise": {"name": name}, "seed": seed}
+    noise = {
+        "name": name,
+        "law": None if name == "none" else "samplewise",
+        "gamma": None if name == "none" else 1.0,
+        "stages": ["L4"],
+    }
+    whole = {"noise": noise, "seed": 0, **config}
+    named = {"name": name} if name == "none" else noise
     facts = RunFacts(
         status="finished", started="", command="train.py", processes=1, device="cpu", commit="c", versions={}, hardware={},
         protocol_id=protocol, protocol={}, mechanism=name, stages=[], warnings=list(warnings), data={"num_classes": 3},
-        parameters=1, config=config, identity={}, weights="w",
+        parameters=1, config=whole, identity={"schema": 1, "noise": named, **config}, weights="w",
     )  # fmt: skip
-    return Run(Path("runs") / f"{name}-{seed}", facts, rows, {})
+    return Run(Path("runs") / f"{name}-{draws}", facts, rows, {})
 
 
 def test_numbers() -> None:
     runs = [make_run("none", 0), make_run("gch", 1)]
     table = compare(runs, num_resamples=50)
-    assert table.columns == ["", "none", "gch", "gch - none"]
+    assert table.columns == ["", "none s0", "gch gamma=1 L4 s0", "gch gamma=1 L4 s0 - none s0"]
     rows = {row[0]: row[1:] for row in table.rows}
     top1 = [np.mean([(run.cells[c]["label"] == run.cells[c]["prediction"]).mean() for c in CELLS[1:]]) for run in runs]
     assert rows["shift top-1 %"][:2] == [f"{100 * value:.2f}" for value in top1]
@@ -44,7 +55,8 @@ def test_numbers() -> None:
 
 
 def test_same_mechanism_is_told_apart_by_folder() -> None:
-    assert compare([make_run("gch", 0), make_run("gch", 1)], 10).columns[1:3] == ["gch-0", "gch-1"]
+    assert compare([make_run("gch", 0), make_run("gch", 1)], 10).columns[1:3] == [
+        "gch gamma=1 L4 s0 gch-0", "gch gamma=1 L4 s0 gch-1"]  # fmt: skip
 
 
 def test_only_shared_cells_count() -> None:
@@ -70,7 +82,7 @@ def test_warnings_are_shown() -> None:
     table = compare([make_run("none", 0), make_run("gch", 1, protocol="q", warnings=("stage L4 is the IDENTITY",))], 10)
     text = " ".join(table.notes)
     assert "DIFFERENT PROTOCOLS" in text
-    assert "WARNING: gch: stage L4 is the IDENTITY" in text
+    assert "WARNING: gch gamma=1 L4 s0: stage L4 is the IDENTITY" in text
 
 
 def test_other_stored_images_are_shown() -> None:
@@ -89,3 +101,31 @@ def test_bad_input() -> None:
     other.cells[CELL_CLEAN]["id"] += 1
     with pytest.raises(UserError, match="not evaluated on the same images"):
         compare([make_run("none", 0), other], 10)
+
+
+def test_every_difference_outside_the_noise_is_named() -> None:
+    """Runs of another width, recipe or seed differ by more than their mechanism, and the table says by what."""
+    first = make_run("none", 0, recipe={"lr": 0.1})
+    assert not any("more than its noise" in note for note in compare([first, make_run("gch", 1, recipe={"lr": 0.1})], 10).notes)
+    other = make_run("gch", 1, recipe={"lr": 0.2}, model={"kwargs": {"width": 4}}, seed=3)
+    table = compare([first, other], 10)
+    assert table.columns[2] == "gch gamma=1 L4 s3"
+    (note,) = [note for note in table.notes if "more than its noise" in note]
+    assert note.startswith("WARNING: gch gamma=1 L4 s3 differs from none s0 in more than its noise")
+    assert all(part in note for part in ("recipe.lr: 0.1 | 0.2", "model: None | {'kwargs': {'width': 4}}", "seed: 0 | 3"))
+    assert "noise." not in note
+
+
+def test_corruption_errors_are_shown_for_imagenet_alone() -> None:
+    cells = [CELL_CLEAN, *(Cell(name, severity) for name in ALEXNET for severity in (1, 2, 3, 4, 5))]
+    runs = [make_run("none", 0, cells=cells), make_run("gch", 1, cells=cells)]
+    assert not any("mCE" in row[0] for row in compare(runs, 10).rows)
+    for run in runs:
+        run.facts.data["imagenet_1k"] = True
+    rows = {row[0]: row[1:] for row in compare(runs, 10).rows}
+    wrong = {cell: (runs[1].cells[cell]["label"] != runs[1].cells[cell]["prediction"]).mean() for cell in cells}
+    expected = np.mean([np.mean([wrong[Cell(name, s)] for s in (1, 2, 3, 4, 5)]) / ALEXNET[name] for name in ALEXNET])
+    assert rows["mCE %"][1] == f"{100 * expected:.2f}"
+    assert "relative mCE %" in rows
+    del runs[1].cells[cells[-1]]
+    assert not any("mCE" in row[0] for row in compare(runs, 10).rows), "an incomplete set has no mCE"
