@@ -32,6 +32,10 @@ FACTOR_COLUMNS = {  # of factors.csv -> header, meaning
     "chart_rank_95": ("chart R.95", "that of the chart"),
     "window_low": ("window from", "the chart's at a + the exponent's uncertainty"),
     "window_high": ("to", "at a - it"),
+    "tail_share": ("tail", "energy outside the chart's window (of the share spectral.eta)"),
+    "chart_tail_bound": ("chart's bound", "of its own energy outside that window, by an integral"),
+    "identity_distance": ("||A - I||", "of a square factor, Frobenius norm over the root of its size"),
+    "near_identity_radial": ("r near I", "to first order in A - I, where that norm is below 0.5"),
 }
 MARGIN_COLUMNS = {  # of interfaces.csv -> header, meaning
     "first": ("from", ""),

@@ -23,6 +23,7 @@ from gch_bench.threads import few_at_a_time
 
 ETAS = (0.9, 0.95, 0.99)
 TAU_WINDOW = (0.75, 0.95)  # shares of block norms below the automatic tau
+NEAR_IDENTITY = 0.5  # largest ||A - I||_F / sqrt(d) at which a first-order formula is shown
 OMEGA_WINDOW = (0.25, 0.75)  # shares of overlap strengths below the automatic omega
 
 
@@ -137,7 +138,26 @@ def _factor_row(here: _Analysed, options: SpectralConfig) -> dict[str, Any]:
         **chart_ranks,
         "window_low": low,
         "window_high": high,
+        **_tails(here, fitted),
+        **_near_identity(here.factor.matrix),
     }
+
+
+def _tails(here: _Analysed, fitted: Tensor) -> dict[str, float]:
+    """Energy outside the window of the transport: measured, and the chart's bound of it by an integral (exponents >= 0)."""
+    fit = here.radial.fit
+    bound = float(fitted[0]) * gibbs.tail_bound(fit.exponent, here.window, fit.size) if fit.exponent >= 0 else math.nan
+    return {"tail_share": max(1 - float(here.energies[: here.window].sum()), 0.0), "chart_tail_bound": bound}
+
+
+def _near_identity(matrix: Tensor) -> dict[str, float]:
+    """Of a square factor A: ||A - I||_F / sqrt(d); where that is small, its top-radial coordinate to first order in A - I."""
+    if matrix.shape[0] != matrix.shape[1]:
+        return {"identity_distance": math.nan, "near_identity_radial": math.nan}
+    direction = matrix - torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    distance = float(torch.linalg.vector_norm(direction)) / math.sqrt(len(matrix))
+    radius = radial.near_identity_radial(direction, 1.0) if distance < NEAR_IDENTITY else math.nan
+    return {"identity_distance": distance, "near_identity_radial": radius}
 
 
 def _spectrum(index: int, here: _Analysed) -> pd.DataFrame:

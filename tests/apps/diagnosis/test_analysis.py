@@ -177,3 +177,25 @@ def test_weights_pool_their_taps() -> None:
 def test_a_weight_that_is_not_finite_is_named() -> None:
     with pytest.raises(ValueError, match=r"^layer\.weight must be finite, got 1 NaN or infinite values$"):
         weight_table([("layer", torch.tensor([[[math.inf, 1.0]]]))])
+
+
+def test_tails_and_near_identity_of_factors() -> None:
+    """Against sums over the spectrum, and against the exact radial coordinate of a factor that is nearly the identity."""
+    torch.manual_seed(0)
+    near = torch.eye(12, dtype=torch.float64) + 1e-3 * torch.randn(12, 12, dtype=torch.float64)
+    wide = torch.randn(20, 12, dtype=torch.float64)
+    chain = [Factor("near", near), Factor("wide", wide)]
+    made = analyse(chain, "test", "", SpectralConfig(eta=0.5), AlignmentConfig(groups=2)).factors
+    for row, matrix in zip(made.to_dict("records"), (near, wide), strict=True):
+        energies = torch.linalg.svdvals(matrix).square()
+        ranks = torch.arange(1, 13, dtype=torch.float64) ** -row["exponent"]
+        window = int((ranks.cumsum(0) / ranks.sum() < 0.5).sum()) + 1
+        assert row["tail_share"] == pytest.approx(float(energies[window:].sum() / energies.sum()), abs=1e-9)
+        tail = float(ranks[window:].sum() / ranks.sum())
+        assert tail <= row["chart_tail_bound"] <= 2 * tail
+    first = made.iloc[0]
+    assert first["near_identity_radial"] == pytest.approx(first["radial"], abs=2e-5)
+    assert first["identity_distance"] == pytest.approx(
+        float(torch.linalg.matrix_norm(near - torch.eye(12))) / 12**0.5, rel=1e-6
+    )
+    assert made.iloc[1][["identity_distance", "near_identity_radial"]].isna().all(), "only a square factor can be near it"
