@@ -212,12 +212,13 @@ def test_folders_without_permission(tmp_path: Path, refused: Refused, monkeypatc
 
 
 def test_wide_tables_are_whole_in_a_pipe(tmp_path: Path, cli) -> None:
-    for seed in range(3):
-        run(tmp_path / f"a_run_with_quite_a_long_name_{seed}", f"seed={seed}")
+    for number in range(3):
+        run(tmp_path / f"a_run_with_quite_a_long_name_{number}", f"recipe.lr=0.0{number + 1}")
     folders = ",".join(str(path) for path in sorted(tmp_path.glob("a_run*")))
     done = cli("report.py", f"runs=[{folders}]")
     assert done.returncode == 0, done.stderr
-    assert "a_run_with_quite_a_long_name_2 - a_run_with_quite_a_long_name_0" in done.stdout
+    assert "none s0 a_run_with_quite_a_long_name_2 - none s0 a_run_with_quite_a_long_name_0" in done.stdout
+    assert "recipe.lr: 0.01 | 0.03" in done.stdout, "what differs beside the noise is named"
     assert "…" not in done.stdout
 
 
