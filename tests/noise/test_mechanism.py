@@ -10,8 +10,7 @@ from conftest import REPOSITORY
 from timm.layers.drop import DropBlock2d
 
 from gch_bench.config.run import NoiseConfig
-from gch_bench.noise import Additive, DirichletGreen, Gate, GaussianChaosNoise, HardMask, Mechanism, White, make_mechanism
-from gch_bench.noise.kernels import KERNELS
+from gch_bench.noise import Additive, DirichletGreen, GaussianChaosNoise, HardMask, Mechanism, White, make_mechanism
 from gch_bench.noise.mechanism import LAWS, LayerNoise
 
 PRESETS = {path.stem: path for path in sorted((REPOSITORY / "configs" / "noise").glob("*.yaml"))}

@@ -14,7 +14,7 @@ from gch_bench.noise.placement import MINIMUM_CHANGE, NoiseDoesNothing, Probe, f
 
 
 def gate_by_hand(model: nn.Module, images: Tensor, module: str, layout: str, grid: tuple[int, int]) -> float:
-    """The relative change of the logits under one fixed random gate, by a hook of this test's own, on other perturbed weights."""
+    """The relative change of the logits under one fixed random gate, by this test's own hook and perturbed weights."""
     generator = torch.Generator().manual_seed(5)
     model = copy.deepcopy(model).train()  # BatchNorm on the batch; no backbone of the table drops anything by default
     gate = (0.6 * torch.randn(len(images), *grid, generator=generator)).exp()
