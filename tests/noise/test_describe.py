@@ -97,8 +97,10 @@ def test_samplewise_noise_leaves_the_pooled_feature_of_a_constant_map_alone() ->
 
 
 def test_a_mechanism_of_ones_own_needs_no_closed_form() -> None:
-    class Halved(Mechanism):
-        def apply_noise(self, features: torch.Tensor) -> torch.Tensor:
-            return features / 2
+    class Steady(Mechanism):
+        """Every site has its own gate, always the same: the sites differ, and nothing varies."""
 
-    assert realised(Halved(), 2, 2) == (0, 0, 0, 0, None, 0.25, None)
+        def apply_noise(self, features: torch.Tensor) -> torch.Tensor:
+            return features * torch.tensor([[0.0, 1.0], [2.0, 5.0]])
+
+    assert realised(Steady(), 2, 2) == (0.25, 0, 0.25, 0, None, 1, None)
