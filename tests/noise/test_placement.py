@@ -8,7 +8,7 @@ import torch
 from test_inject import BACKBONES, Ramp, make, times
 from torch import Tensor, nn
 
-from gch_bench.noise import Additive, DirichletGreen, GaussianChaosNoise, HardMask, PeriodicGreen, inject, make_mechanism
+from gch_bench.noise import Additive, DirichletGreen, GaussianChaosNoise, HardMask, PeriodicGreen, inject
 from gch_bench.noise.hooks import Placement, stage_hooks
 from gch_bench.noise.placement import MINIMUM_CHANGE, NoiseDoesNothing, Probe, feature_stages, logit_change, perturbed
 
@@ -189,9 +189,21 @@ def test_strength_zero_is_no_mistake() -> None:
     assert stage_hooks(model)[0].logit_change == 0
 
 
+class EveryFifth(Ramp):
+    """Acts in one draw out of five."""
+
+    calls = 0
+
+    def apply_noise(self, features: Tensor) -> Tensor:
+        self.calls += 1
+        return features if self.calls % 5 else super().apply_noise(features)
+
+
 def test_noise_that_rarely_acts_gets_more_draws() -> None:
-    """Dropout2d of one channel in 100: the first draws drop none of the 8, and it is no noise that does nothing."""
-    inject(pooled(), make_mechanism("bernoulli_channel", "", {"p": 0.01}), ["0"], images=torch.randn(2, 3, 6, 6))
+    """As a dropout with a small p may do: the first draws drop nothing, and it is no noise that does nothing."""
+    model, images = pooled(), torch.randn(2, 3, 6, 6)
+    always, rarely = (Probe(model, images).change(noise, [Placement("0", "0")]) for noise in (Ramp(), EveryFifth()))
+    assert rarely.logits == pytest.approx(always.logits / 5**0.5), "the mean of the squares counts the draws without"
 
 
 def test_without_images() -> None:
