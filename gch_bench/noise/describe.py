@@ -12,7 +12,7 @@ from torch import Tensor
 from gch_bench.noise.mechanism import Mechanism
 from gch_bench.rng import own_draws
 
-VALUES = 2**22  # drawn in all: 85,598 draws of a 7x7 map
+VALUES = 2**21  # drawn in all: 42,799 draws of a 7x7 map
 FEWEST_DRAWS = 256
 
 

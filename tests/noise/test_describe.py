@@ -40,7 +40,7 @@ def test_hard_mask_inside_drops_twice_its_p_inside() -> None:
 
 @pytest.mark.parametrize(("gamma", "centre", "corner"), [(1.0, 1.008, 0.987), (4.0, 1.052, 0.905)])
 def test_samplewise_gate_has_no_mean_one_per_site(gamma: float, centre: float, corner: float) -> None:
-    """The four corners together, and the middle site; 4 standard errors of about 85,000 draws, and the figures' rounding."""
+    """The four corners together, and the middle site; 4 standard errors of about 43,000 draws, and the figures' rounding."""
     gates = draw_gates(GaussianChaosNoise(gamma), 7, 7)
     corners = gates[:, ::6, ::6].mean((1, 2))
     for values, figure in ((gates[:, 3, 3], centre), (corners, corner)):
