@@ -1,7 +1,8 @@
 """Random generators named by keys: a draw depends on its keys alone, never on batch size, order, workers or ranks."""
 
+import contextlib
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -22,3 +23,17 @@ def generator(*keys: Key, device: torch.device | str = "cpu") -> torch.Generator
 def generators(ids: Iterable[int], *keys: Key, device: torch.device | str = "cpu") -> list[torch.Generator]:
     """One generator per image id, seeded by (keys, id)."""
     return [generator(*keys, int(i), device=device) for i in ids]
+
+
+def seed_global(device: torch.device, *keys: Key) -> None:
+    """Seed torch's global generator of ``device`` by the keys, and no other device's, as torch.manual_seed would."""
+    source = torch.cuda if device.type == "cuda" else torch.default_generator
+    source.manual_seed(seed_of(*keys))
+
+
+@contextlib.contextmanager
+def own_draws(device: torch.device, *keys: Key) -> Iterator[None]:
+    """Within the context torch's global generator of ``device`` starts from the keys; afterwards it is as it was before."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        seed_global(device, *keys)
+        yield

@@ -17,8 +17,8 @@ from measure import machine, positive, seconds
 from torch import Tensor, nn
 
 from gch_bench.config.run import NoiseConfig
-from gch_bench.noise.inject import find_stage
 from gch_bench.noise.mechanism import Mechanism, make_mechanism
+from gch_bench.noise.placement import find_stage
 
 NAMES = (
     "gch",
@@ -30,6 +30,7 @@ NAMES = (
     "dropout",
     "spatial_dropout",
     "dropblock",
+    "dropblock_channel",
 )
 
 

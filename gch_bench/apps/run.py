@@ -302,7 +302,10 @@ def stored_facts(job: Job) -> dict[Cell, str]:
 
 def _banner(job: Job) -> None:
     config, show = job.config, job.display
-    stages = ", ".join(f"{stage.stage} ({stage.module}, {stage.height}x{stage.width})" for stage in job.noisy.stages)
+    stages = ", ".join(
+        f"{stage.stage} ({stage.module}, {stage.height}x{stage.width}, changes logits by {100 * stage.logit_change:.2g}%)"
+        for stage in job.noisy.stages
+    )
     noise = f"{config.noise.name} at {stages}: {job.noisy.mechanism}" if stages else "none"
     kwargs = f" {config.model.kwargs}" if config.model.kwargs else ""
     show.line(f"data:     {job.data.description}")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gch_bench.corruptions import corrupt, jpeg_roundtrip
 from gch_bench.data.transforms import Normalisation, normalise
-from gch_bench.noise.inject import image_seeds
+from gch_bench.noise.hooks import image_seeds
 from gch_bench.results.records import CELL_CLEAN, Cell
 from gch_bench.rng import seed_of
 

@@ -13,19 +13,30 @@ from gch_bench.config.run import ModelConfig, NoiseConfig
 from gch_bench.data.transforms import Normalisation
 from gch_bench.errors import FieldError, UserError
 from gch_bench.model.weights import load_weights
-from gch_bench.noise.inject import inject, stage_grids
-from gch_bench.noise.mechanism import make_mechanism
+from gch_bench.noise.describe import realised
+from gch_bench.noise.hooks import stage_grids, stage_hooks
+from gch_bench.noise.inject import inject
+from gch_bench.noise.mechanism import Mechanism, make_mechanism
+from gch_bench.noise.placement import random_images
 
 IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 class Stage(NamedTuple):
-    """A noisy stage: its name, module, and the H x W of its map at this image size."""
+    """A noisy stage at this image size: where it is, and what was measured of its noise (see `describe.Realised`)."""
 
     stage: str
     module: str
-    height: int
+    height: int  # of its map, in sites
     width: int
+    logit_change: float  # relative change of the logits that the noise makes, see `placement.logit_change`
+    drop_rate: float
+    nominal_drop_rate: float
+    inner_drop_rate: float
+    gate_variance: float
+    expected_gate_variance: float | None
+    pooled_distortion: float
+    expected_pooled_distortion: float | None
 
 
 class NoisyNetwork(NamedTuple):
@@ -55,21 +66,25 @@ def build(model: ModelConfig, noise: NoiseConfig, num_classes: int, size: int) -
     stages: list[Stage] = []
     if mechanism is not None:
         try:
-            touched = inject(network, mechanism, noise.stages, train=noise.train, test=noise.eval)
-            grids = stage_grids(network, torch.zeros(1, 3, size, size))
-            stages = [Stage(*place, *grids[place.stage]) for place in touched]
-            for stage in stages:  # a map the kernel cannot live on is refused now, not in the first step
-                mechanism.apply_noise(torch.ones(1, 1, stage.height, stage.width))
+            stages = _attach(network, mechanism, noise, size)
         except ValueError as error:
-            raise UserError(f"noise.stages={list(noise.stages)}: {error}") from error
-        warnings += [
-            f"stage {stage.stage} ({stage.module}) has a {stage.height}x{stage.width} map at {size}x{size} images:"
-            f" noise={noise.name} is exactly the IDENTITY there; use larger images (data.size), a smaller model.output_stride"
-            " or an earlier stage"
-            for stage in stages
-            if mechanism.is_identity_on(stage.height, stage.width)
-        ]
+            raise UserError(f"data.size={size} noise={noise.name} noise.stages={list(noise.stages)}: {error}") from error
     return NoisyNetwork(network, str(mechanism or "none"), stages, normalisation(network), warnings)
+
+
+def _attach(network: nn.Module, mechanism: Mechanism, noise: NoiseConfig, size: int) -> list[Stage]:
+    """Attach the noise, and measure on size x size images what it does. Raises ValueError where it does nothing."""
+    images = random_images(size, size)
+    places = inject(network, mechanism, noise.stages, train=noise.train, test=noise.eval, images=images)
+    grids = stage_grids(network, images)
+    changes = {hook.placement: hook.logit_change for hook in stage_hooks(network)}
+    stages = []
+    for place in places:
+        height, width = grids[place.stage]
+        strength = realised(mechanism, height, width)  # a map that the kernel cannot live on is refused here at the latest
+        measured = {"logit_change": changes[place], **strength._asdict()}
+        stages.append(Stage(place.stage, place.module, height, width, **measured))
+    return stages
 
 
 def normalisation(network: nn.Module) -> Normalisation:

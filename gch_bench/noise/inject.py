@@ -1,208 +1,83 @@
-"""Attach a mechanism to named stages of a network by forward hooks; state-dict keys stay the backbone's own.
+"""Attach a mechanism to named stages of a network; state-dict keys stay the backbone's own."""
 
-Layouts: NCHW and NHWC feature maps, and NLC tokens (prefix tokens such as class and register tokens keep gate 1; the
-patch tokens form the grid). Hooks are objects, so a deep copy of the network (EMA) has its own.
-"""
+import warnings
+from collections.abc import Sequence
 
-import contextlib
-import math
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
-
-import torch
 from torch import Tensor, nn
 
+from gch_bench.noise.hooks import Placement, StageHook, stage_hooks
 from gch_bench.noise.mechanism import Mechanism
-from gch_bench.rng import seed_of
+from gch_bench.noise.placement import NoiseDoesNothing, check_acts, find_stage, own_size, random_images
 
-
-class Placement(NamedTuple):
-    """One place where a mechanism was attached: the stage as named, and the module that carries the hook."""
-
-    stage: str
-    module: str
-
-
-class TokenGrid(NamedTuple):
-    """Where the patch grid lies in a token sequence: tokens before it, and its height and width."""
-
-    prefix: int
-    height: int
-    width: int
-
-
-def stage_modules(model: nn.Module) -> dict[str, str]:
-    """L1..L4 (early..late) -> module names, from timm's `feature_info`; {} for a network that has none.
-
-    Hierarchical backbones: the last four reductions. Isotropic ones (ViT, Mixer: one reduction throughout): the blocks
-    that end each quarter of the depth. Fewer than four: they end at L4.
-    """
-    info = getattr(model, "feature_info", None) or []
-    entries = list(getattr(info, "info", info))
-    names = [entry["module"] for entry in entries]
-    if len({entry["reduction"] for entry in entries}) == 1:
-        names = [names[math.ceil(quarter * len(names) / 4) - 1] for quarter in (1, 2, 3, 4)]
-    names = names[-4:]
-    return {f"L{5 - len(names) + i}": name for i, name in enumerate(names)}
-
-
-def find_stage(model: nn.Module, stage: str) -> str:
-    """The module name of a stage: one of L1..L4, or a module's own name.
-
-    Raises:
-        ValueError: no such stage; the message lists the choices.
-    """
-    stages = stage_modules(model)
-    name = stages.get(stage, stage)
-    if name and name in dict(model.named_modules()):
-        return name
-    known = [f"{key} ({module})" for key, module in stages.items()]
-    children = [child for child, _ in model.named_children()]
-    raise ValueError(
-        f"unknown stage {stage!r} of {type(model).__name__}: choose one of {', '.join(known) or '(no L1..L4 here)'},"
-        f" or a module name inside {', '.join(children)}"
-    )
-
-
-class StageHook:
-    """The forward hook on one stage: the module's output, in any layout, with noise (see `inject`)."""
-
-    def __init__(self, placement: Placement, model: nn.Module, mechanism: Mechanism, train: bool, test: bool) -> None:
-        self.placement = placement
-        self.mechanism = mechanism
-        self.train = train
-        self.test = test
-        self.output_format = getattr(model, "output_fmt", "NCHW")
-        self.patch_grid = getattr(getattr(model, "patch_embed", None) or getattr(model, "stem", None), "grid_size", None)
-        self.prefix_tokens = int(getattr(model, "num_prefix_tokens", 0))
-        self.image_seeds: Sequence[int] | None = None
-
-    def __call__(self, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-        if not (self.train if module.training else self.test):
-            return output
-        prefix, grid_BCHW = self.grid(output)
-        noisy_BCHW = self._seeded(grid_BCHW) if self.image_seeds is not None else self.mechanism.apply_noise(grid_BCHW)
-        if output.ndim == 3:
-            return torch.cat([output[:, :prefix], noisy_BCHW.flatten(2).transpose(1, 2)], 1)
-        return noisy_BCHW.permute(0, 2, 3, 1) if self.output_format == "NHWC" else noisy_BCHW
-
-    def grid(self, output: Tensor) -> tuple[int, Tensor]:
-        """The output as a feature map: (prefix tokens, view (B, C, H, W)).
-
-        Raises:
-            ValueError: the module's output is no feature map and no token sequence with a patch grid.
-        """
-        if not isinstance(output, Tensor) or output.ndim not in (3, 4):
-            kind = f"{output.ndim}-d tensor" if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(
-                f"stage {self.placement.stage} ({self.placement.module}) must give a 4-d map or 3-d tokens, got {kind}"
-            )
-        if output.ndim == 3:
-            prefix, height, width = self.token_grid(output.shape[1])
-            return prefix, output[:, prefix:].transpose(1, 2).unflatten(2, (height, width))
-        return 0, output.permute(0, 3, 1, 2) if self.output_format == "NHWC" else output
-
-    def token_grid(self, tokens: int) -> TokenGrid:
-        """The patch grid in a sequence of `tokens`: the patch embedding's own, else the square that fits."""
-        prefixes = dict.fromkeys((self.prefix_tokens, 0))  # some blocks run before the class token joins
-        for prefix in prefixes:
-            if self.patch_grid is not None and math.prod(self.patch_grid) == tokens - prefix:
-                return TokenGrid(prefix, *self.patch_grid)
-        for prefix in prefixes:
-            side = math.isqrt(max(tokens - prefix, 0))
-            if side > 0 and side * side == tokens - prefix:
-                return TokenGrid(prefix, side, side)
-        raise ValueError(
-            f"stage {self.placement.stage} ({self.placement.module}) gives {tokens} tokens, {self.prefix_tokens} of them"
-            " prefix: they form no patch grid; choose a stage whose tokens do"
-        )
-
-    @torch.compiler.disable
-    def _seeded(self, features_BCHW: Tensor) -> Tensor:
-        """Every image's noise from its own seed, so that a draw depends on no neighbour. Global RNG state is kept."""
-        assert self.image_seeds is not None
-        if len(self.image_seeds) != len(features_BCHW):
-            raise ValueError(f"image_seeds must have one seed per image ({len(features_BCHW)}), got {len(self.image_seeds)}")
-        devices = [features_BCHW.device] if features_BCHW.device.type == "cuda" else []
-        noisy = []
-        with torch.random.fork_rng(devices):
-            for seed, image_1CHW in zip(self.image_seeds, features_BCHW.split(1), strict=True):
-                source = torch.cuda if devices else torch.default_generator  # torch.manual_seed would reseed every device
-                source.manual_seed(seed_of(seed, self.placement.stage))
-                noisy.append(self.mechanism.apply_noise(image_1CHW))
-        return torch.cat(noisy)
+GUESSED_SIZE = 128  # pixels, for a network that does not say which size it takes
 
 
 def inject(
-    model: nn.Module, mechanism: Mechanism, stages: Sequence[str], train: bool = True, test: bool = False
+    model: nn.Module,
+    mechanism: Mechanism,
+    stages: Sequence[str],
+    train: bool = True,
+    test: bool = False,
+    images: Tensor | None = None,
 ) -> list[Placement]:
-    """Attach `mechanism` to the outputs of `stages` (L1..L4 through timm's feature_info, or module names).
+    """Attach `mechanism` to `stages`: L1..L4 (see `placement.stage_modules`; timm backbones) or module names.
 
     Noise acts when the stage's module is in training mode (`train`) and/or in eval mode (`test`). Inject before
     `torch.compile`, DDP and EMA copies. A network outside timm declares an NHWC layout by an attribute
     `output_fmt = "NHWC"`, prefix tokens by `num_prefix_tokens`.
 
+    Noise that does not reach the logits is refused: a few forward passes on perturbed copies of the weights compare the
+    logits with and without it (`placement.logit_change`). They use `images` (B, C, H, W), B >= 2, normalised, where given;
+    else two random images of the size that a timm network was made for, or of 128 x 128 pixels. Where a network takes no such
+    images (it has no convolution, or its forward pass fails) a Python warning says that the noise was not checked.
+    A mechanism of strength 0 is no mistake and is not checked.
+
     Returns:
-        What was touched, in the order of `stages`.
+        Where it was attached, in the order of `stages`.
 
     Raises:
-        ValueError: no stage given, an unknown stage (lists the choices), or one module named twice. Nothing is attached then.
+        ValueError: no stage given, an unknown stage (lists the choices), one module named twice, an output without a map or
+            token grid, or noise that does nothing (NoiseDoesNothing: names stages that work). Nothing is attached then.
     """
     if isinstance(stages, str) or not stages:
         raise ValueError(f"stages must be a non-empty list such as ['L4'], got {stages!r}")
-    touched = [Placement(stage, find_stage(model, stage)) for stage in stages]
-    names = [place.module for place in touched] + [hook.placement.module for hook in stage_hooks(model)]
+    places = [Placement(stage, find_stage(model, stage)) for stage in stages]
+    names = [place.module for place in places] + [hook.placement.module for hook in stage_hooks(model)]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise ValueError(f"stages must name different modules without noise, got {', '.join(sorted(twice))} twice")
-    for place in touched:
+    changes = _changes(model, mechanism, places, images)
+    for place, change in zip(places, changes, strict=True):
         hook = StageHook(place, model, mechanism, train, test)
+        hook.logit_change = change
         model.get_submodule(place.module).register_forward_hook(hook)
-    return touched
+    return places
 
 
-def stage_hooks(model: nn.Module) -> list[StageHook]:
-    """The hooks that `inject` attached to this network (also to a compiled or DDP-wrapped one), in module order."""
-    return [hook for module in model.modules() for hook in module._forward_hooks.values() if isinstance(hook, StageHook)]
-
-
-@contextlib.contextmanager
-def image_seeds(model: nn.Module, seeds: Sequence[int]) -> Iterator[None]:
-    """Within the context, the noise on image i of a batch is drawn from seeds[i] alone."""
-    hooks = stage_hooks(model)
-    for hook in hooks:
-        hook.image_seeds = seeds
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.image_seeds = None
-
-
-def stage_grids(model: nn.Module, images: Tensor) -> dict[str, tuple[int, int]]:
-    """Stage -> (H, W) of its map or patch grid, by one forward pass of `images` (B, C, H, W) in eval mode.
-
-    Raises:
-        ValueError: a stage without a grid, or one that this forward pass never reaches.
-    """
-    grids: dict[str, tuple[int, int]] = {}
-    handles = []
-    for hook in stage_hooks(model):
-
-        def record(module: nn.Module, inputs: tuple, output: Tensor, hook: StageHook = hook) -> None:
-            height, width = hook.grid(output)[1].shape[2:]
-            grids[hook.placement.stage] = (height, width)
-
-        handles.append(model.get_submodule(hook.placement.module).register_forward_hook(record, prepend=True))
-    was_training = model.training
-    try:
-        with torch.no_grad():
-            model.eval()(images)
-    finally:
-        model.train(was_training)
-        for handle in handles:
-            handle.remove()
-    silent = [hook.placement for hook in stage_hooks(model) if hook.placement.stage not in grids]
-    if silent:
-        raise ValueError(f"stage {silent[0].stage} ({silent[0].module}) is never called by {type(model).__name__}'s forward")
-    return grids
+def _changes(
+    model: nn.Module, mechanism: Mechanism, places: list[Placement], images: Tensor | None
+) -> list[float] | list[None]:
+    """The measured change of the logits at each place; None where it could not be measured."""
+    if mechanism.is_off:
+        return [0.0] * len(places)
+    if images is not None:
+        return check_acts(model, mechanism, places, images)
+    size = own_size(model)
+    convolution = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    reason: object = "it has no convolution"
+    if convolution is not None:
+        guess = random_images(*(size or (GUESSED_SIZE, GUESSED_SIZE)), channels=convolution.in_channels)
+        try:
+            return check_acts(model, mechanism, places, guess.to(convolution.weight))
+        except NoiseDoesNothing:
+            raise
+        except Exception as error:  # a foreign forward may raise anything at images that are not its own
+            if size and isinstance(error, ValueError):
+                raise
+            reason = error
+    warnings.warn(
+        f"whether the noise reaches the logits of {type(model).__name__} was not checked, because its images are not known"
+        f" ({reason}): give inject(..., images=...)",
+        stacklevel=3,
+    )
+    return [None] * len(places)

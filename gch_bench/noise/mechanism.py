@@ -6,7 +6,7 @@ parameters and no buffers, so a state dict never shows it. Without a generator, 
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from timm.layers.drop import DropBlock2d
@@ -14,10 +14,20 @@ from torch import Tensor, nn
 
 from gch_bench.checks import check_choice, check_number, check_probability, check_whole_number
 from gch_bench.errors import FieldError
-from gch_bench.noise.kernels import KERNELS, DirichletGreen, Kernel, PeriodicGreen, variance_on
+from gch_bench.noise import theory
+from gch_bench.noise.kernels import KERNELS, DirichletGreen, Kernel, PeriodicGreen, White, variance_on
 from gch_bench.noise.laws import hard_mask, samplewise_gate, sites_kept, wick_gate
 
 NORMALIZATIONS = ("samplewise", "wick")
+DENSE_COVARIANCE_SITES = 1024  # up to 32 x 32 the closed forms that need the sites x sites covariance are worked out
+
+
+class Expected(NamedTuple):
+    """What is known in advance of a mechanism's strength on one map, see `describe.Realised`; None: no closed form is known."""
+
+    nominal_drop_rate: float = 0.0
+    gate_variance: float | None = None
+    pooled_distortion: float | None = None
 
 
 class Mechanism(nn.Module):
@@ -30,9 +40,14 @@ class Mechanism(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         return self.apply_noise(features) if self.training else features
 
-    def is_identity_on(self, height: int, width: int) -> bool:
-        """Whether the noise is exactly nothing on maps of this size, although its strength is not 0."""
+    @property
+    def is_off(self) -> bool:
+        """Whether its strength is 0, so that it is the identity everywhere, as asked for."""
         return False
+
+    def expected(self, height: int, width: int) -> Expected:
+        """Closed forms of its strength on a map of this size, to compare the measured ones with."""
+        return Expected()
 
 
 class FieldNoise(Mechanism):
@@ -72,9 +87,6 @@ class FieldNoise(Mechanism):
     def apply_noise(self, features: Tensor) -> Tensor:
         return features * self.draw(features).to(features.dtype)
 
-    def is_identity_on(self, height: int, width: int) -> bool:
-        return height * width == 1 and isinstance(self.kernel, PeriodicGreen)  # one site has the removed zero mode alone
-
     def extra_repr(self) -> str:
         shared = ", per_channel" if self.per_channel else ""
         return f"{self.kernel}{shared}"
@@ -105,8 +117,18 @@ class Gate(FieldNoise):
         _, height, width = psi_BHW.shape
         return wick_gate(psi_BHW, variance_on(self.kernel, height, width, psi_BHW.device, psi_BHW.dtype), self.gamma)
 
-    def is_identity_on(self, height: int, width: int) -> bool:
-        return super().is_identity_on(height, width) or (height * width == 1 and self.normalization == "samplewise")
+    @property
+    def is_off(self) -> bool:
+        return self.gamma == 0
+
+    def expected(self, height: int, width: int) -> Expected:
+        if self.normalization == "samplewise":
+            return Expected(pooled_distortion=0.0)
+        variance = float(theory.wick_gate_variance(self.kernel, height, width, self.gamma).mean())
+        if height * width > DENSE_COVARIANCE_SITES:
+            return Expected(gate_variance=variance)
+        covariance_NN = theory.wick_gate_covariance(self.kernel, height, width, self.gamma)
+        return Expected(gate_variance=variance, pooled_distortion=theory.pooled_distortion(covariance_NN))
 
     def extra_repr(self) -> str:
         return f"gamma={self.gamma:g}, {self.normalization}, {super().extra_repr()}"
@@ -147,8 +169,15 @@ class HardMask(FieldNoise):
     def transform(self, psi_BHW: Tensor) -> Tensor:
         return hard_mask(psi_BHW, self.p)
 
-    def is_identity_on(self, height: int, width: int) -> bool:
-        return sites_kept(height * width, self.p) == height * width
+    @property
+    def is_off(self) -> bool:
+        return self.p == 0
+
+    def expected(self, height: int, width: int) -> Expected:
+        sites = height * width
+        dropped = 1 - sites_kept(sites, self.p) / sites
+        exchangeable = isinstance(self.kernel, White | PeriodicGreen)  # every site is dropped equally often
+        return Expected(self.p, theory.iid_mask_distortion(dropped) ** 2 if exchangeable else None, 0.0)
 
     def extra_repr(self) -> str:
         return f"p={self.p:g}, {super().extra_repr()}"
@@ -173,6 +202,17 @@ class Additive(FieldNoise):
     def transform(self, psi_BHW: Tensor) -> Tensor:
         return self.sigma * psi_BHW
 
+    @property
+    def is_off(self) -> bool:
+        return self.sigma == 0
+
+    def expected(self, height: int, width: int) -> Expected:
+        variance = self.sigma**2 * float(self.kernel.variance(height, width).mean())
+        if height * width > DENSE_COVARIANCE_SITES:
+            return Expected(gate_variance=variance)
+        covariance_NN = self.sigma**2 * self.kernel.covariance(height, width)
+        return Expected(gate_variance=variance, pooled_distortion=theory.pooled_distortion(covariance_NN))
+
     def extra_repr(self) -> str:
         return f"sigma={self.sigma:g}{' x feature RMS' if self.relative else ''}, {super().extra_repr()}"
 
@@ -184,15 +224,28 @@ class Additive(FieldNoise):
 
 
 class LayerNoise(Mechanism):
-    """A library's own noise layer (torch's Dropout, timm's DropBlock2d) as a mechanism."""
+    """A library's own noise layer (torch's Dropout, timm's DropBlock2d) as a mechanism; `options` are its own."""
 
     def __init__(self, layer: nn.Module, **options: float) -> None:
         super().__init__()
         self.layer = layer
-        self.options = options  # for the description alone: timm's layer does not print its own
+        self.options = options  # for the description and `is_off`: timm's layer does not print its own
 
     def __repr__(self) -> str:
-        return f"{type(self.layer).__name__}({', '.join(f'{name}={value:g}' for name, value in self.options.items())})"
+        shown = [name if value is True else f"{name}={value:g}" for name, value in self.options.items() if value is not False]
+        return f"{type(self.layer).__name__}({', '.join(shown)})"
+
+    @property
+    def is_off(self) -> bool:
+        return self.options.get("p") == 0
+
+    def expected(self, height: int, width: int) -> Expected:
+        p = self.options.get("p", 0.0)
+        if isinstance(self.layer, nn.Dropout | nn.Dropout2d):
+            variance = theory.iid_mask_distortion(p) ** 2
+            draws = height * width if isinstance(self.layer, nn.Dropout) else 1  # independent ones on a map
+            return Expected(p, variance, variance / draws)
+        return Expected(p)
 
     def train(self, mode: bool = True) -> "LayerNoise":
         super().train(mode)
@@ -212,10 +265,11 @@ def _dropout(layer: type[nn.Module]) -> Callable[..., Mechanism]:
     return make
 
 
-def _dropblock(p: float = 0.1, block_size: int = 7) -> Mechanism:
+def _dropblock(p: float = 0.1, block_size: int = 7, per_channel: bool = False) -> Mechanism:
     check_probability("p", p, below_one=True)
     check_whole_number("block_size", block_size, low=1)
-    return LayerNoise(DropBlock2d(drop_prob=p, block_size=block_size), p=p, block_size=block_size)
+    layer = DropBlock2d(drop_prob=p, block_size=block_size, couple_channels=not per_channel)
+    return LayerNoise(layer, p=p, block_size=block_size, per_channel=per_channel)
 
 
 # law -> (constructor, the options it takes, does it take a kernel)
@@ -226,7 +280,7 @@ LAWS: dict[str, tuple[Callable[..., Mechanism], tuple[str, ...], bool]] = {
     "additive": (Additive, ("sigma", "relative", "per_channel"), True),
     "bernoulli": (_dropout(nn.Dropout), ("p",), False),
     "bernoulli_channel": (_dropout(nn.Dropout2d), ("p",), False),
-    "block": (_dropblock, ("p", "block_size"), False),
+    "block": (_dropblock, ("p", "block_size", "per_channel"), False),
 }
 
 

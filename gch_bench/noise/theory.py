@@ -52,6 +52,11 @@ def pooled_distortion(gate_covariance_NN: Tensor) -> float:
     return float(gate_covariance_NN.mean())
 
 
+def wick_gate_variance(kernel: Kernel, height: int, width: int, gamma: float) -> Tensor:
+    """Var xi(x) = exp(gamma^2 Var psi(x)) - 1 of the Wick gate: (H, W), float64."""
+    return torch.expm1(gamma**2 * kernel.variance(height, width))
+
+
 def wick_gate_covariance(kernel: Kernel, height: int, width: int, gamma: float) -> Tensor:
     """Cov(xi(x), xi(y)) = exp(gamma^2 C(x, y)) - 1 of the Wick gate: (N, N), float64."""
     return torch.expm1(gamma**2 * kernel.covariance(height, width))

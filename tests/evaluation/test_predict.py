@@ -15,7 +15,7 @@ from gch_bench.distributed import World
 from gch_bench.evaluation.predict import Predictor, log_probabilities
 from gch_bench.evaluation.run import evaluate_cell
 from gch_bench.noise import GaussianChaosNoise, inject
-from gch_bench.noise.inject import image_seeds
+from gch_bench.noise.hooks import image_seeds
 from gch_bench.results.records import CELL_CLEAN, Cell
 from gch_bench.rng import seed_of
 

@@ -13,6 +13,7 @@ import torch
 from conftest import REPOSITORY, TINY, configuration, signalled
 
 from gch_bench.apps.run import train_and_evaluate
+from gch_bench.errors import UserError
 from gch_bench.metrics import summarize
 from gch_bench.results.records import COLUMNS
 
@@ -36,7 +37,8 @@ def test_run_folder(gch_run: Path) -> None:
     summary = pd.read_csv(gch_run / "summary.csv")
     assert facts["status"] == "finished"
     assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", facts["commit"])
-    assert facts["stages"] == [{"stage": "late", "module": "late", "height": 4, "width": 4}]
+    (stage,) = facts["stages"]
+    assert list(stage.items())[:4] == [("stage", "late"), ("module", "late"), ("height", 4), ("width", 4)]
     assert facts["config"]["noise"]["gamma"] == 1.0
     assert set(facts) >= {"protocol_id", "versions", "hardware", "data", "timings", "weights", "command"}
     assert list(summary)[:8] == ["corruption", "severity", "n", "top1", "top5", "nll", "brier", "ece"]
@@ -217,13 +219,18 @@ def test_noise_at_test_time_is_independent_of_batches(gch_run: Path, tmp_path: P
     assert not np.allclose(quiet["confidence"], noisy["confidence"], atol=1e-4)
 
 
-def test_one_site_is_said_loudly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    facts = run_tiny(tmp_path / "run", "noise=gch", "noise.stages=[pool]", "recipe.epochs=1", "corruptions=none")
-    out = capsys.readouterr().out
-    assert len(facts["warnings"]) == 1
-    assert "1x1" in facts["warnings"][0]
-    assert "IDENTITY" in facts["warnings"][0]
-    assert out.count(f"WARNING: {facts['warnings'][0]}") == 2, "at the start and under the table"
+def test_noise_on_one_site_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"noise=gch .*stage pool \(pool\) does nothing.* 1x1 map it is the IDENTITY"):
+        run_tiny(tmp_path / "run", "noise=gch", "noise.stages=[pool]", "recipe.epochs=1", "corruptions=none")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_measured_noise_is_shown_and_recorded(gch_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = run_tiny(tmp_path / "run", "noise=dropblock", "recipe.epochs=1", "corruptions=none")
+    (stage,) = facts["stages"]
+    assert stage["logit_change"] > 1e-4
+    assert stage["drop_rate"] > stage["nominal_drop_rate"] == 0.1
+    assert f"changes logits by {100 * stage['logit_change']:.2g}%" in capsys.readouterr().out
 
 
 def test_parameters_at_another_size_are_in_the_protocol(tmp_path: Path) -> None:

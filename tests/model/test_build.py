@@ -1,5 +1,7 @@
 """Config -> network: warnings, weights, and what is refused."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,13 +32,36 @@ def test_normalisation_is_the_backbones_own() -> None:
     assert build(ModelConfig("resnet18"), NONE, 10, 64).normalisation.std == (0.229, 0.224, 0.225)
 
 
-def test_one_site_is_warned_of() -> None:
-    built = build(ModelConfig("resnet18"), GCH, 10, 32)
-    assert built.stages[0][1:] == ("layer4", 1, 1)
-    (warning,) = built.warnings
-    assert all(part in warning for part in ("L4", "1x1", "32x32", "noise=gch", "IDENTITY", "data.size"))
-    assert not build(ModelConfig("resnet18"), GCH, 10, 64).warnings
-    assert not build(ModelConfig("resnet18"), NoiseConfig("gch_wick", "wick"), 10, 32).warnings, "a Wick gate acts on one site"
+def test_noise_that_does_nothing_is_refused() -> None:
+    with pytest.raises(UserError) as error:
+        build(ModelConfig("resnet18"), GCH, 10, 32)
+    for part in ("data.size=32", "noise=gch", "L4 (layer4)", "1x1", "IDENTITY", "larger images", "output stride"):
+        assert part in str(error.value)
+    (stage,) = build(ModelConfig("resnet18"), GCH, 10, 64).stages
+    assert stage[:4] == ("L4", "layer4", 2, 2)
+    assert build(ModelConfig("resnet18"), NoiseConfig("gch_wick", "wick"), 10, 32).stages, "a Wick gate acts on one site"
+    with pytest.raises(UserError, match=r"stages of this network that work: L4 \(stages\.3, "):
+        build(ModelConfig("convnext_atto"), replace(GCH, stages=["L2"]), 10, 64)
+    (stage,) = build(ModelConfig("convnext_atto"), replace(GCH, stages=["L2"], gamma=0.0), 10, 64).stages
+    assert (stage.logit_change, stage.gate_variance) == (0, pytest.approx(0, abs=1e-10)), "strength 0 is no mistake"
+
+
+def test_stage_facts_are_measured() -> None:
+    """They go to run.json as they are; the strength is that of the stage's own grid."""
+    torch.manual_seed(3)
+    noise = NoiseConfig("dropblock", "block", p=0.1, block_size=3, stages=["L3", "L4"])
+    state = torch.get_rng_state()
+    network, _ = build_network(ModelConfig("resnet18"), 10, 128)
+    drawn = torch.get_rng_state()
+    torch.set_rng_state(state)
+    built = build(ModelConfig("resnet18"), noise, 10, 128)
+    assert torch.equal(torch.get_rng_state(), drawn), "measuring draws nothing from the global generator"
+    assert all(torch.equal(value, built.network.state_dict()[key]) for key, value in network.state_dict().items())
+    assert [stage[:4] for stage in built.stages] == [("L3", "layer3", 8, 8), ("L4", "layer4", 4, 4)]
+    assert all(1e-3 < stage.logit_change < 2 for stage in built.stages)
+    assert built.stages[1].drop_rate == pytest.approx(0.245, abs=0.003)
+    assert 0.13 < built.stages[0].drop_rate < 0.16
+    assert json.loads(json.dumps([stage._asdict() for stage in built.stages]))[1]["nominal_drop_rate"] == 0.1
 
 
 def test_bad_models_and_noise() -> None:

@@ -9,23 +9,41 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from gch_bench.noise import GaussianChaosNoise, Mechanism, Placement, inject
-from gch_bench.noise.inject import image_seeds, stage_grids, stage_hooks, stage_modules
+from gch_bench.noise.hooks import image_seeds, stage_grids, stage_hooks
 from gch_bench.noise.mechanism import LayerNoise
+from gch_bench.noise.placement import stage_modules
 
-MOBILE = {"L1": "blocks.1", "L2": "blocks.2", "L3": "blocks.4", "L4": "blocks.6"}
-VIT = {f"L{i + 1}": f"blocks.{3 * i + 2}" for i in range(4)}
-# name -> (kwargs, image size, stages, layout, grid of L4)
+ALL = ("L1", "L2", "L3", "L4")
+
+
+def stages_of(*modules: str) -> dict[str, str]:
+    return dict(zip(ALL, modules, strict=True))
+
+
+RESNET = stages_of("layer1", "layer2", "layer3", "layer4")
+CONVNEXT = stages_of("stages.0", "stages.1", "stages.2", "stages.3")
+MOBILE = ("blocks.1", "blocks.2", "blocks.4")
+VIT = stages_of("blocks.2", "blocks.5", "blocks.8", "blocks.11.norm1")
+CAIT = stages_of("blocks.5", "blocks.11", "blocks.17", "blocks_token_only.1.norm1")
+# name -> (kwargs, image size, stages, those where a gate acts, layout of L4, grid of L4)
 BACKBONES = {
-    "resnet18": ({"output_stride": 16}, 64, {f"L{i}": f"layer{i}" for i in (1, 2, 3, 4)}, "NCHW", (4, 4)),
-    "resnet50": ({}, 64, {f"L{i}": f"layer{i}" for i in (1, 2, 3, 4)}, "NCHW", (2, 2)),
-    "convnext_tiny": ({}, 64, {f"L{i + 1}": f"stages.{i}" for i in range(4)}, "NCHW", (2, 2)),
-    "efficientnet_b0": ({"output_stride": 16}, 64, MOBILE, "NCHW", (4, 4)),
-    "mobilenetv3_large_100": ({}, 64, MOBILE, "NCHW", (2, 2)),
-    "vit_small_patch16_224": ({"img_size": 64}, 64, VIT, "NLC", (4, 4)),
-    "deit_small_patch16_224": ({"img_size": 64}, 64, VIT, "NLC", (4, 4)),
-    "vit_small_patch14_reg4_dinov2": ({"img_size": 70}, 70, VIT, "NLC", (5, 5)),
-    "swin_tiny_patch4_window7_224": ({"img_size": 64}, 64, {f"L{i + 1}": f"layers.{i}" for i in range(4)}, "NHWC", (2, 2)),
-    "mixer_s16_224": ({"img_size": 64}, 64, {f"L{i + 1}": f"blocks.{2 * i + 1}" for i in range(4)}, "NLC", (4, 4)),
+    "resnet18": ({"output_stride": 16}, 64, RESNET, ALL, "NCHW", (4, 4)),
+    "resnet50": ({}, 64, RESNET, ALL, "NCHW", (2, 2)),
+    "convnext_tiny": ({}, 64, CONVNEXT, ("L4",), "NCHW", (2, 2)),
+    "efficientnet_b0": ({"output_stride": 16}, 64, stages_of(*MOBILE, "bn2"), ALL, "NCHW", (4, 4)),
+    "mobilenetv3_large_100": ({}, 64, stages_of(*MOBILE, "blocks.6"), ALL, "NCHW", (2, 2)),
+    "vit_small_patch16_224": ({"img_size": 64}, 64, VIT, ALL, "NLC", (4, 4)),
+    "deit_small_patch16_224": ({"img_size": 64}, 64, VIT, ALL, "NLC", (4, 4)),
+    "vit_small_patch14_reg4_dinov2": ({"img_size": 70}, 70, VIT, ALL, "NLC", (5, 5)),
+    "swin_tiny_patch4_window7_224": (
+        {"img_size": 64}, 64, stages_of("layers.0", "layers.1", "layers.2", "norm"), ALL, "NHWC", (2, 2),
+    ),
+    "mixer_s16_224": ({"img_size": 64}, 64, stages_of("blocks.1", "blocks.3", "blocks.5", "norm"), ALL, "NLC", (4, 4)),
+    "maxvit_nano_rw_256": (
+        {"img_size": 64}, 64, stages_of("stages.0", "stages.1", "stages.2", "norm"), ALL, "NCHW", (2, 2),
+    ),
+    "cait_xxs24_224": ({"img_size": 64}, 64, CAIT, ALL, "NLC", (4, 4)),
+    "edgenext_xx_small": ({}, 64, CONVNEXT, ("L4",), "NCHW", (2, 2)),
 }  # fmt: skip
 
 
@@ -78,13 +96,13 @@ def output_of(model: nn.Module, module: str, images: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", BACKBONES)
 def test_backbone(name: str) -> None:
     """Stages, state dict, eval mode, and the gate on the right axis, by a gate that is known."""
-    _, _, stages, layout, grid = BACKBONES[name]
+    _, _, stages, _, layout, grid = BACKBONES[name]
     model, images = make(name)
     model.eval()
     keys, clean_logits = list(model.state_dict()), model(images)
     clean = output_of(model, stages["L4"], images)
     assert stage_modules(model) == stages
-    assert inject(model, Ramp(), ["L4"]) == [Placement("L4", stages["L4"])]
+    assert inject(model, Ramp(), ["L4"], images=images) == [Placement("L4", stages["L4"])]
     assert stage_grids(model, images) == {"L4": grid}
     assert list(model.state_dict()) == keys
     assert torch.equal(model(images), clean_logits), "eval mode is untouched"
@@ -98,11 +116,12 @@ def test_backbone(name: str) -> None:
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_training_mode_multiplies_every_stage_by_its_gate(name: str) -> None:
-    _, _, stages, layout, _ = BACKBONES[name]
+    _, _, stages, acting, layout, _ = BACKBONES[name]
     model, images = make(name)
     noise, clean, noisy = Recorded(), [], []
-    inject(model, noise, list(stages))
-    for module in map(model.get_submodule, stages.values()):
+    inject(model, noise, acting, images=images)
+    noise.gates.clear()
+    for module in (model.get_submodule(stages[stage]) for stage in acting):
         module.register_forward_hook(lambda m, i, output: clean.append(output.clone()), prepend=True)
         module.register_forward_hook(lambda m, i, output: noisy.append(output.clone()))
     model.train()
@@ -112,7 +131,7 @@ def test_training_mode_multiplies_every_stage_by_its_gate(name: str) -> None:
         model(images)
     for i, (gate, before, after) in enumerate(zip(noise.gates, clean, noisy, strict=True)):
         torch.testing.assert_close(after, times(before, gate, layout))
-        assert torch.allclose(before, after) == (i >= 4), "gamma = 0 is the identity"
+        assert torch.allclose(before, after) == (i >= len(acting)), "gamma = 0 is the identity"
 
 
 @pytest.mark.parametrize(
@@ -127,14 +146,14 @@ def test_maps_that_are_not_square(name: str, size: tuple[int, int], grids: dict[
     sized = {} if name == "resnet18" else {"img_size": size}
     model, images = timm.create_model(name, num_classes=5, **sized).eval(), torch.randn(2, 3, *size)
     for stage, (height, width) in grids.items():
-        (touched,) = inject(model, Ramp(), [stage])
+        (touched,) = inject(model, Ramp(), [stage], images=images)
         clean = output_of(model, touched.module, images)
         hook = next(hook for hook in stage_hooks(model) if hook.placement == touched)
         hook.test = True
         noisy = output_of(model, touched.module, images)
         hook.test = False
         gate_1HW = torch.arange(2, height * width + 2, dtype=torch.float32).view(1, height, width)
-        torch.testing.assert_close(noisy, times(clean, gate_1HW, BACKBONES[name][3]))
+        torch.testing.assert_close(noisy, times(clean, gate_1HW, BACKBONES[name][4]))
     assert stage_grids(model, images) == grids
 
 
@@ -142,19 +161,19 @@ def test_maps_that_are_not_square(name: str, size: tuple[int, int], grids: dict[
 def test_training_gradients_and_channels_last(name: str) -> None:
     model, images = make(name)
     model = model.to(memory_format=torch.channels_last).train()
-    inject(model, GaussianChaosNoise(), ["L2", "L4"])
+    inject(model, GaussianChaosNoise(), BACKBONES[name][3][-3::2], images=images)
     images = images.to(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
         loss = model(images).float().square().sum()
     loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
-    if BACKBONES[name][3] == "NCHW":
+    if BACKBONES[name][4] == "NCHW":
         assert output_of(model, BACKBONES[name][2]["L4"], images).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_one_gate_for_all_channels_in_training() -> None:
     model, images = make("resnet18")
-    inject(model, GaussianChaosNoise(), ["L4"])
+    inject(model, GaussianChaosNoise(), ["L4"], images=images)
     hook = stage_hooks(model)[0]
     kept: list[Tensor] = []
     model.layer4.register_forward_hook(lambda m, i, output: kept.append(output), prepend=True)
@@ -243,15 +262,18 @@ def test_bad_input() -> None:
             inject(model, GaussianChaosNoise(), stages)
     with pytest.raises(ValueError, match="layer4 twice"):
         inject(model, GaussianChaosNoise(), ["L4", "layer4"])
-    inject(model, GaussianChaosNoise(), ["fc"])
     with pytest.raises(ValueError, match=r"stage fc \(fc\) must give a 4-d map or 3-d tokens, got 2-d tensor"):
-        stage_grids(model, images)
+        inject(model, GaussianChaosNoise(), ["fc"])
     unused = nn.Sequential(nn.Identity())
     unused.add_module("aside", nn.Identity())
+    unused.add_module("1", nn.Identity())
     unused.forward = unused[0].forward
-    inject(unused, GaussianChaosNoise(), ["aside"])
+    with pytest.warns(UserWarning, match="not checked"):
+        inject(unused, GaussianChaosNoise(), ["aside"])
     with pytest.raises(ValueError, match="never called"):
         stage_grids(unused, images)
+    with pytest.raises(ValueError, match="never called"):
+        inject(unused, GaussianChaosNoise(), ["1"], images=images)
 
 
 def test_tokens_without_a_grid() -> None:

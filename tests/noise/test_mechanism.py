@@ -10,8 +10,7 @@ from conftest import REPOSITORY
 from timm.layers.drop import DropBlock2d
 
 from gch_bench.config.run import NoiseConfig
-from gch_bench.noise import Additive, DirichletGreen, Gate, GaussianChaosNoise, HardMask, Mechanism, White, make_mechanism
-from gch_bench.noise.kernels import KERNELS
+from gch_bench.noise import Additive, DirichletGreen, GaussianChaosNoise, HardMask, Mechanism, White, make_mechanism
 from gch_bench.noise.mechanism import LAWS, LayerNoise
 
 PRESETS = {path.stem: path for path in sorted((REPOSITORY / "configs" / "noise").glob("*.yaml"))}
@@ -29,7 +28,9 @@ def build(name: str) -> Mechanism:
 
 
 def test_presets_are_the_ones_promised() -> None:
-    promised = "none gch gch_wick lognormal_iid dropout spatial_dropout dropblock hard_mask additive additive_green"
+    promised = (
+        "none gch gch_wick lognormal_iid dropout spatial_dropout dropblock dropblock_channel hard_mask additive additive_green"
+    )
     assert set(PRESETS) == set(promised.split())
     assert {preset(name).law for name in NOISY} == set(LAWS)
     assert all(preset(name).name == name for name in PRESETS)
@@ -61,14 +62,22 @@ def test_mean_of_the_output_is_the_input(name: str) -> None:
     assert abs(float(pooled.mean()) - 2) < max(5 * float(pooled.std()) / math.sqrt(6400), 1e-6)
 
 
-@pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("side", [1, 2, 4])
-def test_identity_is_declared(law: str, kernel: str, side: int) -> None:
-    """On any small map a mechanism changes something, or says that it does not. Also: every option has a default."""
-    torch.manual_seed(0)
-    noise, features = make_mechanism(law, kernel, {}).train(), torch.ones(64, 3, side, side)
-    assert torch.equal(noise(features), features) == noise.is_identity_on(side, side)
+@pytest.mark.parametrize(("law", "strength"), [*zip(LAWS, ("gamma", "gamma", "p", "sigma", "p", "p", "p"), strict=True)])
+def test_strength_zero_is_declared(law: str, strength: str) -> None:
+    """Strength 0 is the identity, as asked for; a mechanism made without options is not off."""
+    features = torch.rand(4, 3, 4, 4)
+    off = make_mechanism(law, "dirichlet_green", {strength: 0.0}).train()
+    assert off.is_off
+    torch.testing.assert_close(off(features), features)
+    assert not make_mechanism(law, "dirichlet_green", {}).is_off
+
+
+def test_presets_of_dropblock_differ_in_one_option() -> None:
+    coupled, independent = (preset(name).options for name in ("dropblock", "dropblock_channel"))
+    assert coupled | {"per_channel": True} == independent | {"per_channel": True}
+    assert (coupled["per_channel"], independent["per_channel"]) == (False, True)
+    assert str(build("dropblock")) == "DropBlock2d(p=0.1, block_size=3)"
+    assert str(build("dropblock_channel")) == "DropBlock2d(p=0.1, block_size=3, per_channel)"
 
 
 def test_dropout_and_dropblock_are_the_libraries_own() -> None:
@@ -84,10 +93,12 @@ def test_dropout_and_dropblock_are_the_libraries_own() -> None:
         assert torch.equal(ours, layer.train()(features))
 
 
-@pytest.mark.parametrize("noise", [Gate(White()), HardMask(White(), 0.5), Additive(White(), relative=False)], ids=str)
+@pytest.mark.parametrize("law", [law for law, (_, options, _) in LAWS.items() if "per_channel" in options])
 @pytest.mark.parametrize("per_channel", [False, True])
-def test_shared_or_per_channel(noise: Mechanism, per_channel: bool) -> None:
-    noise.per_channel = per_channel
+def test_shared_or_per_channel(law: str, per_channel: bool) -> None:
+    torch.manual_seed(0)
+    strength = {"p": 0.5, "block_size": 1} if law == "block" else {"p": 0.5} if law == "hard_mask" else {}
+    noise = make_mechanism(law, "white", {"per_channel": per_channel, **strength})
     out = noise.train()(torch.ones(2, 5, 4, 4))
     assert torch.equal(out[:, 0], out[:, 1]) != per_channel
     assert not torch.equal(out[0], out[1])

@@ -33,7 +33,7 @@ from gch_bench.data.transforms import eval_transform, normalise
 from gch_bench.display import Display
 from gch_bench.errors import UserError
 from gch_bench.loggers import open_logger
-from gch_bench.noise.inject import stage_modules
+from gch_bench.noise.placement import feature_stages
 from gch_bench.provenance import provenance
 from gch_bench.report import geometry, geometry_compare, geometry_figures
 from gch_bench.report.tables import Run, read_run
@@ -223,7 +223,7 @@ def _diagnose_subject(
         "weights": subject.digest,
         "size": subject.size,
         "chains": [item.chain for item in reports],
-        "last_stage": stage_modules(subject.network).get("L4") if subject.network is not None else None,
+        "last_stage": feature_stages(subject.network).get("L4") if subject.network is not None else None,
         "warnings": warnings,
     }
     return Diagnosed(facts, table, reports)

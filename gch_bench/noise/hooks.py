@@ -1,0 +1,152 @@
+"""The forward hook that puts noise on a module's output, in any layout, and what finds these hooks again.
+
+Layouts: NCHW and NHWC feature maps, and NLC tokens (prefix tokens such as class and register tokens keep gate 1; the
+patch tokens form the grid). Hooks are objects, so a deep copy of the network (EMA) has its own.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gch_bench.noise.mechanism import Mechanism
+from gch_bench.rng import seed_global
+
+
+class Placement(NamedTuple):
+    """One place where a mechanism was attached: the stage as named, and the module that carries the hook."""
+
+    stage: str
+    module: str
+
+
+class TokenGrid(NamedTuple):
+    """Where the patch grid lies in a token sequence: tokens before it, and its height and width."""
+
+    prefix: int
+    height: int
+    width: int
+
+
+class StageHook:
+    """The forward hook on one stage: the module's output, in any layout, with noise (see `inject`)."""
+
+    def __init__(self, placement: Placement, model: nn.Module, mechanism: Mechanism, train: bool, test: bool) -> None:
+        self.placement = placement
+        self.mechanism = mechanism
+        self.train = train
+        self.test = test
+        self.output_format = getattr(model, "output_fmt", "NCHW")
+        self.patch_grid = getattr(getattr(model, "patch_embed", None) or getattr(model, "stem", None), "grid_size", None)
+        self.prefix_tokens = int(getattr(model, "num_prefix_tokens", 0))
+        self.image_seeds: Sequence[int] | None = None
+        self.logit_change: float | None = None  # what `inject` measured; None where it could not
+
+    def __call__(self, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+        if not (self.train if module.training else self.test):
+            return output
+        prefix, grid_BCHW = self.grid(output)
+        noisy_BCHW = self._seeded(grid_BCHW) if self.image_seeds is not None else self.mechanism.apply_noise(grid_BCHW)
+        if output.ndim == 3:
+            return torch.cat([output[:, :prefix], noisy_BCHW.flatten(2).transpose(1, 2)], 1)
+        return noisy_BCHW.permute(0, 2, 3, 1) if self.output_format == "NHWC" else noisy_BCHW
+
+    def grid(self, output: Tensor) -> tuple[int, Tensor]:
+        """The output as a feature map: (prefix tokens, view (B, C, H, W)).
+
+        Raises:
+            ValueError: the module's output is no feature map and no token sequence with a patch grid.
+        """
+        if not isinstance(output, Tensor) or output.ndim not in (3, 4):
+            kind = f"{output.ndim}-d tensor" if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(
+                f"stage {self.placement.stage} ({self.placement.module}) must give a 4-d map or 3-d tokens, got {kind}"
+            )
+        if output.ndim == 3:
+            prefix, height, width = self.token_grid(output.shape[1])
+            return prefix, output[:, prefix:].transpose(1, 2).unflatten(2, (height, width))
+        return 0, output.permute(0, 3, 1, 2) if self.output_format == "NHWC" else output
+
+    def token_grid(self, tokens: int) -> TokenGrid:
+        """The patch grid in a sequence of `tokens`: the patch embedding's own, else the square that fits."""
+        prefixes = dict.fromkeys((self.prefix_tokens, 0))  # some blocks run before the class token joins
+        for prefix in prefixes:
+            if self.patch_grid is not None and math.prod(self.patch_grid) == tokens - prefix:
+                return TokenGrid(prefix, *self.patch_grid)
+        for prefix in prefixes:
+            side = math.isqrt(max(tokens - prefix, 0))
+            if side > 0 and side * side == tokens - prefix:
+                return TokenGrid(prefix, side, side)
+        raise ValueError(
+            f"stage {self.placement.stage} ({self.placement.module}) gives {tokens} tokens, {self.prefix_tokens} of them"
+            " prefix: they form no patch grid; choose a stage whose tokens do"
+        )
+
+    @torch.compiler.disable
+    def _seeded(self, features_BCHW: Tensor) -> Tensor:
+        """Every image's noise from its own seed, so that a draw depends on no neighbour. Global RNG state is kept."""
+        assert self.image_seeds is not None
+        if len(self.image_seeds) != len(features_BCHW):
+            raise ValueError(f"image_seeds must have one seed per image ({len(features_BCHW)}), got {len(self.image_seeds)}")
+        devices = [features_BCHW.device] if features_BCHW.device.type == "cuda" else []
+        noisy = []
+        with torch.random.fork_rng(devices):
+            for seed, image_1CHW in zip(self.image_seeds, features_BCHW.split(1), strict=True):
+                seed_global(features_BCHW.device, seed, self.placement.stage)
+                noisy.append(self.mechanism.apply_noise(image_1CHW))
+        return torch.cat(noisy)
+
+
+def stage_hooks(model: nn.Module) -> list[StageHook]:
+    """The hooks that `inject` attached to this network (also to a compiled or DDP-wrapped one), in module order."""
+    return [hook for module in model.modules() for hook in module._forward_hooks.values() if isinstance(hook, StageHook)]
+
+
+@contextlib.contextmanager
+def image_seeds(model: nn.Module, seeds: Sequence[int]) -> Iterator[None]:
+    """Within the context, the noise on image i of a batch is drawn from seeds[i] alone."""
+    hooks = stage_hooks(model)
+    for hook in hooks:
+        hook.image_seeds = seeds
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.image_seeds = None
+
+
+def stage_grids(model: nn.Module, images: Tensor) -> dict[str, tuple[int, int]]:
+    """Stage -> (H, W) of its map or patch grid, by one forward pass of `images` (B, C, H, W) in eval mode.
+
+    Raises:
+        ValueError: a stage without a grid, or one that this forward pass never reaches.
+    """
+    grids: dict[str, tuple[int, int]] = {}
+    handles = []
+    for hook in stage_hooks(model):
+
+        def record(module: nn.Module, inputs: tuple, output: Tensor, hook: StageHook = hook) -> None:
+            height, width = hook.grid(output)[1].shape[2:]
+            grids[hook.placement.stage] = (height, width)
+
+        handles.append(model.get_submodule(hook.placement.module).register_forward_hook(record, prepend=True))
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(images)
+    finally:
+        model.train(was_training)
+        for handle in handles:
+            handle.remove()
+    silent = [hook.placement for hook in stage_hooks(model) if hook.placement.stage not in grids]
+    if silent:
+        raise ValueError(never_called(silent[0], model))
+    return grids
+
+
+def never_called(placement: Placement, model: nn.Module) -> str:
+    """What to say of a stage that a forward pass never reaches."""
+    return f"stage {placement.stage} ({placement.module}) is never called by {type(model).__name__}'s forward"
