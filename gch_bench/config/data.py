@@ -47,7 +47,7 @@ class DataConfig:
     interpolation: str = "bilinear"  # bilinear | bicubic
     download: bool = False
     skip_bad: bool = False  # count and report unreadable images instead of stopping
-    workers: int = 0  # loader processes; 0: load in the main process
+    workers: int | None = None  # loader processes; 0: load in the main process; None: as many as there are cores
     num_classes: int | None = None  # expected number of classes, checked; None: any
     output_stride: int | None = None  # not used by data; the model config reads it
 
@@ -58,7 +58,8 @@ class DataConfig:
         for field in ("size", "resize", "num_classes", "output_stride"):
             if getattr(self, field) is not None:
                 _check_int(f"data.{field}", getattr(self, field), least=1)
-        _check_int("data.workers", self.workers, least=0)
+        if self.workers is not None:
+            _check_int("data.workers", self.workers, least=0)
         if self.interpolation not in INTERPOLATIONS:
             raise UserError(f"data.interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
         for field in ("download", "skip_bad"):
