@@ -143,11 +143,18 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-def test_exact_fp32_is_exact_and_leaves_no_trace(setting: str, cli: Any, tmp_path: Path) -> None:
-    """In a process of its own, as the switches remember which of their two kinds was used."""
+def test_exact_fp32_is_exact_and_leaves_no_trace(cli: Any, tmp_path: Path) -> None:
+    """Each setting in a process of its own, as the switches remember which of their two kinds was used."""
     script = tmp_path / "switches.py"
-    script.write_text(f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_global_state import check\ncheck({setting!r})\n")
+    script.write_text(
+        f"import os, sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_global_state import SETTINGS, check\n"
+        "for setting in SETTINGS:\n"
+        "    if not os.fork():\n"
+        "        check(setting)\n"
+        "        sys.exit()\n"
+        "    assert os.wait()[1] == 0, setting\n"
+    )
     done = cli(str(script))
     assert done.returncode == 0, done.stderr
 
