@@ -8,8 +8,7 @@ def usable_cores(processes: int = 1, environment: Mapping[str, str] = os.environ
     """The cores that one of ``processes`` equal processes on this host may use, at least 1.
 
     The cores of this process's affinity mask are counted, which taskset and most SLURM set-ups narrow. Under SLURM the share is
-    one of the job's cores on this host (``SLURM_CPUS_ON_NODE``), so that a mask that SLURM has narrowed to the cores of one task
-    is not divided again.
+    one of the job's cores on this host (``SLURM_CPUS_ON_NODE``): a mask that holds the cores of one task is not divided again.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     granted = environment.get("SLURM_CPUS_ON_NODE", "")

@@ -1,4 +1,4 @@
-"""A run changes nothing that is global to its process, so that the next run of a sweep in the same process is as if it were alone."""
+"""A run changes nothing that is global to its process: the next run of a sweep in the same process is as if it were alone."""
 
 import os
 import random
@@ -57,7 +57,9 @@ def global_state() -> dict[str, Any]:
         "printing": repr(torch._tensor_str.PRINT_OPTS),
         "numpy errors": np.geterr(),
         "environment": dict(os.environ),
-        "signals": {each: signal.getsignal(each) for each in signal.valid_signals() if each not in (signal.SIGKILL, signal.SIGSTOP)},
+        "signals": {
+            each: signal.getsignal(each) for each in signal.valid_signals() if each not in (signal.SIGKILL, signal.SIGSTOP)
+        },
         "warnings": list(warnings.filters),
         "sys.path": list(sys.path),
         "arguments": list(sys.argv),
