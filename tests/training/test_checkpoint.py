@@ -59,7 +59,7 @@ def test_restored_training_goes_on_as_it_was(tmp_path: Path) -> None:
 
 
 def test_another_number_of_processes_draws_anew(tmp_path: Path) -> None:
-    """Neither the draws of the first steps nor those of the checkpoint's processes, and others on each rank and at each step."""
+    """Neither the draws of the first steps nor those of the checkpoint's processes; others on each rank and at each step."""
 
     def restored(position: Position, world: World) -> list[float]:
         model, optimisation = make(0)
