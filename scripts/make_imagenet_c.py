@@ -8,7 +8,6 @@ cd DEST && sha256sum -c --quiet */*.sha256 checks them.
 """
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from gch_bench.apps.cli import reported
+from gch_bench.cores import usable_cores
 from gch_bench.errors import UserError
 
 
@@ -31,9 +31,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--corruptions", metavar="NAME", nargs="+", help="default: all, the 15 and the 4 extra")
     parser.add_argument("--severities", metavar="N", nargs="+", type=int, help="in 1..5, default: all")
     parser.add_argument("--seed", type=int, default=0, help="of the random draws")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument(
-        "--workers", metavar="N", type=int, default=cores, help="processes (with cuda: threads), default: %(default)s"
+        "--workers", metavar="N", type=int, default=usable_cores(), help="processes (with cuda: threads), default: %(default)s"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the corruptions; their draws differ")
     parser.add_argument("--quality", metavar="Q", type=int, default=85, help="of the JPEG files, 1..100")

@@ -1,6 +1,7 @@
 """The main job: configuration -> network with noise -> training -> evaluation, clean and corrupted -> records."""
 
 import json
+import os
 import sys
 import time
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from torch import nn
 from gch_bench import distributed, files
 from gch_bench.config.run import Config
 from gch_bench.data.images import BadImage
+from gch_bench.data.loaders import workers_warning
 from gch_bench.data.sets import DataSource, load_data
 from gch_bench.data.stored import StoredImages, stored_images
 from gch_bench.display import Display
@@ -32,6 +34,7 @@ from gch_bench.results import records
 from gch_bench.results.records import CELL_CLEAN, Cell
 from gch_bench.results.runfacts import RunFile, identity_hash
 from gch_bench.results.summary import MEAN, logged_metrics, means, write_summary
+from gch_bench.threads import torch_threads
 from gch_bench.training.loop import StepReport, Stopped, TrainingJob, stop_requests, train, training_note
 from gch_bench.training.setup import training_job
 
@@ -57,21 +60,18 @@ def train_and_evaluate(config: Config) -> None:
     Raises:
         UserError: the user's mistake, in one line. Exits with 130 (Ctrl-C) or 143 (SIGTERM) after a checkpoint.
     """
-    world = distributed.start(config.device)
-    try:
-        _run(config, world)
-    except Stopped as stopped:
-        if world.main:
-            print(stopped, file=sys.stderr, flush=True)
-        sys.exit(stopped.exit_code)
-    finally:
-        distributed.stop()
+    with distributed.group(config.device) as world, torch_threads(config.threads):
+        try:
+            _run(config, world)
+        except Stopped as stopped:
+            if world.main:
+                print(stopped, file=sys.stderr, flush=True)
+            sys.exit(stopped.exit_code)
 
 
 def _run(config: Config, world: World) -> None:
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    job = _prepare(config, world)
+    with distributed.failing_together(world):
+        job = _prepare(config, world)
     known = job.status.weights
     _banner(job)
     cells = missing_cells(job.folder, job.cells, job_facts(job, known), stored_facts(job)) if known else job.cells
@@ -80,14 +80,14 @@ def _run(config: Config, world: World) -> None:
         if world.main:
             _show(job, _summary(job, known))
         return
-    if not job.stored:
-        try_corruptions(cells, job.data.size, parameter_set(config.corruptions, job.data.size))
     training = None
-    if config.recipe is not None:
-        training = training_job(
-            config, job.data, job.noisy, folder=job.folder, config_hash=identity_hash(job.status.identity), world=world
-        )
-    distributed.barrier(world)  # all have looked before anyone writes
+    with distributed.failing_together(world):  # where it ends, all have looked, before anyone writes
+        if not job.stored:
+            try_corruptions(cells, job.data.size, parameter_set(config.corruptions, job.data.size))
+        if config.recipe is not None:
+            training = training_job(
+                config, job.data, job.noisy, folder=job.folder, config_hash=identity_hash(job.status.identity), world=world
+            )
     job.status.begin(**_described(job))
     logger = open_logger(config, job.folder, world.main)
     started = time.monotonic()
@@ -115,6 +115,8 @@ def _prepare(config: Config, world: World) -> Job:
     torch.manual_seed(config.seed)  # the initial weights
     noisy = build(config.model, config.noise, len(data.classes), data.size)
     _check_weights(config, noisy, len(data.classes))
+    said = (distributed.unused_tasks(os.environ), workers_warning(config.data.workers, world.local_size))
+    noisy.warnings.extend(warning for warning in said if warning)
     protocol = protocol_of(config, data, noisy.normalisation, world.device.type)
     stored = _stored(config, data, cells)
     same = run_identity(config, data, noisy)
@@ -192,12 +194,12 @@ def _check_weights(config: Config, noisy: NoisyNetwork, num_classes: int) -> Non
 
 
 def _load(config: Config, world: World) -> DataSource:
-    if config.data.download and not world.main:
-        distributed.barrier(world)  # rank 0 downloads
-    data = load_data(config.data, train=config.recipe is not None)
-    if config.data.download and world.main:
-        distributed.barrier(world)
-    return data
+    data = None
+    if config.data.download:
+        with distributed.failing_together(world):  # rank 0 downloads while the others wait
+            if world.main:
+                data = load_data(config.data, train=config.recipe is not None)
+    return data or load_data(config.data, train=config.recipe is not None)
 
 
 def _train(job: Job, training: TrainingJob, logger: Logger) -> nn.Module:
@@ -214,8 +216,12 @@ def _train(job: Job, training: TrainingJob, logger: Logger) -> nn.Module:
             logged = ("loss", "top1", "lr", "images_per_second")
             logger.metrics({f"train/{key}": getattr(progress, key) for key in logged}, step)
 
+        def warn(warning: str) -> None:
+            job.display.warn(warning)
+            job.status.note_warning(warning)
+
         try:
-            model = train(training, report, skipped)
+            model = train(training, report, skipped, warn)
         except Stopped:  # on every process, at the same step
             _note_skipped(job, "train", skipped)
             raise
@@ -227,7 +233,6 @@ def _evaluate(job: Job, model: nn.Module, weights: str) -> None:
     """Record the cells that are missing."""
     config, world, data = job.config, job.world, job.data
     facts = job_facts(job, weights)
-    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32; only this run's evaluation follows
     view = Predictor(
         network=model,
         normalisation=job.noisy.normalisation,
@@ -329,7 +334,7 @@ def _show(job: Job, summary: pd.DataFrame) -> None:
         name = f"mean over {len(names)} corruptions" if row["corruption"] == MEAN else str(row["corruption"])
         numbers = [metric.text(row[key]) for key, metric in SHOWN.items()]
         rows.append([name, *numbers, *("" if pd.isna(row[key]) else f"{100 * row[key]:.2f}" for key in errors)])
-    notes = [f"WARNING: {warning}" for warning in job.noisy.warnings]
+    notes = [f"WARNING: {warning}" for warning in job.status.warnings]
     if errors:
         notes.append("CE, relative CE: top-1 errors relative to AlexNet's published ones (100 is AlexNet); their means are mCE"
                      " and relative mCE (Hendrycks & Dietterich 2019)")  # fmt: skip

@@ -33,7 +33,8 @@ class DataConfig:
     interpolation: str = "bilinear"  # bilinear | bicubic, of the resize
     download: bool = field(default=False, metadata=NOT_IN_IDENTITY)
     skip_bad: bool = field(default=False, metadata=NOT_IN_IDENTITY)  # count and report unreadable images instead of stopping
-    workers: int = field(default=0, metadata=NOT_IN_IDENTITY)  # loader processes; 0: load in the main process
+    # Loader processes; 0: load in the main process; null: as many as there are cores.
+    workers: int | None = field(default=None, metadata=NOT_IN_IDENTITY)
     # The number of classes that the data must have; null: the data set's own.
     num_classes: int | None = field(default=None, metadata=NOT_IN_IDENTITY)
 
@@ -41,7 +42,8 @@ class DataConfig:
         for name in ("size", "resize", "num_classes"):
             if getattr(self, name) is not None:
                 check_whole_number(name, getattr(self, name), low=1)
-        check_whole_number("workers", self.workers, low=0)
+        if self.workers is not None:
+            check_whole_number("workers", self.workers, low=0)
         check_choice("interpolation", self.interpolation, INTERPOLATIONS)
         for name in ("download", "skip_bad"):
             check(isinstance(getattr(self, name), bool), name, "true or false", getattr(self, name))

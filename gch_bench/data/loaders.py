@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -10,9 +11,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from gch_bench import rng
-from gch_bench.data.images import BadImage, ImageSet, WrongSize
+from gch_bench.cores import usable_cores
+from gch_bench.data.images import ArrayImages, BadImage, ImageSet, WrongSize
 from gch_bench.data.transforms import Transform
 from gch_bench.errors import UserError
+
+FEW_IMAGES = 10_000  # of fewer images in memory a pass takes less time than starting loader processes
+MOST_WORKERS = 32  # loader processes that are worth their memory: each keeps batches ready
 
 
 class Sample(NamedTuple):
@@ -172,13 +177,38 @@ def eval_loader(
     return _data_loader(EvalDataset(images, transform), workers, batch_size=batch_size, sampler=range(rank, len(images), world))
 
 
-def _data_loader(dataset: Dataset, workers: int, **options: object) -> DataLoader:
-    return DataLoader(
-        dataset,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
-        collate_fn=collate,
-        generator=torch.Generator(),  # each pass draws a worker seed: not from the global generator
-        **options,  # type: ignore[arg-type]
+def loader_workers(wanted: int | None, images: ImageSet, processes: int) -> int:
+    """The loader processes of one of ``processes`` processes on this host: ``wanted``, else one a core that it may use.
+
+    A few images in memory (the embedded digits) are loaded by the process itself: 0.
+    """
+    if wanted is not None:
+        return wanted
+    if isinstance(images, ArrayImages) and len(images) < FEW_IMAGES:
+        return 0
+    return min(MOST_WORKERS, usable_cores(processes))
+
+
+def workers_warning(wanted: int | None, processes: int) -> str | None:
+    """What to tell a user who wants more loader processes than there are cores; None if all is well."""
+    cores = usable_cores(processes)
+    if wanted is None or wanted <= cores:
+        return None
+    return (
+        f"data.workers={wanted} is more than the cores that this process may use, {cores}, and may make loading slower:"
+        " leave it out for one worker a core"
     )
+
+
+def _data_loader(dataset: Dataset, workers: int, **options: object) -> DataLoader:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")  # too many: workers_warning has said so
+        return DataLoader(
+            dataset,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=collate,
+            generator=torch.Generator(),  # each pass draws a worker seed: not from the global generator
+            **options,  # type: ignore[arg-type]
+        )

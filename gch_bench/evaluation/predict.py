@@ -4,6 +4,7 @@ Shapes: B batch, C classes, T test-time passes.
 """
 
 import contextlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +31,42 @@ class Predictor(NamedTuple):
     noise_seed: int
 
 
+# The settings by which torch may compute float32 operations in TF32 or bfloat16: backend and operation.
+FP32_PRECISIONS = [(backend, operation) for backend in ("cuda", "mkldnn") for operation in ("matmul", "conv", "rnn")]
+
+
+@contextlib.contextmanager
+def exact_fp32() -> Iterator[None]:
+    """Within the context fp32 means fp32: no TF32 or bfloat16 inside float32 products and convolutions; afterwards as before.
+
+    torch has two sets of switches for this, and complains where they contradict each other: both are set, and put back.
+    """
+    cudnn = _legacy_cudnn()
+    matmul = torch.get_float32_matmul_precision()
+    precisions = {each: torch._C._get_fp32_precision_getter(*each) for each in FP32_PRECISIONS}
+    try:
+        torch.backends.cudnn.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")
+        for each in FP32_PRECISIONS:
+            torch._C._set_fp32_precision_setter(*each, "ieee")
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        if cudnn is not None:
+            torch.backends.cudnn.allow_tf32 = cudnn
+        for each, precision in precisions.items():
+            torch._C._set_fp32_precision_setter(*each, precision)
+
+
+def _legacy_cudnn() -> bool | None:
+    """The older switch for convolutions; None where someone has set the newer ones to something it cannot express."""
+    try:
+        return bool(torch.backends.cudnn.allow_tf32)
+    except RuntimeError:
+        return None
+
+
+@exact_fp32()
 def log_probabilities(predictor: Predictor, cell: Cell, images: Tensor, ids: Tensor) -> Tensor:
     """uint8 images (B, 3, H, W) with ids (B,) on the CPU -> log-probabilities (B, C), float64 on the CPU.
 

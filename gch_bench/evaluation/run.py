@@ -9,7 +9,7 @@ import torch
 
 from gch_bench import distributed
 from gch_bench.data.images import BadImage, ImageSet
-from gch_bench.data.loaders import Batch, checked, eval_loader
+from gch_bench.data.loaders import Batch, checked, eval_loader, loader_workers
 from gch_bench.data.stored import StoredImages
 from gch_bench.data.transforms import eval_transform
 from gch_bench.distributed import World
@@ -29,7 +29,7 @@ class CellImages(NamedTuple):
     stored_resize: int | None  # of the stored images; None: they are used as they are
     interpolation: str
     batch_size: int
-    workers: int
+    workers: int | None  # loader processes, see loader_workers
     skip_bad: bool
 
     def loaders(self, world: World) -> Callable[[Cell], Iterable[Batch]]:
@@ -37,7 +37,8 @@ class CellImages(NamedTuple):
 
         def loader(images: ImageSet, resize: int | None) -> Iterable[Batch]:
             transform = eval_transform(self.size, resize, self.interpolation)
-            return eval_loader(images, transform, self.batch_size, self.workers, world.rank, world.size)
+            workers = loader_workers(self.workers, images, world.local_size)
+            return eval_loader(images, transform, self.batch_size, workers, world.rank, world.size)
 
         clean = loader(self.clean, self.resize)
         return lambda cell: loader(self.stored[cell], self.stored_resize) if cell in self.stored else clean

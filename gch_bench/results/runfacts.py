@@ -105,6 +105,11 @@ class RunFile:
         return self.facts.weights if self.facts else None
 
     @property
+    def warnings(self) -> list[str]:
+        """What the reader of the results should know, from all sessions that made the weights."""
+        return self.facts.warnings if self.facts else []
+
+    @property
     def commit(self) -> str | None:
         """The commit of the session under way."""
         assert self.facts is not None
@@ -126,7 +131,16 @@ class RunFile:
         sessions, skipped = (self.facts.sessions, self.facts.skipped) if self.facts else ([], {})
         if self.facts is None or self.weights is None:
             self.facts = RunFacts("running", **session, **described, identity=self.identity, skipped=skipped)
+            earlier = [text for session in sessions for text in session.get("warnings", [])]
+            self.facts.warnings = [*self.facts.warnings, *earlier]
         self.facts.sessions = [*sessions, session]
+        self.write()
+
+    def note_warning(self, warning: str) -> None:
+        """Add a warning about what this session did to the weights: later sessions of the run keep it."""
+        assert self.facts is not None
+        self.facts.sessions[-1].setdefault("warnings", []).append(warning)
+        self.facts.warnings.append(warning)
         self.write()
 
     def note_skipped(self, split: str, skipped: Sequence[Any]) -> int:

@@ -16,6 +16,7 @@ from gch_bench import distributed
 from gch_bench.distributed import World
 from gch_bench.errors import UserError
 from gch_bench.files import write_atomic
+from gch_bench.rng import seed_of
 from gch_bench.training.optim import Optimisation
 
 
@@ -103,14 +104,28 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
-def restore(content: dict[str, Any], model: nn.Module, optimisation: Optimisation, world: World) -> Position:
-    """Put a checkpoint's content into the model and the optimisation, and this process's generators into its state."""
+def seed_all(seed: int) -> None:
+    """Seed the global generators of random, numpy and torch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def restore(content: dict[str, Any], model: nn.Module, optimisation: Optimisation, world: World, seed: int) -> Position:
+    """Put a checkpoint's content into the model and the optimisation, and this process's generators into its state.
+
+    A checkpoint of another number of processes has no state for each of these: their generators start from (seed, rank, number
+    of processes, position), and so neither repeat the draws of the first steps nor each other's.
+    """
     model.load_state_dict(content["model"])
     if optimisation.ema is not None:
         optimisation.ema.module.load_state_dict(content["model_ema"])
     optimisation.optimizer.load_state_dict(content["optimizer"])
     optimisation.scheduler.load_state_dict(content["scheduler"])
     optimisation.scaler.load_state_dict(content["scaler"])
-    if len(content["rng"]) == world.size:  # with another number of processes the run goes on with fresh draws
+    position = Position(**content["position"])
+    if len(content["rng"]) == world.size:
         set_rng_state(content["rng"][world.rank], world.device)
-    return Position(**content["position"])
+    else:
+        seed_all(seed_of(seed, "training", world.rank, world.size, *position))
+    return position

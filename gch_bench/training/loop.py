@@ -1,10 +1,10 @@
 """The training loop: plain PyTorch over timm's parts, one process or many.
 
 Randomness: order and augmentation depend on (seed, epoch, image id); noise and mixing draw from the global generators, which
-are seeded by (seed, rank) and stored in every checkpoint. A run stopped at any step and resumed ends in the same weights.
+are seeded by (seed, rank) and stored in every checkpoint. A run stopped at any step and resumed with as many processes ends in
+the same weights; with another number of processes it goes on with new draws, and says so.
 """
 
-import random
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +12,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -21,7 +20,7 @@ from gch_bench import distributed
 from gch_bench.config.run import RecipeConfig
 from gch_bench.data.images import BadImage
 from gch_bench.data.loaders import Batch, TrainLoader, checked
-from gch_bench.distributed import World
+from gch_bench.distributed import SharedError, World
 from gch_bench.errors import UserError
 from gch_bench.rng import seed_of
 from gch_bench.training import checkpoint
@@ -83,24 +82,32 @@ class TrainingJob(NamedTuple):
         return self.folder / "checkpoints" / "last.pt"
 
 
-def train(job: TrainingJob, report: Callable[[StepReport], None], skipped: list[BadImage]) -> nn.Module:
+def train(
+    job: TrainingJob, report: Callable[[StepReport], None], skipped: list[BadImage], warn: Callable[[str], None]
+) -> nn.Module:
     """Train to the end of the recipe, from the folder's checkpoint if there is one; returns what to evaluate (EMA if on).
 
-    `report(StepReport)` is called every few steps and at the end of every epoch, on every process.
+    `report(StepReport)` is called every few steps and at the end of every epoch, on every process; `warn(text)` with what the
+    reader of the results should know.
 
     Raises:
         UserError: non-finite loss (the last good checkpoint is kept), unreadable image, unwritable folder, foreign checkpoint.
         Stopped: Ctrl-C or SIGTERM, after the checkpoint.
     """
     world, recipe = job.world, job.recipe
-    seed_all(seed_of(job.seed, "training", world.rank))
+    checkpoint.seed_all(seed_of(job.seed, "training", world.rank))
     optimisation = job.optimisation
     position = Position(0, 0)
     if job.checkpoint.exists():
         content = checkpoint.read(job.checkpoint)
         if content["config_hash"] != job.config_hash:
             raise UserError(f"{job.checkpoint} belongs to another configuration: choose another output= folder")
-        position = checkpoint.restore(content, job.model, optimisation, world)
+        position = checkpoint.restore(content, job.model, optimisation, world, job.seed)
+        if (before := len(content["rng"])) != world.size and position.epoch < recipe.epochs:
+            warn(
+                f"this run was continued with {world.size} instead of {before} processes at epoch {position.epoch + 1}, step"
+                f" {position.step + 1}: from there on its draws of noise and mixing are not those of an unbroken run"
+            )
     else:
         optimisation.scheduler.step_update(0)
     wrapped: nn.Module = job.model
@@ -195,7 +202,7 @@ def _save(job: TrainingJob, position: Position) -> None:
     """Write the checkpoint, but never over a good one with weights that are not finite."""
     bad = [name for name, value in job.model.state_dict().items() if not bool(torch.isfinite(value).all())]
     if distributed.any_rank(bool(bad), job.world):
-        raise UserError(f"{', '.join(bad[:3]) or 'weights'} became non-finite in epoch {position.epoch}: {_advice(job)}")
+        raise SharedError(f"{', '.join(bad[:3]) or 'weights'} became non-finite in epoch {position.epoch}: {_advice(job)}")
     checkpoint.save(job.checkpoint, job.model, job.optimisation, position, job.config_hash, job.num_classes, job.world)
 
 
@@ -207,14 +214,7 @@ def _advice(job: TrainingJob) -> str:
 def _refuse_non_finite(job: TrainingJob, sums: Tensor, epoch: int, step: int) -> None:
     """Called before every checkpoint, so that none ever holds weights that a non-finite loss has touched."""
     if distributed.any_rank(not bool(torch.isfinite(sums[0])), job.world):
-        raise UserError(f"the training loss is not finite at epoch {epoch + 1}, step {step + 1}: {_advice(job)}")
-
-
-def seed_all(seed: int) -> None:
-    """Seed the global generators of random, numpy and torch (all devices)."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+        raise SharedError(f"the training loss is not finite at epoch {epoch + 1}, step {step + 1}: {_advice(job)}")
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from gch_bench.config.run import Config
-from gch_bench.data.loaders import train_loader
+from gch_bench.data.loaders import loader_workers, train_loader
 from gch_bench.data.sets import DataSource
 from gch_bench.data.transforms import train_transform
 from gch_bench.distributed import World
@@ -31,7 +31,8 @@ def training_job(
     if (recipe.mixup > 0 or recipe.cutmix > 0) and own_batch % 2:
         raise UserError(f"recipe.batch_size must be even in each process for mixup and cutmix, got {own_batch}")
     transform = train_transform(recipe.augment, data.size, noisy.normalisation, data.interpolation)
-    loader = train_loader(data.train, transform, own_batch, config.seed, config.data.workers, world.rank, world.size)
+    workers = loader_workers(config.data.workers, data.train, world.local_size)
+    loader = train_loader(data.train, transform, own_batch, config.seed, workers, world.rank, world.size)
     steps = loader.steps_per_epoch // recipe.grad_accumulation
     if steps == 0:
         raise UserError(f"recipe.batch_size must be at most the number of training images, got {recipe.batch_size}; lower it")

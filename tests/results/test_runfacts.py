@@ -51,6 +51,19 @@ def test_sessions_add_up_and_another_identity_is_refused(tmp_path: Path) -> None
         RunFile(tmp_path, {"seed": 0}, "never", WORLD)
 
 
+def test_warnings_about_the_weights_outlive_their_session(tmp_path: Path) -> None:
+    status = RunFile(tmp_path, {"seed": 0}, "auto", WORLD)
+    status.begin(**{**DESCRIBED, "warnings": ["first"]})
+    status.note_warning("continued")
+    again = RunFile(tmp_path, {"seed": 0}, "auto", WORLD)  # the first session was stopped
+    again.begin(**{**DESCRIBED, "warnings": ["second"]})
+    assert again.warnings == read_run_facts(tmp_path).warnings == ["second", "continued"]
+    again.finish("digest", 0.0, 0.0)
+    third = RunFile(tmp_path, {"seed": 0}, "auto", WORLD)
+    third.begin(**{**DESCRIBED, "warnings": ["third"]})
+    assert read_run_facts(tmp_path).warnings == ["second", "continued"], "a finished run keeps what made its weights"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -1,7 +1,9 @@
 """A checkpoint holds everything: what is restored goes on exactly as what was saved."""
 
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import configuration
@@ -10,6 +12,7 @@ from torch import nn
 
 from gch_bench.distributed import World
 from gch_bench.errors import UserError
+from gch_bench.rng import seed_of
 from gch_bench.training import checkpoint, optim
 from gch_bench.training.checkpoint import Position
 
@@ -47,12 +50,36 @@ def test_restored_training_goes_on_as_it_was(tmp_path: Path) -> None:
     step(model, optimisation, 2)
     other, other_optimisation = make(1)
     content = checkpoint.read(path)
-    assert checkpoint.restore(content, other, other_optimisation, ALONE) == Position(0, 1)
+    assert checkpoint.restore(content, other, other_optimisation, ALONE, seed=0) == Position(0, 1)
     step(other, other_optimisation, 2)
     expected = state_of(model, optimisation)
     for name, value in state_of(other, other_optimisation).items():
         assert torch.equal(value, expected[name]), name
     assert (content["config_hash"], content["num_classes"]) == ("hash", 4)
+
+
+def test_another_number_of_processes_draws_anew(tmp_path: Path) -> None:
+    """Neither the draws of the first steps nor those of the checkpoint's processes; others on each rank and at each step."""
+
+    def restored(position: Position, world: World) -> list[float]:
+        model, optimisation = make(0)
+        checkpoint.seed_all(seed_of(5, "training", 0))
+        checkpoint.save(tmp_path / "last.pt", model, optimisation, position, "hash", 4, ALONE)
+        checkpoint.seed_all(seed_of(5, "training", world.rank))  # as a training starts, before it looks for a checkpoint
+        checkpoint.restore(checkpoint.read(tmp_path / "last.pt"), model, optimisation, world, seed=5)
+        return [torch.rand(()).item(), float(np.random.rand()), random.random()]
+
+    starts = []
+    for rank in range(3):
+        checkpoint.seed_all(seed_of(5, "training", rank))
+        starts.append([torch.rand(()).item(), float(np.random.rand()), random.random()])
+    worlds = [World(rank, size, ALONE.device) for size in (2, 3) for rank in range(size)]
+    positions = [Position(0, 1), Position(1, 0)]
+    draws = [restored(position, world) for position in positions for world in worlds]
+    for place in range(3):
+        assert len({each[place] for each in starts + draws}) == len(starts) + len(draws)
+    assert restored(positions[0], worlds[1]) == draws[1], "the same continuation draws the same"
+    assert restored(positions[0], ALONE) == starts[0], "as many processes go on where they were"
 
 
 def test_unreadable_checkpoints(tmp_path: Path) -> None:

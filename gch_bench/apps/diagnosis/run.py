@@ -40,6 +40,7 @@ from gch_bench.report.tables import Run, read_run
 from gch_bench.results.geometry import MEASURED, ChainReport
 from gch_bench.results.runfacts import differences
 from gch_bench.spectral.jacobian import network_jacobians
+from gch_bench.threads import torch_threads
 
 CSV = ("summary", "factors", "interfaces", "weights", "comparison", "correlations")
 TABLES = (*CSV, "channels", "columns", "edges", "spectra")  # a row per channel, column, edge or singular value: Parquet alone
@@ -61,13 +62,10 @@ def diagnose(config: DiagnoseConfig) -> None:
     Raises:
         UserError: the user's mistake, in one line.
     """
-    world = distributed.start(config.device)
-    try:
+    with distributed.group(config.device) as world, torch_threads(config.threads):
         if world.main:
             with _obeying_sigterm():
                 _run(config, world.device)
-    finally:
-        distributed.stop()
 
 
 @contextmanager
@@ -86,8 +84,6 @@ def _obeying_sigterm() -> Iterator[None]:
 
 
 def _run(config: DiagnoseConfig, device: torch.device) -> None:
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
     display = Display(True)
     base = Path(config.output or "runs")
     if config.output:
