@@ -80,10 +80,12 @@ class DiagnoseConfig:
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
+    memory: str = "auto"  # as in Config
     output: str | None = None  # folder; null: runs/diagnose-<what>
 
     def __post_init__(self) -> None:
         check(self.device in ("auto", "cpu", "cuda"), "device", "one of auto, cpu, cuda", self.device)
+        check(self.memory in ("auto", "system"), "memory", "one of auto, system", self.memory)
         check(self.threads is None or 1 <= self.threads <= 1024, "threads", "in 1..1024 or null", self.threads)
         check(self.num_classes is None or self.num_classes >= 1, "num_classes", ">= 1 or null", self.num_classes)
         check(self.size is None or self.size >= 1, "size", ">= 1 or null", self.size)

@@ -204,6 +204,7 @@ class Config:
     seed: int = 0
     device: str = "auto"  # auto | cpu | cuda
     threads: int | None = None  # CPU threads; null: torch's choice
+    memory: str = "auto"  # auto: freed memory is kept and reused (glibc), which is faster | system: as the system has it
     output: str | None = None  # run folder; null: runs/<data>-<model>-<noise>-s<seed>-<hash of the configuration>
     resume: str = "auto"  # auto: continue what the run folder holds | never: refuse a folder that holds a run
 
@@ -211,6 +212,7 @@ class Config:
         check(self.resume in ("auto", "never"), "resume", "one of auto, never", self.resume)
         check(self.device in ("auto", "cpu", "cuda"), "device", "one of auto, cpu, cuda", self.device)
         check(0 <= self.seed < 2**63, "seed", ">= 0 and < 2^63", self.seed)
+        check(self.memory in ("auto", "system"), "memory", "one of auto, system", self.memory)
         check(self.threads is None or 1 <= self.threads <= 1024, "threads", "in 1..1024 or null", self.threads)
         if self.corruptions.resize and self.data.resize is None:
             raise UserError("corruptions.resize=true resizes like the clean images: give data.resize=PIXELS, it is null")
@@ -222,7 +224,7 @@ class Config:
     def identity(self) -> dict[str, Any]:
         """What determines the weights and each cell: not where files lie, how a run is watched, or which cells are wanted."""
         plain = self.as_dict()
-        for name in ("logger", "output", "resume", "threads", "device"):
+        for name in ("logger", "output", "resume", "threads", "device", "memory"):
             plain.pop(name)
         for name in ("root", "download", "workers", "skip_bad"):
             plain["data"].pop(name)

@@ -32,6 +32,7 @@ from gch_bench.data.transforms import eval_transform, normalise
 from gch_bench.display import Display
 from gch_bench.errors import UserError
 from gch_bench.loggers import open_logger
+from gch_bench.memory import keep_freed_memory
 from gch_bench.noise.inject import stage_modules
 from gch_bench.provenance import provenance
 from gch_bench.report import geometry, geometry_compare, geometry_figures
@@ -44,7 +45,7 @@ TABLES = (*CSV, "channels", "columns", "edges", "spectra")  # a row per channel,
 FOLDERS = ("figures", "matrices")
 OWN = ("run.json", "report.md", "metrics.csv", *(f"{name}.{kind}" for name in TABLES for kind in ("parquet", "csv")), *FOLDERS)
 PATHS = ("checkpoint", "checkpoints", "source", "runs", "chain")
-WATCHING = ("logger", "output", "threads", "device", "save_matrices")  # options that change no number
+WATCHING = ("logger", "output", "threads", "device", "memory", "save_matrices")  # options that change no number
 
 
 class Diagnosed(NamedTuple):
@@ -61,6 +62,7 @@ def diagnose(config: DiagnoseConfig) -> None:
     Raises:
         UserError: the user's mistake, in one line.
     """
+    keep_freed_memory(config.memory)
     world = distributed.start(config.device)
     try:
         if world.main:
