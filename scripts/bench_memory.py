@@ -3,8 +3,8 @@
 Time: EfficientNet-Lite0 with its ImageNet weights evaluates photographs, cut from those that ship with scikit-image and
 scikit-learn, with memory=auto and with memory=system. Each evaluation is a process of its own, and the two take turns, so
 that a slow moment of the machine meets both. The first batch is not counted. The predictions must be equal, bit for bit.
-Bound: one small network takes 10,000 training steps of batches whose number and size of images change at random, the worst
-case for a heap that is never handed back. The resident memory is shown after every tenth of them.
+Bound: one small network takes 10,000 training steps of changing batches, among blocks of random sizes and lifetimes, the
+worst case for a heap that is never handed back. The resident memory is shown after every 1,000 of them.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -88,7 +89,10 @@ def resident_mib() -> float:
 
 
 def grow(batches: int) -> list[float]:
-    """Train a small network on `batches` batches of random size: resident MiB after every tenth of them."""
+    """Train a small network for `batches` steps on batches of changing sizes: resident MiB after every tenth of them.
+
+    Around the steps lie blocks of random sizes and lifetimes, large and small: what makes a heap fall into fragments.
+    """
     torch.manual_seed(0)
     network = nn.Sequential(
         nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(),
@@ -96,18 +100,21 @@ def grow(batches: int) -> list[float]:
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10),
     )  # fmt: skip
     optimizer = torch.optim.AdamW(network.parameters())
-    sizes = np.random.default_rng(0)
+    draws = np.random.default_rng(0)
+    images_of_size = {side: torch.randn(32, 3, side, side) for side in (24, 32, 48, 64)}
     resident: list[float] = []
-    kept: list[np.ndarray] = []  # small results that live on among the large blocks, as the rows of an evaluated cell do
+    large: deque[Tensor] = deque(maxlen=8)  # up to 4 MiB each
+    small: list[np.ndarray] = []  # these live on, as the rows of an evaluated cell do
     for batch in range(1, batches + 1):
-        images = torch.randn(int(sizes.integers(2, 65)), 3, *sizes.integers(24, 97, 2).tolist())
+        images = images_of_size[int(draws.choice([24, 32, 48, 64]))][: int(draws.choice([5, 16, 32]))]
         logits = network(images)
+        large.append(torch.ones(int(draws.integers(1, 2**20))))
         optimizer.zero_grad(set_to_none=True)
         nn.functional.cross_entropy(logits, torch.zeros(len(images), dtype=torch.long)).backward()
         optimizer.step()
-        kept.append(logits.detach().numpy().copy())
+        small.append(logits.detach().numpy().copy())
         if batch % (batches // 10) == 0:
-            kept.clear()
+            small.clear()
             resident.append(resident_mib())
     return resident
 
@@ -143,8 +150,9 @@ def growth_table(batches: int, threads: int) -> Iterator[str]:
     for memory, mib in resident.items():
         listed = ", ".join(f"{value:.0f}" for value in mib)
         yield f"| resident MiB after every {batches // 10:,} batches, memory={memory} | {listed} | | |"
-    growth = resident["auto"][-1] / resident["auto"][0]
-    yield (f"| memory=auto: the last, of the first | {growth:.2f} | <= {GOAL_GROWTH:g} | {MARK[growth <= GOAL_GROWTH]} |")
+    growth = resident["auto"][-1] / resident["auto"][1]
+    met = MARK[growth <= GOAL_GROWTH]
+    yield f"| memory=auto: the last of them, of the second | {growth:.2f} | <= {GOAL_GROWTH:g} | {met} |"
 
 
 def main() -> None:

@@ -62,13 +62,13 @@ def load_packaged(network: nn.Module, name: str, head: set[str]) -> None:
     except Exception as error:  # torch, zipfile and pickle each raise their own
         raise UserError(f"{path} cannot be read, reinstall the package {PACKAGED[name].name}: {error}") from error
     own = network.state_dict()
-    names = timm_names(state, own)
-    renamed = {names[key]: value for key, value in state.items()}
-    if any(key in renamed and renamed[key].shape != own[key].shape for key in head):
-        renamed |= {key: own[key] for key in head}
     try:
+        names = timm_names(state, own)
+        renamed = {names[key]: value for key, value in state.items()}
+        if any(renamed[key].shape != own[key].shape for key in head):
+            renamed |= {key: own[key] for key in head}
         network.load_state_dict(renamed)
-    except RuntimeError as error:
+    except (KeyError, RuntimeError) as error:
         raise UserError(f"{path} does not hold the weights of {name}: {error}") from error
 
 
