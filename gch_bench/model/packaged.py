@@ -69,7 +69,7 @@ def load_packaged(network: nn.Module, name: str, head: set[str]) -> None:
             renamed |= {key: own[key] for key in head}
         network.load_state_dict(renamed)
     except (KeyError, RuntimeError) as error:
-        raise UserError(f"{path} does not hold the weights of {name}: {error}") from error
+        raise UserError(f"{path} does not hold the weights of {name}: reinstall the package {PACKAGED[name].name}") from error
 
 
 def timm_names(packaged: Iterable[str], timm: Iterable[str]) -> dict[str, str]:
