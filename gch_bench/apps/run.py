@@ -27,6 +27,7 @@ from gch_bench.evaluation.predict import Predictor
 from gch_bench.evaluation.protocol import Protocol, protocol_of
 from gch_bench.evaluation.run import CellImages, evaluate_cell
 from gch_bench.loggers import Logger, open_logger
+from gch_bench.memory import keep_freed_memory
 from gch_bench.metrics import CLEAN, SHOWN
 from gch_bench.model.build import NoisyNetwork, build
 from gch_bench.model.weights import weights_digest
@@ -60,6 +61,7 @@ def train_and_evaluate(config: Config) -> None:
     Raises:
         UserError: the user's mistake, in one line. Exits with 130 (Ctrl-C) or 143 (SIGTERM) after a checkpoint.
     """
+    keep_freed_memory(config.memory)  # here, because each job of a sweep on a cluster is unpickled in a process of its own
     with distributed.group(config.device) as world, torch_threads(config.threads):
         try:
             _run(config, world)

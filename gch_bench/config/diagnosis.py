@@ -7,7 +7,7 @@ from typing import Any
 from gch_bench.checks import check, check_choice
 from gch_bench.config.data import DataConfig
 from gch_bench.config.parse import NOT_IN_IDENTITY
-from gch_bench.config.run import DEVICES, LoggerConfig, ModelConfig
+from gch_bench.config.run import DEVICES, MEMORY, LoggerConfig, ModelConfig
 from gch_bench.errors import UserError
 
 
@@ -87,11 +87,13 @@ class DiagnoseConfig:
     seed: int = 0
     device: str = field(default="auto", metadata=NOT_IN_IDENTITY)
     threads: int | None = field(default=None, metadata=NOT_IN_IDENTITY)
+    memory: str = field(default="auto", metadata=NOT_IN_IDENTITY)  # auto | system, as in Config
     # Folder; null: runs/diagnose-<what>.
     output: str | None = field(default=None, metadata=NOT_IN_IDENTITY)
 
     def __post_init__(self) -> None:
         check_choice("device", self.device, DEVICES)
+        check_choice("memory", self.memory, MEMORY)
         check(self.threads is None or 1 <= self.threads <= 1024, "threads", "in 1..1024 or null", self.threads)
         check(self.num_classes is None or self.num_classes >= 1, "num_classes", ">= 1 or null", self.num_classes)
         check(self.size is None or self.size >= 1, "size", ">= 1 or null", self.size)

@@ -13,6 +13,7 @@ from gch_bench.config.parse import NOT_IN_IDENTITY, identity_of
 from gch_bench.errors import FieldError, UserError
 
 DEVICES = ("auto", "cpu", "cuda")
+MEMORY = ("auto", "system")
 
 
 @dataclass(frozen=True)
@@ -206,6 +207,8 @@ class Config:
     seed: int = 0
     device: str = field(default="auto", metadata=NOT_IN_IDENTITY)  # auto | cpu | cuda
     threads: int | None = field(default=None, metadata=NOT_IN_IDENTITY)  # CPU threads; null: torch's choice
+    # auto: freed memory is kept and reused (Linux with glibc), which is faster | system: as the system has it.
+    memory: str = field(default="auto", metadata=NOT_IN_IDENTITY)
     # Run folder; null: runs/<data>-<model>-<noise>-s<seed>-<hash of the identity>.
     output: str | None = field(default=None, metadata=NOT_IN_IDENTITY)
     # Auto: continue what the run folder holds | never: refuse a folder that holds a run.
@@ -215,6 +218,7 @@ class Config:
         check_choice("resume", self.resume, ("auto", "never"))
         check_choice("device", self.device, DEVICES)
         check(0 <= self.seed < 2**63, "seed", ">= 0 and < 2^63", self.seed)
+        check_choice("memory", self.memory, MEMORY)
         check(self.threads is None or 1 <= self.threads <= 1024, "threads", "in 1..1024 or null", self.threads)
 
     def as_dict(self) -> dict[str, Any]:

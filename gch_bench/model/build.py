@@ -12,7 +12,8 @@ from torch import nn
 from gch_bench.config.run import ModelConfig, NoiseConfig
 from gch_bench.data.transforms import Normalisation
 from gch_bench.errors import FieldError, UserError
-from gch_bench.model.weights import load_weights
+from gch_bench.model.packaged import PACKAGED, load_packaged
+from gch_bench.model.weights import head_keys, load_weights
 from gch_bench.noise.describe import realised
 from gch_bench.noise.hooks import stage_grids, stage_hooks
 from gch_bench.noise.inject import inject
@@ -137,10 +138,15 @@ def _from_timm(config: ModelConfig, num_classes: int, size: int) -> tuple[nn.Mod
     wanted: dict[str, Any] = {"img_size": size}
     if config.output_stride is not None:
         wanted["output_stride"] = config.output_stride
+    packaged = config.pretrained and config.name in PACKAGED
     while True:
         try:
             network = timm.create_model(
-                config.name, pretrained=config.pretrained, num_classes=num_classes, **wanted, **(config.kwargs or {})
+                config.name,
+                pretrained=config.pretrained and not packaged,
+                num_classes=num_classes,
+                **wanted,
+                **(config.kwargs or {}),
             )
             break
         except TypeError as error:  # not every backbone takes every option: leave out those this one has no word for
@@ -150,6 +156,8 @@ def _from_timm(config: ModelConfig, num_classes: int, size: int) -> tuple[nn.Mod
             del wanted[refused[0]]
         except Exception as error:  # timm's own checks, and a download without a network, come in many types
             raise UserError(f"model {config.name} at {size}x{size} could not be made: {error}") from error
+    if packaged:
+        load_packaged(network, config.name, head_keys(network))
     ignored = config.output_stride is not None and "output_stride" not in wanted
     note = f"{config.name} takes no output_stride: its maps keep the backbone's own stride"
     return network, [note] if ignored and "img_size" not in wanted else []

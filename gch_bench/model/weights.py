@@ -36,7 +36,7 @@ def load_weights(network: nn.Module, path: str, reset_head: bool = False) -> Non
         ) from error
     state = {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in state.items()}
     own = network.state_dict()
-    heads = _head_keys(network)
+    heads = head_keys(network)
     misfits = [key for key in own if key in state and state[key].shape != own[key].shape]
     if misfits and set(misfits) <= heads:
         if not reset_head:
@@ -61,7 +61,7 @@ def load_weights(network: nn.Module, path: str, reset_head: bool = False) -> Non
     network.load_state_dict(state, strict=False)
 
 
-def _head_keys(network: nn.Module) -> set[str]:
+def head_keys(network: nn.Module) -> set[str]:
     """State-dict keys of the classifier: timm's own word for it, else the last linear layer."""
     names = (getattr(network, "pretrained_cfg", None) or {}).get("classifier")
     if not names:

