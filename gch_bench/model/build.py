@@ -12,7 +12,7 @@ from torch import nn
 from gch_bench.config.run import ModelConfig, NoiseConfig
 from gch_bench.data.transforms import Normalisation
 from gch_bench.errors import UserError
-from gch_bench.model.weights import load_weights
+from gch_bench.model.weights import load_weights, zero_classifier
 from gch_bench.noise.inject import inject, stage_grids
 from gch_bench.noise.mechanism import make_mechanism
 
@@ -132,6 +132,8 @@ def _from_timm(config: ModelConfig, num_classes: int, size: int) -> tuple[nn.Mod
             del wanted[refused[0]]
         except Exception as error:  # timm's own checks, and a download without a network, come in many types
             raise UserError(f"model {config.name} at {size}x{size} could not be made: {error}") from error
+    if config.pretrained and num_classes != (getattr(network, "pretrained_cfg", None) or {}).get("num_classes"):
+        zero_classifier(network)
     ignored = config.output_stride is not None and "output_stride" not in wanted
     note = f"{config.name} takes no output_stride: its maps keep the backbone's own stride"
     return network, [note] if ignored and "img_size" not in wanted else []
