@@ -71,7 +71,7 @@ def argument(text: str) -> str:
 def with_recipe(arguments: list[str]) -> list[str]:
     """The arguments with `recipe=finetune` where data=folder gets given weights and no recipe is chosen.
 
-    A data set's own YAML chooses its recipe, and data=folder trains from scratch; Hydra's defaults lists cannot ask for weights."""
+    The YAML of data=folder chooses a recipe that trains from scratch; Hydra's defaults lists cannot look at other fields."""
     values = {name.lstrip("+"): value for name, _, value in (text.partition("=") for text in arguments)}
     pretrained = values.get("model.pretrained", "false").lower() == "true"
     given = pretrained or values.get("model.checkpoint", "null") not in ("null", "")

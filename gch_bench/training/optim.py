@@ -87,7 +87,7 @@ def ema_warning(recipe: RecipeConfig, steps: int) -> str | None:
         return None
     reached = min(decay, 1 - steps ** (-2 / 3))
     return (
-        f"recipe.ema_decay={decay:g} is too slow for {steps} steps: {decay:g}^{steps} = {decay**steps:.0%} of the average would be"
-        f" the first step's weights without the warm-up, which ends at a decay of {reached:.3f} instead;"
+        f"recipe.ema_decay={decay:g} is too slow for {steps} steps: {decay:g}^{steps} = {decay**steps:.0%} of the average would"
+        f" be the first step's weights without the warm-up, which ends at a decay of {reached:.3f} instead;"
         f" set recipe.ema_decay to at most {floor(1000 * MAX_FIRST_SHARE ** (1 / steps)) / 1000:.3f}, or null"
     )

@@ -79,6 +79,6 @@ def _inflation_warning(job: TrainingJob, noisy: NoisyNetwork) -> str | None:
     stages = ", ".join(f"{stage.stage} ({stage.module})" for stage in noisy.stages)
     return (
         f"the noise at {stages} comes before BatchNorm and inflates the variance that {worst} records x{ratios[worst]:.2g}"
-        f" ({inflated} of {len(ratios)} BatchNorm layers are affected; measured on the starting weights): an evaluation without noise"
-        " then divides by too much; set recipe.recalibrate_bn=true"
+        f" ({inflated} of {len(ratios)} BatchNorm layers are affected; measured on the starting weights): an evaluation without"
+        " noise then divides by too much; set recipe.recalibrate_bn=true"
     )
