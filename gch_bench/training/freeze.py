@@ -46,14 +46,14 @@ def freeze(network: nn.Module, stage: str | None, size: int) -> FrozenPart:
     frozen = _frozen_part(network, name, size)
     if frozen is None:
         raise UserError(f"recipe.freeze={stage}: {name} is never called by the network's forward; choose another stage")
+    if all(name in frozen.parameters for name, _ in network.named_parameters()):
+        raise UserError(f"recipe.freeze={stage} leaves no parameter to train: choose an earlier stage")
     for hook in stage_hooks(network):
         if hook.placement.module in frozen.modules:
             raise UserError(
                 f"recipe.freeze={stage} keeps {hook.placement.module} in eval mode, where the noise at stage"
                 f" {hook.placement.stage} does not act: choose an earlier stage to freeze, or a later one in noise.stages"
             )
-    if all(name in frozen.parameters for name, _ in network.named_parameters()):
-        raise UserError(f"recipe.freeze={stage} leaves no parameter to train: choose an earlier stage")
     for parameter_name, parameter in network.named_parameters():
         if parameter_name in frozen.parameters:
             parameter.requires_grad_(False)
