@@ -61,7 +61,7 @@ def entry(main: Callable[[], Any]) -> None:
     """Run a hydra.main task; errors of composing its config are reported like its own."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of printing them
     with reported():
-        sys.argv[1:] = [argument(text) for text in sys.argv[1:]]
+        sys.argv[1:] = with_recipe([argument(text) for text in sys.argv[1:]])
         register_defaults()
         main()
 
@@ -75,6 +75,16 @@ def argument(text: str) -> str:
     if group[1] == "corruptions":
         return text.replace("corruptions=", "corruptions.names=", 1)
     raise UserError(f"{group[1]} must be one choice, got {text}; for one run each: -m {group[1]}=CHOICE,CHOICE")
+
+
+def with_recipe(arguments: list[str]) -> list[str]:
+    """The arguments with `recipe=finetune` where data=folder gets given weights and no recipe is chosen.
+
+    The YAML of data=folder chooses a recipe that trains from scratch; Hydra's defaults lists cannot look at other fields."""
+    values = {name.lstrip("+"): value for name, _, value in (text.partition("=") for text in arguments)}
+    pretrained = values.get("model.pretrained", "false").lower() == "true"
+    given = pretrained or values.get("model.checkpoint", "null") not in ("null", "")
+    return [*arguments, "recipe=finetune"] if values.get("data") == "folder" and given and "recipe" not in values else arguments
 
 
 def stop(message: str) -> None:

@@ -37,7 +37,7 @@ from gch_bench.results.runfacts import RunFile, identity_hash
 from gch_bench.results.summary import MEAN, logged_metrics, means, write_summary
 from gch_bench.threads import torch_threads
 from gch_bench.training.loop import StepReport, Stopped, TrainingJob, stop_requests, train, training_note
-from gch_bench.training.setup import training_job
+from gch_bench.training.setup import training_job, training_warnings
 
 
 class Job(NamedTuple):
@@ -90,6 +90,9 @@ def _run(config: Config, world: World) -> None:
             training = training_job(
                 config, job.data, job.noisy, folder=job.folder, config_hash=identity_hash(job.status.identity), world=world
             )
+            for warning in training_warnings(training, job.noisy):
+                job.noisy.warnings.append(warning)
+                job.display.warn(warning)
     job.status.begin(**_described(job))
     logger = open_logger(config, job.folder, world.main)
     started = time.monotonic()
@@ -191,8 +194,10 @@ def _check_weights(config: Config, noisy: NoisyNetwork, num_classes: int) -> Non
                 f"model.pretrained=true has {theirs} classes and the data {num_classes}: evaluate.py would score an untrained"
                 " classifier; train one with train.py recipe=finetune"
             )
-    elif config.recipe.name == "finetune" and not given:
-        noisy.warnings.append("recipe=finetune starts from random weights: give model.pretrained=true or model.checkpoint=FILE")
+    elif config.recipe.expects_weights and not given:
+        noisy.warnings.append(
+            f"recipe={config.recipe.name} starts from random weights: give model.pretrained=true or model.checkpoint=FILE"
+        )
 
 
 def _load(config: Config, world: World) -> DataSource:
@@ -320,6 +325,9 @@ def _banner(job: Job) -> None:
         f"model:    {config.model.factory or config.model.name}{kwargs}, output stride {config.model.output_stride or 'native'}"
     )
     show.line(f"noise:    {noise}")
+    if config.recipe is not None:
+        trained = f"what lies after {config.recipe.freeze}" if config.recipe.freeze else "all weights"
+        show.line(f"recipe:   {config.recipe.name} ({config.recipe.epochs} epochs, {trained})")
     show.line(f"protocol: {job.protocol.id}")
     show.line(f"run:      {job.folder} (seed {config.seed}, {job.world.size} x {job.world.device})")
     for warning in job.noisy.warnings:

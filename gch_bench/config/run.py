@@ -152,12 +152,15 @@ class RecipeConfig:
     label_smoothing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
-    ema_decay: float | None = None  # null: no EMA; else the EMA weights are what is evaluated
+    ema_decay: float | None = None  # null: no EMA; else the EMA weights are what is evaluated. The decay warms up to this value
     grad_clip: float | None = None  # largest gradient norm
     grad_accumulation: int = 1
     amp: str = "none"  # none | bf16 | fp16
     channels_last: bool = False
     compile: bool = False
+    freeze: str | None = None  # train only what lies after this stage (L1..L4 or a module's name); null: train everything
+    recalibrate_bn: bool = False  # re-estimate BatchNorm's running statistics without noise before the evaluation
+    expects_weights: bool = False  # made for given weights (model.pretrained, model.checkpoint): warn of random ones
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:

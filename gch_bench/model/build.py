@@ -13,7 +13,7 @@ from gch_bench.config.run import ModelConfig, NoiseConfig
 from gch_bench.data.transforms import Normalisation
 from gch_bench.errors import FieldError, UserError
 from gch_bench.model.packaged import PACKAGED, load_packaged
-from gch_bench.model.weights import head_keys, load_weights
+from gch_bench.model.weights import head_keys, load_weights, zero_classifier
 from gch_bench.noise.describe import realised
 from gch_bench.noise.hooks import stage_grids, stage_hooks
 from gch_bench.noise.inject import inject
@@ -158,6 +158,8 @@ def _from_timm(config: ModelConfig, num_classes: int, size: int) -> tuple[nn.Mod
             raise UserError(f"model {config.name} at {size}x{size} could not be made: {error}") from error
     if packaged:
         load_packaged(network, config.name, head_keys(network))
+    if config.pretrained and num_classes != (getattr(network, "pretrained_cfg", None) or {}).get("num_classes"):
+        zero_classifier(network)
     ignored = config.output_stride is not None and "output_stride" not in wanted
     note = f"{config.name} takes no output_stride: its maps keep the backbone's own stride"
     return network, [note] if ignored and "img_size" not in wanted else []

@@ -22,6 +22,8 @@ def weights_digest(model: nn.Module) -> str:
 def load_weights(network: nn.Module, path: str, reset_head: bool = False) -> None:
     """Load a plain state dict (nested under state_dict/model, `module.` prefixes; .pt, .pth or .safetensors) into the network.
 
+    With `reset_head` a classifier of another number of classes is not loaded, and the network's own starts at zero.
+
     Raises:
         FieldError: unreadable or truncated file; another architecture; another class count (unless reset_head).
     """
@@ -49,6 +51,7 @@ def load_weights(network: nn.Module, path: str, reset_head: bool = False) -> Non
         state = {key: value for key, value in state.items() if key not in heads}
         own = {key: value for key, value in own.items() if key not in heads}
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys() - heads)
+    new_classifier = bool(misfits)
     misfits = [key for key in misfits if key not in heads]
     if missing or unexpected or misfits:
         kinds = {"missing": missing, "unknown": unexpected, "of another shape": misfits}
@@ -59,6 +62,21 @@ def load_weights(network: nn.Module, path: str, reset_head: bool = False) -> Non
             "; choose the model= it was trained with",
         )
     network.load_state_dict(state, strict=False)
+    if new_classifier:
+        zero_classifier(network)
+
+
+@torch.no_grad()
+def zero_classifier(network: nn.Module) -> None:
+    """Set the classifier's weights and biases to zero: how a new classifier starts on given weights.
+
+    All classes are equally likely at first, so the first gradients come from the labels. The random classifiers of some
+    backbones give large logits instead (of size 5 for timm's EfficientNet), and the first steps spoil the given weights.
+    """
+    heads = head_keys(network)
+    for name, parameter in network.named_parameters():
+        if name in heads:
+            parameter.zero_()
 
 
 def head_keys(network: nn.Module) -> set[str]:

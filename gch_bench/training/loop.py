@@ -24,7 +24,9 @@ from gch_bench.distributed import SharedError, World
 from gch_bench.errors import UserError
 from gch_bench.rng import seed_of
 from gch_bench.training import checkpoint
+from gch_bench.training.batchnorm import recalibrate
 from gch_bench.training.checkpoint import Position
+from gch_bench.training.freeze import FrozenPart, hold_still
 from gch_bench.training.optim import Optimisation
 
 CHECK_EVERY = 20  # optimiser steps between looks at the loss: a look waits for the GPU
@@ -65,6 +67,7 @@ class TrainingJob(NamedTuple):
     optimisation: Optimisation
     loader: TrainLoader
     recipe: RecipeConfig
+    frozen: FrozenPart
     num_classes: int
     seed: int
     folder: Path
@@ -80,6 +83,11 @@ class TrainingJob(NamedTuple):
     @property
     def checkpoint(self) -> Path:
         return self.folder / "checkpoints" / "last.pt"
+
+    def inputs(self, batch: Batch) -> Tensor:
+        """The images of a batch (B, 3, H, W) on this process's device, in the recipe's memory layout."""
+        layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
+        return batch.images.to(self.world.device, non_blocking=True, memory_format=layout)
 
 
 def train(
@@ -122,6 +130,9 @@ def train(
             done = Position(epoch + 1, 0)
             _save(job, done)
     trained = optimisation.ema.module if optimisation.ema is not None else job.model
+    if recipe.recalibrate_bn:  # on the images of one more epoch, in its order and with its augmentation
+        more = checked(job.loader.epoch(recipe.epochs), job.skip_bad, skipped)
+        recalibrate(trained, job.frozen, (job.inputs(batch) for batch in more), world)
     distributed.broadcast(trained.state_dict(), world)  # batch-norm statistics differ between processes: rank 0's are saved
     return trained
 
@@ -137,6 +148,7 @@ def _train_epoch(
 ) -> None:
     world, optimisation, steps, accumulation = job.world, job.optimisation, job.steps, job.recipe.grad_accumulation
     wrapped.train()
+    hold_still(job.model, job.frozen)
     batches = checked(job.loader.epoch(epoch, start * accumulation), job.skip_bad, skipped)
     sums = torch.zeros(3, device=world.device, dtype=torch.float64)  # loss * n, correct, n since the last look
     since = time.perf_counter()
@@ -171,8 +183,7 @@ def _train_epoch(
 def _backward(job: TrainingJob, wrapped: nn.Module, batch: Batch) -> Tensor:
     """Forward and backward of one batch: (loss * n, correct, n), float64."""
     world, recipe, optimisation = job.world, job.recipe, job.optimisation
-    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-    images = batch.images.to(world.device, non_blocking=True, memory_format=layout)
+    images = job.inputs(batch)
     labels = targets = batch.labels.to(world.device, non_blocking=True)
     if optimisation.mixup is not None:
         images, targets = optimisation.mixup(images, labels)

@@ -1,5 +1,6 @@
 """Recipe -> timm's optimiser, schedule, mixing, loss and weight averaging."""
 
+from math import floor
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,8 @@ from torch import nn
 
 from gch_bench.config.run import RecipeConfig
 from gch_bench.errors import UserError
+
+MAX_FIRST_SHARE = 0.01  # of the first step's weights in the average at the end
 
 
 class Optimisation(NamedTuple):
@@ -68,5 +71,23 @@ def create(
         loss = SoftTargetCrossEntropy()
     elif recipe.label_smoothing > 0:
         loss = LabelSmoothingCrossEntropy(recipe.label_smoothing)
-    ema = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
+    ema = ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay is not None else None
     return Optimisation(optimizer, scheduler, torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16"), mixup, loss, ema)
+
+
+def ema_warning(recipe: RecipeConfig, steps: int) -> str | None:
+    """What to say of an averaging of the weights that is too slow for a training of `steps` optimiser steps, else None.
+
+    timm's warm-up takes decay min(ema_decay, 1 - n^(-2/3)) at step n, and with it little of the first weights is left in any
+    case. But where ema_decay^steps, the share that would be left without it, is above 1%, the warm-up and not ema_decay
+    decides what is averaged.
+    """
+    decay = recipe.ema_decay
+    if decay is None or decay**steps <= MAX_FIRST_SHARE:
+        return None
+    reached = min(decay, 1 - steps ** (-2 / 3))
+    return (
+        f"recipe.ema_decay={decay:g} is too slow for {steps} steps: {decay:g}^{steps} = {decay**steps:.0%} of the average would"
+        f" be the first step's weights without the warm-up, which ends at a decay of {reached:.3f} instead;"
+        f" set recipe.ema_decay to at most {floor(1000 * MAX_FIRST_SHARE ** (1 / steps)) / 1000:.3f}, or null"
+    )

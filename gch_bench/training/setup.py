@@ -5,14 +5,17 @@ from pathlib import Path
 import torch
 
 from gch_bench.config.run import Config
-from gch_bench.data.loaders import loader_workers, train_loader
+from gch_bench.data.loaders import checked, loader_workers, train_loader
 from gch_bench.data.sets import DataSource
 from gch_bench.data.transforms import train_transform
 from gch_bench.distributed import World
 from gch_bench.errors import UserError
 from gch_bench.model.build import NoisyNetwork
+from gch_bench.noise.hooks import stage_hooks
+from gch_bench.training.batchnorm import LEAST_INFLATION, MAX_IMAGES, batchnorms, inflation
+from gch_bench.training.freeze import freeze
 from gch_bench.training.loop import TrainingJob
-from gch_bench.training.optim import create
+from gch_bench.training.optim import create, ema_warning
 
 
 def training_job(
@@ -38,16 +41,45 @@ def training_job(
         raise UserError(f"recipe.batch_size must be at most the number of training images, got {recipe.batch_size}; lower it")
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     model = noisy.network.to(world.device).to(memory_format=layout)
+    frozen = freeze(model, recipe.freeze, data.size)
     classes = len(data.classes)
     return TrainingJob(
         model=model,
         optimisation=create(recipe, model, classes, steps, world.device),
         loader=loader,
         recipe=recipe,
+        frozen=frozen,
         num_classes=classes,
         seed=config.seed,
         folder=folder,
         config_hash=config_hash,
         world=world,
         skip_bad=config.data.skip_bad,
+    )
+
+
+def training_warnings(job: TrainingJob, noisy: NoisyNetwork) -> list[str]:
+    """What a user must be told of this training before it starts; the noise is tried on the network and data themselves."""
+    warnings = [ema_warning(job.recipe, job.recipe.epochs * job.steps), _inflation_warning(job, noisy)]
+    return [warning for warning in warnings if warning is not None]
+
+
+def _inflation_warning(job: TrainingJob, noisy: NoisyNetwork) -> str | None:
+    """How much the noise inflates the variance of the BatchNorm layers behind it, where nothing is done about it."""
+    acts = any(hook.train for hook in stage_hooks(job.model))
+    if not acts or job.recipe.recalibrate_bn or not job.world.main or not batchnorms(job.model, job.frozen):
+        return None
+    batch = next(checked(job.loader.epoch(0), True, []), None)
+    if batch is None:
+        return None
+    ratios = inflation(job.model, job.frozen, job.inputs(batch)[:MAX_IMAGES], job.seed)
+    worst = max(ratios, key=lambda name: ratios[name])
+    if ratios[worst] < LEAST_INFLATION:
+        return None
+    inflated = sum(ratio >= LEAST_INFLATION for ratio in ratios.values())
+    stages = ", ".join(f"{stage.stage} ({stage.module})" for stage in noisy.stages)
+    return (
+        f"the noise at {stages} comes before BatchNorm and inflates the variance that {worst} records x{ratios[worst]:.2g}"
+        f" ({inflated} of {len(ratios)} BatchNorm layers are affected; measured on the starting weights): an evaluation without"
+        " noise then divides by too much; set recipe.recalibrate_bn=true"
     )

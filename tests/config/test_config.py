@@ -6,7 +6,7 @@ import pytest
 import yaml
 from conftest import REPOSITORY, configuration
 
-from gch_bench.apps.cli import argument
+from gch_bench.apps.cli import argument, with_recipe
 from gch_bench.config.parse import NOT_IN_IDENTITY, defaults, identity_of, parse
 from gch_bench.config.run import Config, NoiseConfig
 from gch_bench.corruptions import CORRUPTIONS
@@ -61,6 +61,23 @@ def test_corruption_groups_are_the_published_ones() -> None:
 )
 def test_a_list_of_corruptions(typed: str, meant: str) -> None:
     assert argument(typed) == meant
+
+
+@pytest.mark.parametrize(
+    ("typed", "finetune"),
+    [
+        (["data=folder", "model.pretrained=true"], True),
+        (["data=folder", "model.pretrained=True", "recipe.epochs=3"], True),
+        (["data=folder", "++model.checkpoint=w.pt"], True),
+        (["-m", "data=folder", "model.checkpoint=a.pt,b.pt"], True),
+        (["data=folder", "model.pretrained=true", "recipe=digits"], False),
+        (["data=folder", "model.pretrained=false", "model.checkpoint=null"], False),
+        (["data=folder"], False),
+        (["data=imagenet", "model.pretrained=true"], False),
+    ],
+)
+def test_a_folder_with_given_weights_is_finetuned(typed: list[str], finetune: bool) -> None:
+    assert with_recipe(typed) == [*typed, *(["recipe=finetune"] if finetune else [])]
 
 
 def test_two_choices_are_not_merged() -> None:

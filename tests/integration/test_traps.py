@@ -228,6 +228,42 @@ def test_missing_checkpoint_is_one_line(tmp_path: Path, cli) -> None:
     assert done.stderr.splitlines() == ["error: model.checkpoint=nowhere.pt: no such file"]
 
 
+def test_a_folder_with_given_weights_is_finetuned(tmp_path: Path, cli) -> None:
+    """On the real command line; the banner says which recipe it is. Without weights, or with recipe=, nothing changes."""
+    run(tmp_path / "source")
+    tree = make_tree(tmp_path / "tree", 3)
+    weights = f"model.checkpoint={tmp_path / 'source' / 'checkpoints' / 'last.pt'}"
+    options = [item for item in (*QUICK, *tree_options(tree)) if item != "recipe=digits"]
+    for name, more, recipe in (
+        ("given", [weights, "model.reset_head=true", "recipe.freeze=early"], "finetune (1 epochs, what lies after early)"),
+        ("told", [weights, "model.reset_head=true", "recipe=cifar10"], "cifar10 (1 epochs, all weights)"),
+        ("scratch", [], "imagenet_90ep (1 epochs, all weights)"),
+    ):
+        done = cli("train.py", *options, *more, f"output={tmp_path / name}")
+        assert done.returncode == 0, done.stderr
+        assert f"recipe:   {recipe}" in done.stdout
+        facts = json.loads((tmp_path / name / "run.json").read_text())
+        assert facts["config"]["recipe"]["name"] == recipe.split()[0]
+        assert not facts["warnings"]
+
+
+def test_recipes_expect_weights_by_a_field_and_not_by_their_name(tmp_path: Path) -> None:
+    assert not run(tmp_path / "run", "recipe=finetune", "recipe.epochs=1", "recipe.expects_weights=false")["warnings"]
+
+
+def test_ema_that_is_too_slow_is_said(tmp_path: Path) -> None:
+    (warning,) = run(tmp_path / "run", "recipe.ema_decay=0.9999")["warnings"]
+    assert "recipe.ema_decay=0.9999 is too slow for 22 steps" in warning
+
+
+def test_what_cannot_be_frozen_is_one_line(tmp_path: Path, refused: Refused) -> None:
+    for stage, said in (("head", "no parameter to train"), ("L9", "unknown stage 'L9'"), ("late", "does not act")):
+        message = refused(*QUICK, "noise=gch", f"recipe.freeze={stage}", f"output={tmp_path / 'run'}")
+        assert f"recipe.freeze={stage}" in message
+        assert said in message
+    assert not (tmp_path / "run").exists()
+
+
 def test_finetune_from_nothing_is_said(tmp_path: Path) -> None:
     (warning,) = run(tmp_path / "run", "recipe=finetune", "recipe.epochs=1")["warnings"]
     assert "random weights" in warning

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from tinynet import tinynet
@@ -78,6 +79,25 @@ def test_bad_models_and_noise() -> None:
             build(ModelConfig("resnet18"), noise, 10, 64)
 
 
+def test_new_classifiers_on_pretrained_weights_start_at_zero(tmp_path: Path) -> None:
+    """timm's own pretrained path, with a file in place of the download."""
+    path = tmp_path / "weights.safetensors"
+    save_file(timm.create_model("resnet10t").state_dict(), path)
+    options = {"pretrained_cfg_overlay": {"file": str(path)}}
+    for pretrained, classes, zero in ((True, 7, True), (True, 1000, False), (False, 7, False)):
+        config = ModelConfig("resnet10t", pretrained=pretrained, kwargs=options)
+        network, _ = build_network(config, classes, 64)
+        assert bool(network.fc.weight.any()) != zero, (pretrained, classes)
+        assert bool(network.conv1[0].weight.any())
+
+
+def test_given_classifiers_of_the_same_classes_are_kept(tmp_path: Path) -> None:
+    source, target = tinynet(4), tinynet(4)
+    torch.save(source.state_dict(), tmp_path / "weights.pt")
+    load_weights(target, str(tmp_path / "weights.pt"), reset_head=True)
+    assert torch.equal(source.head.weight, target.head.weight)
+
+
 def test_factory() -> None:
     network, _ = build_network(ModelConfig("custom", factory="tinynet:tinynet", kwargs={"width": 4}), 3, 32)
     assert network.head.out_features == 3
@@ -117,6 +137,8 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     target = tinynet(7)
     load_weights(target, str(path), reset_head=True)
     assert torch.equal(target.late[0].weight, torch.load(path, weights_only=True)["late.0.weight"])
+    assert not target.head.weight.any(), "a new classifier on given weights starts at zero"
+    assert not target.head.bias.any()
     (tmp_path / "cut.pt").write_bytes(path.read_bytes()[:900])
     for name, message in (("cut.pt", "truncated"), ("none.pt", "no such file")):
         with pytest.raises(UserError, match=message):
