@@ -33,7 +33,7 @@ from gch_bench.model.build import NoisyNetwork, build
 from gch_bench.model.weights import weights_digest
 from gch_bench.results import records
 from gch_bench.results.records import CELL_CLEAN, Cell
-from gch_bench.results.runfacts import RunFile, identity_hash
+from gch_bench.results.runfacts import RunFile, identity_hash, stage_in_words
 from gch_bench.results.summary import MEAN, logged_metrics, means, write_summary
 from gch_bench.threads import torch_threads
 from gch_bench.training.loop import StepReport, Stopped, TrainingJob, stop_requests, train, training_note
@@ -314,17 +314,14 @@ def stored_facts(job: Job) -> dict[Cell, str]:
 
 def _banner(job: Job) -> None:
     config, show = job.config, job.display
-    stages = ", ".join(
-        f"{stage.stage} ({stage.module}, {stage.height}x{stage.width}, changes logits by {100 * stage.logit_change:.2g}%)"
-        for stage in job.noisy.stages
-    )
-    noise = f"{config.noise.name} at {stages}: {job.noisy.mechanism}" if stages else "none"
     kwargs = f" {config.model.kwargs}" if config.model.kwargs else ""
     show.line(f"data:     {job.data.description}")
     show.line(
         f"model:    {config.model.factory or config.model.name}{kwargs}, output stride {config.model.output_stride or 'native'}"
     )
-    show.line(f"noise:    {noise}")
+    show.line(f"noise:    {config.noise.name}{f': {job.noisy.mechanism}' if job.noisy.stages else ''}")
+    for stage in job.noisy.stages:
+        show.line(f"          {stage_in_words(stage._asdict())}")
     if config.recipe is not None:
         trained = f"what lies after {config.recipe.freeze}" if config.recipe.freeze else "all weights"
         show.line(f"recipe:   {config.recipe.name} ({config.recipe.epochs} epochs, {trained})")
@@ -345,6 +342,7 @@ def _show(job: Job, summary: pd.DataFrame) -> None:
         numbers = [metric.text(row[key]) for key, metric in SHOWN.items()]
         rows.append([name, *numbers, *("" if pd.isna(row[key]) else f"{100 * row[key]:.2f}" for key in errors)])
     notes = [f"WARNING: {warning}" for warning in job.status.warnings]
+    notes += [f"noise at {stage_in_words(stage._asdict())}" for stage in job.noisy.stages]
     if errors:
         notes.append("CE, relative CE: top-1 errors relative to AlexNet's published ones (100 is AlexNet); their means are mCE"
                      " and relative mCE (Hendrycks & Dietterich 2019)")  # fmt: skip

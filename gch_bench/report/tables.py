@@ -9,7 +9,7 @@ from gch_bench.errors import UserError
 from gch_bench.metrics import CLEAN, SHOWN, Metric, averaged, mean_corruption, summarize
 from gch_bench.report.statistics import Interval, paired_differences
 from gch_bench.results.records import CELL_CLEAN, Cell, read_record, record_facts, recorded_cells
-from gch_bench.results.runfacts import RunFacts, differences, read_run_facts
+from gch_bench.results.runfacts import RunFacts, differences, read_run_facts, stage_in_words
 from gch_bench.results.summary import logged_metrics
 
 STRENGTHS = ("gamma", "beta", "energy", "p", "block_size", "sigma")  # options of a noise that a label shows
@@ -192,5 +192,6 @@ def _notes(runs: list[Run], labels: list[str], shared: list[Cell], num_resamples
                 f" mechanism's alone: {'; '.join(differing)}"
             )
         notes += [f"WARNING: {label}: {warning}" for warning in run.facts.warnings]
+        notes += [f"{label}: noise at {stage_in_words(stage)}" for stage in run.facts.stages if "logit_change" in stage]
         notes.append(f"{label}: {run.folder}, commit {run.facts.commit}, seed {run.facts.config['seed']}")
     return notes

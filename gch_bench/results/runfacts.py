@@ -4,7 +4,7 @@ import hashlib
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -69,6 +69,18 @@ def read_run_facts(folder: Path) -> RunFacts:
         return RunFacts(**{name: value for name, value in content.items() if name in known})
     except TypeError as error:
         raise UserError(f"{folder}/run.json is no run's: {error}; give another folder") from error
+
+
+def stage_in_words(stage: Mapping[str, Any]) -> str:
+    """A noisy stage of run.json in one line: where it is, how much it changes the logits, how strong its noise is there."""
+    grid = f"{stage['height']}x{stage['width']}"
+    closed = stage["expected_gate_variance"]
+    beside = "" if closed is None else f", {closed:.3g} by closed form"
+    dropped, nominal = (f"{100 * stage[name]:.1f}%" for name in ("drop_rate", "nominal_drop_rate"))
+    return (
+        f"{stage['stage']} ({stage['module']}, {grid}) changes the logits by {100 * stage['logit_change']:.2g}%, sets {dropped} of"
+        f" the sites to zero (nominal {nominal}), gate variance {stage['gate_variance']:.3g}{beside}"
+    )
 
 
 def identity_hash(identity: dict[str, Any]) -> str:

@@ -230,7 +230,7 @@ def test_the_measured_noise_is_shown_and_recorded(gch_run: Path, tmp_path: Path,
     (stage,) = facts["stages"]
     assert stage["logit_change"] > 1e-4
     assert stage["drop_rate"] > stage["nominal_drop_rate"] == 0.1
-    assert f"changes logits by {100 * stage['logit_change']:.2g}%" in capsys.readouterr().out
+    assert f"changes the logits by {100 * stage['logit_change']:.2g}%" in capsys.readouterr().out
 
 
 def test_parameters_at_another_size_are_in_the_protocol(tmp_path: Path) -> None:

@@ -129,3 +129,15 @@ def test_corruption_errors_are_shown_for_imagenet_alone() -> None:
     assert "relative mCE %" in rows
     del runs[1].cells[cells[-1]]
     assert not any("mCE" in row[0] for row in compare(runs, 10).rows), "an incomplete set has no mCE"
+
+
+def test_what_the_noise_measurably_does_is_beside_the_numbers() -> None:
+    stage = {"stage": "L4", "module": "layer4", "height": 7, "width": 7, "logit_change": 0.123, "drop_rate": 0.15,
+             "nominal_drop_rate": 0.1, "gate_variance": 0.21, "expected_gate_variance": 0.2}  # fmt: skip
+    run = make_run("gch", 1)
+    run.facts.stages.append(stage)
+    (note,) = [note for note in compare([make_run("none", 0), run], 10).notes if "layer4" in note]
+    assert note == (
+        "gch gamma=1 L4 s0: noise at L4 (layer4, 7x7) changes the logits by 12%, sets 15.0% of the sites to zero"
+        " (nominal 10.0%), gate variance 0.21, 0.2 by closed form"
+    )
