@@ -78,8 +78,8 @@ def stage_in_words(stage: Mapping[str, Any]) -> str:
     beside = "" if closed is None else f", {closed:.3g} by closed form"
     dropped, nominal = (f"{100 * stage[name]:.1f}%" for name in ("drop_rate", "nominal_drop_rate"))
     return (
-        f"{stage['stage']} ({stage['module']}, {grid}) changes the logits by {100 * stage['logit_change']:.2g}%, sets {dropped} of"
-        f" the sites to zero (nominal {nominal}), gate variance {stage['gate_variance']:.3g}{beside}"
+        f"{stage['stage']} ({stage['module']}, {grid}) changes the logits by {100 * stage['logit_change']:.2g}%, sets {dropped}"
+        f" of the sites to zero (nominal {nominal}), gate variance {stage['gate_variance']:.3g}{beside}"
     )
 
 
