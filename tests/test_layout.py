@@ -1,6 +1,10 @@
 """The floor plan holds: imports point one way, files stay short, and the README's map is the tree."""
 
 import ast
+import re
+import subprocess
+import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -71,9 +75,27 @@ def test_light_parts_know_no_heavy_library(own: str, heavy: set[str]) -> None:
             assert not {name.split(".")[0] for name in imported(path)} & heavy, module
 
 
+@pytest.mark.parametrize(("module", "heavy"), [("loggers", "torch"), ("display", "torch"), ("report.tables", "timm")])
+def test_light_parts_load_no_heavy_library_through_others(module: str, heavy: str) -> None:
+    code = f"import sys, gch_bench.{module}; sys.exit({heavy!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
+
+
 def test_files_stay_short() -> None:
     folders = [PACKAGE, REPOSITORY / "scripts", REPOSITORY / "tests", *REPOSITORY.glob("*.py")]
     files = [path for folder in folders for path in ([folder] if folder.is_file() else folder.rglob("*.py"))]
     long = {str(path): lines for path in files if (lines := len(path.read_text().splitlines())) > 400}
     assert len(files) > 100
     assert not long
+
+
+def test_the_readme_names_every_file() -> None:
+    text = (REPOSITORY / "README.md").read_text()
+    named = re.findall(r"[\w*]+\.py", text[text.index("## Where things are") :])
+    files = {path.name for path in PACKAGE.rglob("*.py")} - {"__init__.py"}
+    missing = {name for name in files if not any(fnmatch(name, pattern) for pattern in named)}
+    assert not missing, "the README's map lacks these"
+    there = {path.name for folder in (PACKAGE, REPOSITORY / "scripts", REPOSITORY / "tests") for path in folder.rglob("*.py")}
+    there |= {path.name for path in REPOSITORY.glob("*.py")}
+    gone = {pattern for pattern in named if not any(fnmatch(name, pattern) for name in there)}
+    assert not gone, "the README's map names files that are not there"
