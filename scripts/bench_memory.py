@@ -145,8 +145,8 @@ def time_table(images: int, turns: int, threads: int) -> Iterator[str]:
     yield f"| log-probabilities equal, bit for bit | {MARK[equal]} | yes | {MARK[equal]} |"
 
 
-def growth_table(batches: int, threads: int) -> Iterator[str]:
-    resident = {memory: in_new_process("grow", memory, batches, threads) for memory in CHOICES}
+def growth_table(batches: int) -> Iterator[str]:
+    resident = {memory: in_new_process("grow", memory, batches, threads=1) for memory in CHOICES}
     for memory, mib in resident.items():
         listed = ", ".join(f"{value:.0f}" for value in mib)
         yield f"| resident MiB after every {batches // 10:,} batches, memory={memory} | {listed} | | |"
@@ -179,7 +179,7 @@ def main() -> None:
     print("\n".join(lines))
     for part in (
         time_table(options.images, options.turns, options.threads),
-        growth_table(options.batches, options.threads),
+        growth_table(options.batches),
     ):
         for line in part:
             print(line, flush=True)
