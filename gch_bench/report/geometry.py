@@ -1,4 +1,4 @@
-"""The diagnosis in words: a verdict per interface, tables for the console, the Markdown summary, names for the logger."""
+"""The diagnosis in words: a verdict per interface, console tables, the Markdown report, and the metrics for the logger."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ STATIC_NOTE = (
     " network computes with its nonlinearities; measured Jacobians (jacobian.images=N) verify the same chain at real inputs"
 )
 MEASURED_NOTE = "measured block Jacobians: the statements hold for the linearised blocks at this input"
-FACTOR_COLUMNS = {  # of factors.csv -> header, meaning
+FACTOR_COLUMNS = {  # column of factors.csv -> (header in report.md, meaning)
     "name": ("factor", ""),
     "rows": ("rows", ""),
     "columns": ("columns", ""),
@@ -37,7 +37,7 @@ FACTOR_COLUMNS = {  # of factors.csv -> header, meaning
     "identity_distance": ("||A - I||", "of a square factor, Frobenius norm over the root of its size"),
     "near_identity_radial": ("r near I", "to first order in A - I, where that norm is below 0.5"),
 }
-MARGIN_COLUMNS = {  # of interfaces.csv -> header, meaning
+MARGIN_COLUMNS = {  # column of interfaces.csv -> (header in report.md, meaning)
     "first": ("from", ""),
     "second": ("to", ""),
     "budget": ("2g", "twice the interface's amplitude"),
@@ -66,7 +66,10 @@ CERTIFIED = {"bound": "yes, by the bound", "measured": "yes, measured", "no": BA
 
 
 def verdict(row: dict[str, Any], form: str = PHYSICAL) -> str:
-    """One interface in one sentence: which term of the margin dominates, and whether its channels are certified."""
+    """One sentence on an interface: which term of its margin inequality dominates, and whether its channels are certified.
+
+    ``row`` is a row of the interfaces table; ``form`` is PHYSICAL or SOURCE, the matrix whose certificate is meant.
+    """
     moved = f"exponent {row['exponent_change']:+.3g}"
     allowed = row["exponent_bound"]
     in_rho = f", rho {row['displacement']:.3g} within {row['bound']:.3g}"
@@ -80,7 +83,7 @@ def verdict(row: dict[str, Any], form: str = PHYSICAL) -> str:
 
 
 def console_tables(reports: Reports) -> list[tuple[str, list[str], list[list[str]], list[str]]]:
-    """(title, columns, rows, notes) of one table: a row per chain."""
+    """[(title, columns, rows, notes)] of one table with a row per chain; [] if there is no chain."""
     columns = ["network, chain", "factors", "exponent", "KL", "|residual|", "2g", "slack", "drift", "certified"]
     rows = [[f"{label} {each.chain}", *_chain_cells(each)] for label, each in reports]
     if not rows:
@@ -103,7 +106,7 @@ def _chain_cells(report: ChainReport) -> list[str]:
 
 
 def logged_metrics(reports: Reports) -> dict[str, float]:
-    """<network>/<chain>/<quantity>; numbers that are not finite are left out."""
+    """<network>/<chain>/<quantity> -> value, for every number of the chains' summaries that is finite."""
     return {
         f"{slug(label)}/{slug(each.chain)}/{name}": value
         for label, each in reports
@@ -113,7 +116,7 @@ def logged_metrics(reports: Reports) -> dict[str, float]:
 
 
 def markdown(facts: dict[str, Any], reports: Reports, comparison: Comparison | None, figures: list[str]) -> str:
-    """report.md: what was measured on what, a table and a verdict per interface, and the figures."""
+    """The text of report.md: what was measured on which weights, tables, a verdict per interface, and the figures."""
     lines = ["# Geometry", "", f"`{facts['command']}`", ""]
     hardware = facts["hardware"]
     lines.append(
@@ -138,7 +141,7 @@ def markdown(facts: dict[str, Any], reports: Reports, comparison: Comparison | N
 
 
 def _key(reports: Reports) -> list[str]:
-    """What the headers mean, and the columns of the CSV files that hold the same."""
+    """Lines that explain the tables' headers and name the column of the CSV file with the same numbers."""
     if not reports:
         return []
     lines = ["", "## Headers", ""]

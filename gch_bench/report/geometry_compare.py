@@ -1,4 +1,4 @@
-"""Runs side by side: what their weights' geometry has to do with their reliability, with the uncertainty of few runs."""
+"""Runs side by side: how the geometry of their weights goes with their reliability, and how uncertain that is for few runs."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from gch_bench.report.tables import Run, means, shared_cells
 from gch_bench.results.geometry import STATIC, ChainReport
 from gch_bench.results.records import CELL_CLEAN
 
-FEW = 10  # runs below which a rank correlation is a hint at most
+FEW = 10  # with fewer runs than this, a rank correlation is a hint at most
 GEOMETRY = {
     "drift": "exponent drift (equal d)",
     "displacement": "drift in rho",
@@ -25,7 +25,10 @@ RELIABILITY = {f"shift_{key}": f"{METRICS[key].title} under shift" for key in ("
 
 
 class Comparison(NamedTuple):
-    """A table with a row per run, the correlations, and their figure (None below two runs)."""
+    """A table with a row per run, the rank correlations, their figure, and the console table (title, columns, rows, notes).
+
+    The figure is None for fewer than two runs, or if the runs share no corrupted cell.
+    """
 
     table: pd.DataFrame
     correlations: pd.DataFrame
@@ -40,16 +43,17 @@ def compare(
     digests: dict[str, str],
     seed: int = 0,
 ) -> Comparison:
-    """Geometry of each run's first static chain against its records.
+    """Compare the geometry of each run's first chain of static weights with the reliability that the run's records show.
 
     Args:
-        runs: in the order of ``reports`` (label, its chains' reports).
-        stages: label -> the module that is stage L4, None where there is none: the last factor stands for it.
-
-        digests: label -> which weights.
+        runs: the runs, in the order of ``reports``.
+        reports: for each run its label and the reports on its chains.
+        stages: label -> the module that is stage L4, or None if the network has no stages; then the last factor stands for it.
+        digests: label -> digest of the run's weights, by which runs of the same weights are recognised.
+        seed: of the bootstrap resamples.
 
     Raises:
-        UserError: a run without a chain.
+        UserError: if no chain fits the weights of a run.
     """
     cells = shared_cells(runs)
     rows = []
@@ -85,7 +89,7 @@ def compare(
 
 
 def stage_rank(report: ChainReport, stage: str | None) -> float:
-    """Mean R_.90 of the chain's factors inside the module ``stage``, else of its last factor."""
+    """Mean R_.90 of the chain's factors inside the module ``stage``; that of the last factor if there is none inside."""
     names = report.factors["name"]
     inside = names.map(lambda name: stage is not None and (name == stage or name.startswith(f"{stage}.")))
     chosen = report.factors[inside] if inside.any() else report.factors.tail(1)

@@ -1,4 +1,4 @@
-"""Figures of a diagnosis, small multiples over depth. Each is a matplotlib Figure; who calls writes it."""
+"""Figures of a diagnosis: quantities over depth in panels of the same kind. The functions return figures and write no file."""
 
 from collections.abc import Sequence
 
@@ -14,12 +14,12 @@ from gch_bench.results.geometry import PHYSICAL, SOURCE, ChainReport
 
 matplotlib.rcParams.update({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none"})
 WIDE = 10.0  # inches
-PANELS = 6  # spectra shown, spread over the depth
+PANELS = 6  # most spectra shown of a chain; they are spread over its depth
 Reports = Sequence[tuple[str, ChainReport]]
 
 
 def all_figures(reports: Reports) -> dict[str, Figure]:
-    """Name -> figure: profiles per chain over all networks, the others per network and chain."""
+    """Name -> figure: one profile per chain with all networks in it, and the other figures per network and chain."""
     figures = {}
     for chain in dict.fromkeys(report.chain for _, report in reports):
         figures[f"profile-{slug(chain)}"] = profile([(label, report) for label, report in reports if report.chain == chain])
@@ -34,7 +34,7 @@ def all_figures(reports: Reports) -> dict[str, Figure]:
 
 
 def profile(reports: Reports) -> Figure:
-    """Exponent and effective rank over depth, with the rank windows of the charts."""
+    """Exponent and effective rank over depth, with the rank windows of the charts; ``reports`` are of the same chain."""
     figure = Figure(figsize=(WIDE, 5.6), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
     longest = max((report for _, report in reports), key=lambda report: len(report.factors)).factors
@@ -59,7 +59,7 @@ def profile(reports: Reports) -> Figure:
 
 
 def spectra(label: str, report: ChainReport) -> Figure:
-    """Energies over ranks, both logarithmic, with the fitted chart."""
+    """Energies over ranks, on logarithmic axes, with the fitted chart."""
     chosen = _spread(len(report.factors))
     figure = Figure(figsize=(WIDE, 2.4 * -(-len(chosen) // 3) + 0.5), layout="constrained")
     axes = figure.subplots(-(-len(chosen) // 3), 3, squeeze=False).flat
@@ -86,7 +86,7 @@ def spectra(label: str, report: ChainReport) -> Figure:
 
 
 def interfaces(label: str, report: ChainReport) -> Figure:
-    """Budget, slack and residual of every interface beside what they bound."""
+    """The three terms of the margin inequality at every interface, beside the change of rho that their sum bounds."""
     table = report.interfaces
     figure = Figure(figsize=(WIDE, 3.6), layout="constrained")
     axis = figure.subplots()
@@ -107,7 +107,7 @@ def certificates(label: str, report: ChainReport) -> Figure:
     axis = figure.subplots()
     at = np.arange(len(table))
     axis.plot(at, table["truncation_bound"], "v", color="0.6", ms=5, label="bound of the truncation error")
-    # A whole window truncates nothing but rounding: shown at a thousandth of the smallest bound.
+    # A window with all modes leaves an error of rounding alone; a logarithmic axis needs a floor for it.
     floor = table["truncation_bound"][table["truncation_bound"] > 0].min() / 1e3
     axis.plot(at, table["truncation_error"].clip(lower=floor), "ko", ms=4, label="truncation error (or less)")
     for form, shift, color, name in ((PHYSICAL, -0.12, "C0", "input channels"), (SOURCE, 0.12, "C1", "source modes")):
@@ -122,7 +122,7 @@ def certificates(label: str, report: ChainReport) -> Figure:
 
 
 def _finished(figure: Figure, axis: Axes, label: str, report: ChainReport, what: str, unit: str) -> Figure:
-    """With names, unit, legend and title of a figure over the interfaces."""
+    """``figure``, after its interfaces' names, unit, legend and title are added."""
     table = report.interfaces
     axis.set_ylabel(unit)
     figure.legend(loc="outside lower center", frameon=False, ncols=4, fontsize=7)
@@ -132,7 +132,7 @@ def _finished(figure: Figure, axis: Axes, label: str, report: ChainReport, what:
 
 
 def alignment(label: str, report: ChainReport) -> Figure:
-    """Physical Alignment Matrices (root mean square of |M| on a grid of cells) above their block norms with the threshold."""
+    """Physical Alignment Matrices M (root mean square of |M| in cells of a grid) above their block norms in units of tau."""
     at = _spread(len(report.pictures), 4)
     chosen = [report.pictures[i] for i in at]
     figure = Figure(figsize=(WIDE, 5.4), layout="constrained")
@@ -161,7 +161,7 @@ def alignment(label: str, report: ChainReport) -> Figure:
 
 
 def _spread(count: int, most: int = PANELS) -> list[int]:
-    """At most ``most`` of 0..count - 1, the first and the last among them."""
+    """At most ``most`` of the numbers 0..count - 1, evenly spread, the first and the last among them."""
     return sorted({round(i) for i in np.linspace(0, count - 1, min(most, count))})
 
 

@@ -1,10 +1,11 @@
 """Paired bootstrap over images: intervals for the mean over cells of top1, ece, nll and brier, and for their differences.
 
-One resample draws N images with replacement and uses them in every cell and in both runs: pairing, and the dependence between
-cells that show the same image, are kept. The interval says how much the result depends on which images were drawn; it says
-nothing about training seeds.
+One resample draws N images with replacement and uses the same draw in every cell and in both runs. This keeps the pairing of
+the runs and the dependence between cells that show the same image. The interval says how much the result depends on which
+images were drawn; it says nothing about training seeds.
 
-Legend: N images, K cells, R resamples, B bins, M linear metrics (means over images). Counts are how often an image was drawn.
+Legend: N images, K cells, R resamples, B bins of the ECE, M linear metrics (those that are means over images). A count is how
+often an image was drawn in a resample.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ Floats = NDArray[np.float64]
 
 KEYS = ("top1", "ece", "nll", "brier")
 _LINEAR = ("top1", "nll", "brier")
-_BLOCK_BYTES = 100_000_000  # of each of the two large temporaries: counts (R, N) and gaps (N, cells x B)
+_BLOCK_BYTES = 100_000_000  # most memory of each large temporary array: counts (R, N), gaps (N, cells x B)
 
 
 class Interval(NamedTuple):
@@ -33,10 +34,10 @@ class Interval(NamedTuple):
 
 
 class _Run(NamedTuple):
-    linear_NM: Floats  # mean over cells of the atoms of each linear metric
-    bin_KN: NDArray[np.int8]
+    linear_NM: Floats  # per image, the mean over cells of the values whose mean is the metric
+    bin_KN: NDArray[np.int8]  # ECE bin of the confidence
     gap_KN: Floats  # confidence - correct
-    ece: float
+    ece: float  # mean over cells
 
 
 def paired_differences(
@@ -48,19 +49,22 @@ def paired_differences(
 ) -> dict[str, Interval]:
     """Intervals of second - first for top1, ece, nll and brier, each averaged over cells; positive means second is larger.
 
-    first and second list the same cells in the same order, one DataFrame of N rows per cell with columns id, label, prediction,
-    confidence, nll, brier; ids and labels must agree in every cell of both runs. Resample r is image row numbers
-    ``rng.integers(0, N, size=N)``, the r-th draw of ``rng = numpy.random.default_rng(seed)``. Fractions, and nats for nll.
+    ``first`` and ``second`` list the same cells in the same order. Each cell is a DataFrame of N rows with the columns id,
+    label, prediction, confidence, nll and brier; ids and labels must agree in every cell of both runs. Resample r consists of
+    the rows ``rng.integers(0, N, size=N)``, the r-th draw of ``rng = numpy.random.default_rng(seed)``. top1, ece and brier are
+    fractions, nll is in nats.
 
-    Source: percentile interval, Efron & Tibshirani 1993, section 13.3, of the resampled differences. Limits: ECE is biased
-    upward on a finite sample, and a resample adds sampling noise to every bin once more, so resampled ECEs lie above the
-    estimate on average, most for few images and a well calibrated run. The bias largely cancels in a difference of runs of like
-    calibration, and not otherwise: an interval of ece may then be shifted against the better calibrated run. A "basic" interval
-    (2 estimate - quantiles) would reflect this shift, at the price of bounds outside the metric's range: percentiles are
-    chosen for all four keys.
+    Source: percentile interval of the resampled differences, Efron & Tibshirani 1993, section 13.3. Limits: ECE is biased
+    upward on a finite sample, and a resample adds sampling noise to every bin once more. Resampled ECEs therefore lie above the
+    estimate on average, most of all for few images and a well calibrated run. In the difference of two runs this bias largely
+    cancels if both are calibrated alike; otherwise the interval of ece may be shifted against the better calibrated run. A
+    "basic" interval (2 estimate - quantiles) would correct the shift, but its bounds may lie outside the metric's range, so
+    percentile intervals are used for all four metrics.
 
-    ValueError: no cells, different numbers of cells, ids or labels that differ (names run and cell), repeated ids, nll or brier
-    not finite, confidence outside [0, 1], num_resamples < 1, level outside (0, 1).
+    Raises:
+        ValueError: if there are no cells, the runs have different numbers of cells, ids or labels differ (the message names run
+            and cell), an id is repeated, nll or brier is not finite, a confidence is outside [0, 1], ``num_resamples`` < 1, or
+            ``level`` is outside (0, 1).
     """
     if len(first) != len(second):
         raise ValueError(f"first and second must list the same cells, got {len(first)} and {len(second)}")
@@ -72,9 +76,10 @@ def paired_differences(
 def interval(
     cells: Sequence[pd.DataFrame], num_resamples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> dict[str, Interval]:
-    """Intervals of top1, ece, nll and brier of one run, each averaged over cells; arguments, draws and errors as above.
+    """Intervals of top1, ece, nll and brier of one run, each averaged over cells.
 
-    The interval of ece may lie above its estimate (see the limits in paired_differences): it is shifted upward, not symmetric.
+    Arguments, draws and errors are those of ``paired_differences``. The interval of ece is shifted upward and may even lie
+    above its estimate, for the reason given there.
     """
     _check_images({"cells": cells})
     run = _run(cells)
@@ -82,7 +87,7 @@ def interval(
 
 
 def _check_images(runs: dict[str, Sequence[pd.DataFrame]]) -> None:
-    """Every cell of every run holds the same images in the same order, each once."""
+    """Raises ValueError unless every cell of every run holds the same images in the same order, each once."""
     reference_name, reference_cells = next(iter(runs.items()))
     if not reference_cells:
         raise ValueError(f"{reference_name} must list at least one cell, got none")
@@ -143,7 +148,7 @@ def _intervals(
 
 
 def _draw_counts(rng: np.random.Generator, num_resamples: int, num_images: int) -> Floats:
-    """Multinomial counts (R, N) as floats for BLAS: N images drawn with replacement, per resample."""
+    """How often each image is drawn in each resample (R, N); floats, so that products with them use BLAS."""
     counts_RN = np.empty((num_resamples, num_images))
     for counts_N in counts_RN:
         counts_N[:] = np.bincount(rng.integers(0, num_images, size=num_images), minlength=num_images)
@@ -166,12 +171,14 @@ def _resampled_ece(counts_RN: Floats, run: _Run) -> Floats:
 
 
 def rank_correlation(first: Floats, second: Floats, num_resamples: int = 1000, seed: int = 0, level: float = 0.95) -> Interval:
-    """Spearman's rank correlation of two columns (n,) and its percentile interval over resampled rows; nan where undefined.
+    """Spearman's rank correlation of two columns (n,), and its percentile interval over resampled rows.
 
-    Undefined below three rows or for a constant column. Resamples in which a column is constant are left out. Limits: with few
-    rows the percentile interval is too narrow; the number of rows belongs beside it.
+    All three numbers are nan if there are fewer than three rows, a column is constant, or a value is not finite. Resamples in
+    which a column is constant are left out. With few rows the percentile interval is too narrow, so the number of rows should
+    be shown beside it.
 
-    ValueError: columns of different length.
+    Raises:
+        ValueError: if the columns have different lengths.
     """
     if len(first) != len(second):
         raise ValueError(f"first and second must have the same length, got {len(first)} and {len(second)}")

@@ -1,4 +1,4 @@
-"""Comparison of finished runs: clean and mean-over-corruptions metrics, and paired differences from the first run."""
+"""Comparison of finished runs: metrics on clean images and averaged over corruptions, and paired differences from the first."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,11 +12,12 @@ from gch_bench.results.records import CELL_CLEAN, Cell, read_record, record_fact
 from gch_bench.results.runfacts import RunFacts, differences, read_run_facts, stage_in_words
 from gch_bench.results.summary import logged_metrics
 
-STRENGTHS = ("gamma", "beta", "energy", "p", "block_size", "sigma")  # options of a noise that a label shows
+STRENGTHS = ("gamma", "beta", "energy", "p", "block_size", "sigma")  # options of the noise that a run's label shows
 
 
 class Run(NamedTuple):
-    """A finished run: its folder, run.json, rows per cell, and of cells of stored images their fingerprint."""
+    """A finished run: its folder, the facts in run.json, the records of each cell (a row per image), and, for cells of stored
+    images, the fingerprint of those images (None elsewhere)."""
 
     folder: Path
     facts: RunFacts
@@ -25,7 +26,7 @@ class Run(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """A table as text: `columns`, `rows` of strings, and notes that belong under it."""
+    """A table as text: column headers, rows of strings, and the notes that belong under the table."""
 
     title: str
     columns: list[str]
@@ -39,10 +40,10 @@ class Comparison(NamedTuple):
 
 
 def read_run(folder: Path) -> Run:
-    """A finished run's records.
+    """Read a finished run from its folder.
 
     Raises:
-        UserError: no run there, an unfinished one, or an unreadable file.
+        UserError: if the folder holds no run or an unfinished one, or a file cannot be read.
     """
     facts = read_run_facts(folder)
     if not facts.finished or facts.weights is None:
@@ -58,7 +59,7 @@ def compare(runs: list[Run], num_resamples: int = 1000, level: float = 0.95) -> 
     """Runs side by side on the cells they share, with paired bootstrap intervals of their differences from the first.
 
     Raises:
-        UserError: no run, or runs on different images.
+        UserError: if ``runs`` is empty, or the runs were evaluated on different images.
     """
     if not runs:
         raise UserError("runs must be a list of run folders, got []; pass runs=[FOLDER,FOLDER]")
@@ -85,7 +86,7 @@ def compare(runs: list[Run], num_resamples: int = 1000, level: float = 0.95) -> 
 
 
 def _corruption_error_rows(runs: list[Run], shared: list[Cell]) -> list[list[str]]:
-    """mCE and relative mCE of runs on ImageNet-1k that hold all 15 corruptions at five severities; else no row.
+    """The rows mCE and relative mCE, if all runs are on ImageNet-1k and hold the 15 corruptions at five severities; else none.
 
     Their differences are shown without an interval.
     """
@@ -108,7 +109,8 @@ def _corruption_error_rows(runs: list[Run], shared: list[Cell]) -> list[list[str
 
 
 def shared_cells(runs: list[Run]) -> list[Cell]:
-    """The corrupted cells that all runs have and that are averaged, at the severities that all these corruptions have."""
+    """The cells that the mean over corruptions is of: those that all runs have, of corruptions that are averaged
+    (``metrics.averaged``), at the severities that all of these corruptions have."""
     found = set.intersection(*(set(run.cells) for run in runs))
     names = averaged(sorted(cell.corruption for cell in found))
     found = {cell for cell in found if cell.corruption in names}
@@ -118,7 +120,7 @@ def shared_cells(runs: list[Run]) -> list[Cell]:
 
 
 def _labels(runs: list[Run]) -> list[str]:
-    """Mechanism, strength, stages and seed of each run; where these do not tell the runs apart, the folder, too."""
+    """Mechanism, strength, stages and seed of each run; also the folder's name, if these do not tell the runs apart."""
     short = [_label(run.facts.config) for run in runs]
     return [f"{label} {run.folder.name}" if short.count(label) > 1 else label for label, run in zip(short, runs, strict=True)]
 
@@ -132,13 +134,13 @@ def _label(config: dict[str, Any]) -> str:
 
 
 def differences_outside_noise(first: Run, second: Run) -> list[str]:
-    """What differs between two runs beside the noise mechanism, one `field: value | value` each; [] where nothing does."""
+    """The fields outside the noise in which two runs differ, each as `field: value | value`; [] if there are none."""
     names = [name for name in differences(first.facts.identity, second.facts.identity) if not name.startswith("noise.")]
     return [f"{name}: {_fact(first, name)} | {_fact(second, name)}" for name in names]
 
 
 def _fact(run: Run, name: str) -> Any:
-    """The value of a dotted name in a run's configuration, which has the defaults too, or in what its identity adds."""
+    """The value of a dotted name in a run's configuration, which also has the defaults, else in the run's identity; or None."""
     for plain in (run.facts.config, run.facts.identity):
         value: Any = plain
         for part in name.split("."):
@@ -148,6 +150,7 @@ def _fact(run: Run, name: str) -> Any:
     return None
 
 
+# Metric -> value of the clean cell, if ``cells`` has it; else averaged over ``cells`` by ``mean_corruption``.
 def means(run: Run, cells: list[Cell]) -> dict[str, float]:
     classes = run.facts.data["num_classes"]
     rows = {cell: summarize(run.cells[cell], classes) for cell in cells}

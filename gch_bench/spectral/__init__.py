@@ -1,6 +1,6 @@
-"""Geometry of a network: spectra of its layer factors (GSA I), transport between them and static channels (GSA II).
+"""Geometry of a network: spectra of its layer factors (GSA I), the transport between factors and static channels (GSA II).
 
-Sources: Liu, Wang, Wang et al., Geometric and Spectral Alignment for Deep Neural Network I, arXiv 2605.02108, and II, arXiv
-2605.02111. Where their abstracts fix no definition it is this project's (docs/geometry.md). Plain tensors in, named results
-out; everything is computed in float64.
+Sources: Liu, Wang, Wang et al., Geometric and Spectral Alignment for Deep Neural Network I (GSA I), arXiv 2605.02108, and II
+(GSA II), arXiv 2605.02111. Where their abstracts fix no definition, the definition is this project's (docs/geometry.md). The
+functions take plain tensors and return named results; everything is computed in float64.
 """

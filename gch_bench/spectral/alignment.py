@@ -1,7 +1,10 @@
-"""Static channels of an interface: supports, incidence, masks, their certificate, and channel labels.
+"""Static channels of an interface: supports, incidence, masks, the certificate of all three, and channel labels.
 
-Source: GSA II, arXiv 2605.02111; names from the abstract, definitions in docs/geometry.md. Legend: the Physical Alignment
-Matrix M (m, n) has output channels in q groups of rows, and input channels or source modes as columns; N_gj = ||M[G_g, j]||_2.
+Source: GSA II, arXiv 2605.02111. The names are from its abstract, the definitions are in docs/geometry.md.
+
+Legend: the rows of the Physical Alignment Matrix M (m, n) are output channels, divided into q groups G_1..G_q; its columns are
+input channels or source modes. N_gj = ||M[G_g, j]||_2 is a block norm. A column is active in a group if this norm is at least
+tau; the columns that are active in a group are the group's support.
 """
 
 import numbers
@@ -25,41 +28,45 @@ class Alignment(NamedTuple):
     norms: Tensor  # N (q, n): block norms
     supports: Tensor  # bool (q, n): N >= tau
     degree: Tensor  # int64 (n,): in how many supports a column lies
-    overlap: Tensor  # o (q, q): overlap strengths, 0 on the diagonal
+    overlap: Tensor  # o (q, q): overlap strengths of two groups, 0 on the diagonal
     edges: Tensor  # bool (q, q): o >= omega off the diagonal, symmetric
     hubs: Tensor  # bool (n,): degree >= hub_degree
     masks: Tensor  # int64 (m, n): 0 noise (inactive), 1 core (active, degree 1), 2 overlap (active, degree >= 2)
     core: float  # Frobenius norms of M on the masks: core^2 + overlapping^2 + noise^2 = ||M||^2
     overlapping: float
     noise: float
-    radius: float  # a perturbation of a smaller Frobenius norm keeps supports, edges, shared sets, hubs and masks
-    limit: str  # what gives the radius: "support", "edge" or "noise budget"
+    radius: float  # adding a matrix of a smaller Frobenius norm to M changes no support, edge, shared set, hub or mask
+    limit: str  # which of the three terms is the radius: "support", "edge" or "noise budget"
     group: Tensor  # int64 (m,): each row's group
 
     def shared(self, one: int, other: int) -> Tensor:
-        """bool (n,): the SRS set of an edge, the columns active in both groups."""
+        """bool (n,): the SRS set of the edge between two groups, which is the columns that are active in both."""
         return self.supports[one] & self.supports[other]
 
 
 class ChannelLabels(NamedTuple):
-    """Invariant Channel Mapping: a label per output channel, and how far it is from changing."""
+    """Invariant Channel Mapping: a label per output channel, and the margins by which the label is kept."""
 
     label: Tensor  # int64 (m,): index into LABELS
     core: Tensor  # (m,): norm of the row on the core mask
-    overlap: Tensor  # (m,)
-    noise: Tensor  # (m,)
-    cosine: Tensor  # (m,): of the row with its group's mean profile on its support; 0 where one of them is 0
-    gap: Tensor  # (m,): between the two largest of core, overlap and noise
+    overlap: Tensor  # (m,): norm of the row on the overlap mask
+    noise: Tensor  # (m,): norm of the row on the noise mask
+    cosine: Tensor  # (m,): of the angle between the row and its group's mean profile on the group's support; 0 if either is 0
+    gap: Tensor  # (m,): the largest of core, overlap and noise less the second largest
     cosine_margin: Tensor  # (m,): ||cosine| - kappa|
     row: Tensor  # (m,): norm of the row
-    profile: Tensor  # (m,): norm of its group's mean profile
+    profile: Tensor  # (m,): norm of the mean profile of the row's group
 
 
 def row_groups(groups: Groups, rows: int) -> Tensor:
-    """int64 (m,): the group of each row, from q (contiguous groups of nearly equal size), each row's group, or row indices.
+    """int64 (m,): the group of each of the ``rows`` rows, m = ``rows``.
+
+    Args:
+        groups: one of three forms: the number q of contiguous groups of nearly equal size; the group of each row; or, for each
+            group, the indices of its rows.
 
     Raises:
-        ValueError: not a partition of the ``rows`` rows into non-empty groups.
+        ValueError: if ``groups`` does not divide the rows into non-empty groups that share no row.
     """
     if isinstance(groups, int) and not isinstance(groups, bool):
         if not 1 <= groups <= rows:
@@ -85,7 +92,7 @@ def row_groups(groups: Groups, rows: int) -> Tensor:
 
 
 def _whole(numbers_1d: Any) -> Tensor:
-    """int64 (k,) from whole numbers of any kind."""
+    """int64 (k,) from a sequence or tensor of whole numbers. Raises ValueError if it holds anything else."""
     try:
         values = torch.as_tensor(numbers_1d).cpu()
     except (TypeError, ValueError, RuntimeError) as error:
@@ -112,17 +119,19 @@ def align(
 ) -> Alignment:
     """Supports, incidence, masks and certificate radius of a Physical Alignment Matrix (m, n).
 
-    radius = min(min_gj |N_gj - tau|, min_{g<h} |o_gh - omega|, and with a budget nu: (nu ||M|| - ||noise||) / (1 + nu)).
+    The radius is the smallest of min_gj |N_gj - tau|, min_{g<h} |o_gh - omega| and, if there is a noise budget nu,
+    (nu ||M|| - ||noise||) / (1 + nu); norms without an index are Frobenius norms. Source: GSA II.
 
     Args:
-        groups: of rows, see ``row_groups``.
-        tau: a column is active in a group where its block norm is at least ``tau`` > 0.
-        omega: two groups are joined where their overlap strength is at least ``omega`` > 0.
-        hub_degree: a column active in at least so many groups is a hub.
-        noise_budget: nu: the certificate also holds that the noise stays within nu ||M||.
+        groups: groups of rows, in one of the forms that ``row_groups`` takes.
+        tau: a column is active in a group if its block norm there is at least ``tau`` > 0.
+        omega: two groups are joined by an edge if their overlap strength is at least ``omega`` > 0.
+        hub_degree: a column that is active in at least so many groups is a hub.
+        noise_budget: nu >= 0; with it, perturbations below the radius also keep the noise within nu times the matrix's norm.
 
     Raises:
-        ValueError: a matrix that is empty or not finite, groups that are no partition, or a threshold out of range.
+        ValueError: if the matrix is empty or not finite, the groups are not a partition of its rows, or a threshold is out of
+            range.
     """
     matrix = matrix64(matrix)
     for name, threshold in (("tau", tau), ("omega", omega), ("noise_budget", 0 if noise_budget is None else noise_budget)):
@@ -163,7 +172,7 @@ def align(
 
 
 def overlap_strengths(norms: Tensor, supports: Tensor) -> Tensor:
-    """o (q, q), 0 on the diagonal: o_gh = (sum over the columns active in both of min(N_gj, N_hj)^2)^1/2."""
+    """o (q, q), 0 on the diagonal: o_gh = (sum of min(N_gj, N_hj)^2 over the columns j active in both g and h)^1/2."""
     active = torch.where(supports, norms, 0)
     strength = torch.zeros(len(norms), len(norms), dtype=norms.dtype, device=norms.device)
     for g in range(len(norms)):  # min(N_gj, 0) is 0 where j is not active in both
@@ -172,12 +181,14 @@ def overlap_strengths(norms: Tensor, supports: Tensor) -> Tensor:
 
 
 def widest_gap(values: Tensor, low: float, high: float) -> float:
-    """A threshold with the largest margin: the middle of the widest gap between sorted ``values``, among those that leave a
-    share of ``low`` to ``high`` of them below it, 0 < low < high < 1 (this project's rule). Where there is no such gap, among
-    all; of equal values, half of it.
+    """A threshold for ``values`` that is as far as possible from the nearest value (definition of this project).
+
+    The threshold is the middle of the widest gap between neighbours in the sorted values. Only gaps that leave a share of
+    ``low`` to ``high`` of the values below them count, 0 < low < high < 1; if there is none, all gaps count. If all values are
+    equal, the threshold is half of that value.
 
     Raises:
-        ValueError: no values.
+        ValueError: if there are no values.
     """
     if values.numel() == 0:
         raise ValueError("a threshold needs at least one value, got none")
@@ -192,13 +203,14 @@ def widest_gap(values: Tensor, low: float, high: float) -> float:
 
 
 def channel_labels(matrix: Tensor, alignment: Alignment, kappa: float = 0.5) -> ChannelLabels:
-    """SC, SA or ST of each output channel of the matrix (m, n) that ``alignment`` was made of.
+    """The label SC, SA or ST of each output channel of ``matrix`` (m, n), the matrix that ``alignment`` was made of.
 
-    With c, o, n the norms of row i on core, overlap and noise, and q the cosine of the row with its group's mean profile on the
-    group's support: SC if c is the largest and |q| >= ``kappa``, SA if o is and |q| >= ``kappa``, else ST.
+    Let c, o and n be the norms of row i on the core, overlap and noise masks, and q the cosine of the angle between the row and
+    the mean profile of its group on the group's support. The label is SC if c is the largest of the three and |q| >= ``kappa``,
+    SA if o is the largest and |q| >= ``kappa``, and ST otherwise. Names: GSA II; rules: definition of this project.
 
     Raises:
-        ValueError: another shape than the alignment's, or kappa outside (0, 1].
+        ValueError: if the matrix has another shape than the alignment's, or ``kappa`` is outside (0, 1].
     """
     matrix = matrix64(matrix)
     if matrix.shape != alignment.masks.shape:
@@ -226,15 +238,19 @@ def channel_labels(matrix: Tensor, alignment: Alignment, kappa: float = 0.5) -> 
 
 
 def profiles(matrix: Tensor, alignment: Alignment) -> Tensor:
-    """(q, n): each group's mean row on its support, zero elsewhere."""
+    """(q, n): the mean of each group's rows on the group's support, zero elsewhere."""
     groups = range(len(alignment.supports))
     return torch.stack([matrix[alignment.group == g].mean(0) for g in groups]) * alignment.supports
 
 
 def stable_labels(labels: ChannelLabels, alignment: Alignment, error: Tensor) -> Tensor:
-    """bool (m,): labels that M + ``error`` (m, n) is sure to keep, given that its masks are those of M.
+    """bool (m,): which labels of M are certain to be those of M + E, too, E = ``error`` (m, n), if both have the same masks.
 
-    The gap exceeds 2 ||E_i|| and | |q| - kappa | exceeds 2 ||E_i|| / ||row_i|| + 2 ||E_g mean|| / ||mean profile||.
+    The condition for row i of group g is sufficient: its gap exceeds 2 ||E_i||, and | |q| - kappa | exceeds
+    2 ||E_i|| / ||row_i|| + 2 ||mean of E's rows in g|| / ||mean profile of g||.
+
+    Raises:
+        ValueError: if ``error`` has another shape than the alignment's, or is not finite.
     """
     error = matrix64(error, "error")
     if error.shape != alignment.masks.shape:

@@ -1,8 +1,8 @@
 """Spectra of layer factors and their Gibbs-Cartan chart. Source: GSA I, arXiv 2605.02108; docs/geometry.md.
 
-Legend: singular values s_1 >= ... >= s_d of a factor; energies p_i = s_i^2 / sum s^2; the chart p_i(a) = i^-a / H_d(a),
-H_d(a) = sum_i i^-a, is a Gibbs family on the ranks with energy log i and inverse temperature a, the exponent (of energies:
-singular values fall like i^(-a/2)).
+Legend: a factor has singular values s_1 >= ... >= s_d and energies p_i = s_i^2 / sum s^2. The chart p_i(a) = i^-a / H_d(a),
+H_d(a) = sum_i i^-a, is a family of power laws for the p_i. It is a Gibbs family on the ranks 1..d: rank i has the energy log i,
+and the inverse temperature is a, called the exponent. It is an exponent of energies; singular values fall like i^(-a/2).
 """
 
 import itertools
@@ -18,9 +18,9 @@ from gch_bench.spectral.linalg import finite64
 class GibbsFit(NamedTuple):
     """The chart fitted to one spectrum."""
 
-    exponent: float  # a, maximum likelihood: sum_i p_i log i = E_a[log i]; inf for one non-zero value, 0 for d = 1
-    slope: float  # least squares of log p_i on log i over the non-zero energies: -a on the chart; nan below two of them
-    r_squared: float  # of that line; nan where it is not defined
+    exponent: float  # a by maximum likelihood, sum_i p_i log i = E_a[log i]; inf if one value is not 0, 0 for d = 1
+    slope: float  # least squares of log p_i on log i over the non-zero energies, -a on the chart; nan for fewer than two
+    r_squared: float  # of the line that the slope is of; nan where it is not defined
     kl: float  # KL(p || p(a)), nats
     fisher: float  # I(a) = Var_a(log i)
     size: int  # d
@@ -30,7 +30,7 @@ def energies(singular_values: Tensor) -> Tensor:
     """float64 (d,): p_i = s_i^2 / sum s^2, descending, from singular values (d,) in any order.
 
     Raises:
-        ValueError: not 1-d, empty, negative, not finite, or all zero.
+        ValueError: if the values are not 1-d, or there are none, or one is negative or not finite, or all are zero.
     """
     if not isinstance(singular_values, Tensor) or singular_values.ndim != 1 or len(singular_values) == 0:
         got = tuple(singular_values.shape) if isinstance(singular_values, Tensor) else type(singular_values).__name__
@@ -61,26 +61,26 @@ def _log_ranks(count: int) -> Tensor:
 
 
 def fit_exponent(singular_values: Tensor) -> GibbsFit:
-    """The chart of the spectrum of ``singular_values`` (d,), in any order and scale.
+    """The chart that fits ``singular_values`` (d,), in any order and at any scale.
 
     Raises:
-        ValueError: not 1-d, empty, negative, not finite, or all zero.
+        ValueError: as ``energies``.
     """
     p = energies(singular_values).cpu()
     log_i = _log_ranks(len(p))
     exponent = _solve(float(p @ log_i), log_i)
     slope, r_squared = _line(log_i, p)
-    # Not from the chart itself, which may underflow to 0 where p has not.
+    # The logarithm of the chart is used, because the chart itself may underflow to 0 where p does not.
     kl = float((torch.special.xlogy(p, p) - torch.where(p > 0, p * _log_chart(exponent, len(p)), 0)).sum())
     return GibbsFit(exponent, slope, r_squared, max(kl, 0.0), fisher_information(exponent, len(p)), len(p))
 
 
 def _solve(mean_log_rank: float, log_i: Tensor) -> float:
-    """The a with E_a[log i] = ``mean_log_rank``: Newton's method kept inside a bracket. The mean falls as a grows."""
+    """The a with E_a[log i] = ``mean_log_rank``, by Newton's method inside a bracket: E_a[log i] falls as a grows."""
     if len(log_i) == 1:
         return 0.0  # one rank: every exponent gives the same chart
     if mean_log_rank >= float(log_i.mean()):
-        return 0.0  # sorted energies cannot exceed a flat spectrum but by rounding
+        return 0.0  # the mean of sorted energies exceeds that of a flat spectrum only by rounding
     if mean_log_rank <= 0:
         return math.inf
     low, high = 0.0, 2.0
@@ -105,13 +105,13 @@ def _moments(exponent: float, log_i: Tensor) -> tuple[float, float]:
 
 
 def _line(log_i: Tensor, p: Tensor) -> tuple[float, float]:
-    """Slope and R^2 of log p_i on log i over positive energies."""
+    """Slope and R^2 of the least-squares line of log p_i on log i over the positive energies."""
     log_i, log_p = log_i[p > 0], p[p > 0].log()
     x, y = log_i - log_i.mean(), log_p - log_p.mean()
     xx, yy, xy = float(x @ x), float(y @ y), float(x @ y)
     if xx == 0:
         return math.nan, math.nan
-    flat = yy <= 1e-24 * len(p)  # a flat spectrum but for rounding has nothing to explain
+    flat = yy <= 1e-24 * len(p)  # nothing but rounding: there is no variance to explain
     return xy / xx, math.nan if flat else xy * xy / (xx * yy)
 
 
@@ -126,22 +126,23 @@ def mean_log_rank(exponent: float, count: int) -> float:
 
 
 def fisher_action(exponents: list[float], count: int) -> float:
-    """sum_l I((a_l + a_{l+1}) / 2) (a_{l+1} - a_l)^2 along a chain of charts on ``count`` ranks (midpoint rule)."""
+    """Discrete Fisher action of a chain of charts on ``count`` ranks, by the midpoint rule:
+    sum_l I((a_l + a_{l+1}) / 2) (a_{l+1} - a_l)^2."""
     pairs = itertools.pairwise(exponents)
     return sum(fisher_information((one + two) / 2, count) * (two - one) ** 2 for one, two in pairs)
 
 
 def hellinger_squared(p: Tensor, q: Tensor) -> float:
-    """H^2 = 1/2 sum_i (sqrt p_i - sqrt q_i)^2 of two energy vectors (d,); of unequal length, the shorter gets zeros."""
+    """H^2 = 1/2 sum_i (sqrt p_i - sqrt q_i)^2 of two energy vectors (d,); a shorter one is filled with zeros."""
     p, q = _aligned(p, q)
     return float((p.sqrt() - q.sqrt()).square().sum() / 2)
 
 
 def bures_squared(p: Tensor, q: Tensor) -> float:
-    """Squared Bures-Wasserstein distance 2 d H^2 of the spectra d p and d q (trace d), of equal length d.
+    """Squared Bures-Wasserstein distance 2 d H^2 of the spectra d p and d q, both of length d and trace d.
 
     Raises:
-        ValueError: different lengths.
+        ValueError: if ``p`` and ``q`` have different lengths.
     """
     if len(p) != len(q):
         raise ValueError(f"p and q must have the same length, got {len(p)} and {len(q)}")
@@ -149,7 +150,7 @@ def bures_squared(p: Tensor, q: Tensor) -> float:
 
 
 def kl_divergence(p: Tensor, q: Tensor) -> float:
-    """KL(p || q) in nats; inf where q is 0 and p is not; of unequal length, the shorter gets zeros."""
+    """KL(p || q) in nats, inf if q is 0 where p is not; a shorter vector is filled with zeros."""
     p, q = _aligned(p, q)
     return max(float((torch.special.xlogy(p, p) - torch.special.xlogy(p, q)).sum()), 0.0)
 
@@ -162,7 +163,11 @@ def _aligned(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def effective_rank(p: Tensor, eta: float) -> int:
-    """R_eta = min{k: p_1 + ... + p_k >= eta}, of energies (d,) in descending order, 0 < eta <= 1."""
+    """R_eta = min{k: p_1 + ... + p_k >= eta} of energies (d,) in descending order.
+
+    Raises:
+        ValueError: unless 0 < eta <= 1.
+    """
     if not 0 < eta <= 1:
         raise ValueError(f"eta must be in (0, 1], got {eta!r}")
     reached = p.to(torch.float64).cumsum(0) >= eta - 1e-14 - 2.3e-16 * len(p)  # a sum of rounded terms may just miss eta
@@ -175,12 +180,12 @@ def rank_window(exponent: float, uncertainty: float, count: int, eta: float) -> 
 
 
 def tail_bound(exponent: float, rank: int, count: int) -> float:
-    """Upper bound of sum_{i = rank + 1}^{count} i^-a, the integral of x^-a from ``rank`` >= 1 to ``count``, a >= 0.
+    """Upper bound of sum_{i = k + 1}^d i^-a, k = ``rank``, d = ``count``: the integral of x^-a from k to d.
 
-    (d^(1-a) - k^(1-a)) / (1-a), log(d / k) at a = 1; for a > 1 it is below k^(1-a) / (a-1).
+    The integral is (d^(1-a) - k^(1-a)) / (1-a), and log(d / k) at a = 1; for a > 1 it is below k^(1-a) / (a-1).
 
     Raises:
-        ValueError: not 1 <= rank <= count, or a < 0.
+        ValueError: unless 1 <= ``rank`` <= ``count`` and the exponent a is >= 0.
     """
     if not 1 <= rank <= count:
         raise ValueError(f"rank must be in 1..{count}, got {rank!r}")

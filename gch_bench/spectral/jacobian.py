@@ -1,9 +1,11 @@
 """Measured block Jacobians on real inputs, by forward-mode differentiation. Source: GSA I, arXiv 2605.02108, chain (ii).
 
-Definitions of this project (docs/geometry.md). CNN: the DC channel Jacobian J[o, i], the mean over the output's sites of the
-derivative of channel o when channel i of the input moves by the same amount at every site. Token model: the token Jacobian
-J[o, i], the derivative of channel o of one token of the output by channel i of the same token of the input, the other tokens
-held. Legend: a block's input is (1, C, H, W), (1, H, W, C) or (1, N, C); N tokens, C channels.
+Definitions of this project (docs/geometry.md). For a convolutional network, the DC channel Jacobian J[o, i] is the derivative
+of output channel o when input channel i moves by the same amount at every site, averaged over the output's sites. For a token
+model, the token Jacobian J[o, i] is the derivative of channel o of one output token with respect to channel i of the same token
+of the input, while the other tokens are held fixed.
+
+Legend: a block's input is (1, C, H, W), (1, H, W, C) or (1, N, C), with N tokens and C channels.
 """
 
 import warnings
@@ -15,28 +17,30 @@ from torch import Tensor, nn
 from torch.func import jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-CHUNK_BYTES = 256 * 2**20  # of tangents of one block's input and output at a time
+CHUNK_BYTES = 256 * 2**20  # memory for the tangents that are computed at a time
 CHANNELS_FIRST, CHANNELS_LAST, TOKEN = "channels first", "channels last", "token"
 
 
 class Layout(NamedTuple):
-    """How channels lie in a block's input and output, and which token is looked at."""
+    """Which axis of a block's input and output holds the channels, and which token is differentiated."""
 
     kind: str  # CHANNELS_FIRST, CHANNELS_LAST or TOKEN
     token: int = 0
 
 
 def block_jacobian(block: Callable[[Tensor], Tensor], inputs: Tensor, layout: Layout, chunk_bytes: int = CHUNK_BYTES) -> Tensor:
-    """float64 (C_out, C_in): the Jacobian of ``block`` at ``inputs`` (batch of 1), in chunks of tangents of ``chunk_bytes``.
+    """float64 (C_out, C_in): the Jacobian of ``block`` at ``inputs``, a batch of 1.
+
+    ``chunk_bytes`` bounds the memory of the tangents that are computed at a time.
 
     Raises:
-        ValueError: a batch other than 1, or an output of another layout.
+        ValueError: if the batch is not 1, or the output has another layout than the input.
     """
     if len(inputs) != 1:
         raise ValueError(f"inputs must be a batch of 1, got {len(inputs)}")
     channel = 1 if layout.kind == CHANNELS_FIRST else inputs.ndim - 1
     channels = inputs.shape[channel]
-    # Fused attention has no forward-mode derivative; torch's own derivatives use a part of torch that torch deprecates.
+    # Fused attention has no forward-mode derivative. The warning is about torch's own call of its deprecated part.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
         outputs = block(inputs)
@@ -44,7 +48,7 @@ def block_jacobian(block: Callable[[Tensor], Tensor], inputs: Tensor, layout: La
             raise ValueError(f"the block must keep the layout of its input {tuple(inputs.shape)}, got {tuple(outputs.shape)}")
 
         def derivative(index: Tensor) -> Tensor:
-            """(C_out,): along channel ``index`` of the input, at the token, or at all sites."""
+            """(C_out,): the derivative along channel ``index`` of the input, moved at the token or at all sites."""
             unit = torch.nn.functional.one_hot(index, channels).to(inputs.dtype)
             if layout.kind == TOKEN:
                 here = torch.arange(inputs.shape[1], device=inputs.device) == layout.token
@@ -66,13 +70,18 @@ def block_jacobian(block: Callable[[Tensor], Tensor], inputs: Tensor, layout: La
 def network_jacobians(
     network: nn.Module, blocks: Sequence[str], image: Tensor, token: int | None = None, chunk_bytes: int = CHUNK_BYTES
 ) -> Iterator[tuple[str, Tensor]]:
-    """(name, Jacobian) of every named block of ``network``, in order, at what it receives for ``image`` (1, 3, H, W).
+    """Yield (name, Jacobian) of every block named in ``blocks``, in order, at its input when the network sees ``image``.
 
-    The network is used in eval mode and left in the mode it was in. ``token``: which token of a token model; default: the one
-    in the middle of the patches. Noise is what the network's hooks make of eval mode, none by default.
+    ``image`` is (1, 3, H, W). The network runs in eval mode, so noise acts only if its hooks are set to act in eval mode, too.
+    Afterwards the network is back in the mode it was in.
+
+    Args:
+        token: the index of the token to differentiate in a token model; by default the middle one of the patches.
+        chunk_bytes: see ``block_jacobian``.
 
     Raises:
-        ValueError: a block that the forward pass never reaches, or whose input is no map and no token sequence.
+        ValueError: if the forward pass never calls a block, or a block receives neither a map, nor tokens, nor a vector, or
+            ``token`` is out of range; also as ``block_jacobian``.
     """
     training = network.training
     network.eval()
@@ -87,13 +96,13 @@ def network_jacobians(
 
 
 def _inputs(network: nn.Module, blocks: Sequence[str], image: Tensor) -> dict[str, Tensor]:
-    """What each block receives."""
+    """The input that each block receives for ``image``."""
     received: dict[str, Tensor] = {}
     handles = []
     for name in blocks:
 
         def keep(module: nn.Module, inputs: tuple, name: str = name) -> None:
-            received.setdefault(name, inputs[0].detach().clone())  # a later module may work in place
+            received.setdefault(name, inputs[0].detach().clone())  # a clone, because a later module may work in place
 
         handles.append(network.get_submodule(name).register_forward_pre_hook(keep))
     try:
@@ -111,7 +120,7 @@ def _inputs(network: nn.Module, blocks: Sequence[str], image: Tensor) -> dict[st
 def _layout(network: nn.Module, name: str, inputs: Tensor, token: int | None) -> Layout:
     if inputs.ndim == 4:
         return Layout(CHANNELS_LAST if getattr(network, "output_fmt", "NCHW") == "NHWC" else CHANNELS_FIRST)
-    if inputs.ndim == 2:  # a layer behind the pooling: no sites
+    if inputs.ndim == 2:  # a layer behind the pooling, which has no sites
         return Layout(CHANNELS_LAST)
     if inputs.ndim != 3:
         raise ValueError(f"block {name} must receive a map, tokens or a vector, got {inputs.ndim}-d")

@@ -1,9 +1,9 @@
-"""What every part of the geometry needs of a matrix: checked float64 values, singular values, a decomposition.
+"""Linear algebra that every part of the geometry uses: checked float64 values, singular values and a decomposition.
 
-Legend: a matrix is (m, n), outputs x inputs; d = min(m, n). Singular values s_1 >= ... >= s_d >= 0.
+Legend: a matrix is (m, n), outputs x inputs; d = min(m, n); its singular values are s_1 >= ... >= s_d >= 0.
 
-Eigenvalues of the Gram matrix cost a quarter of an SVD or less. Their error is about d 1e-16 s_1^2, hence of a singular value
-d 1e-16 s_1^2 / s_i: the Gram matrix is used where s_d > GRAM_FLOOR s_1, else LAPACK's SVD.
+The eigenvalues of the Gram matrix cost a quarter of an SVD or less. Their error is about d 1e-16 s_1^2, so that of the singular
+value s_i is about d 1e-16 s_1^2 / s_i. Hence the Gram matrix is used if s_d > GRAM_FLOOR s_1, and LAPACK's SVD otherwise.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ def matrix64(matrix: Tensor, name: str = "matrix") -> Tensor:
     """``matrix`` as float64, on its device.
 
     Raises:
-        ValueError: not 2-d, empty, complex, or not finite.
+        ValueError: if ``matrix`` is not a 2-d tensor, or is empty, complex or not finite.
     """
     if not isinstance(matrix, Tensor) or matrix.ndim != 2 or 0 in matrix.shape:
         got = tuple(matrix.shape) if isinstance(matrix, Tensor) else type(matrix).__name__
@@ -27,18 +27,18 @@ def matrix64(matrix: Tensor, name: str = "matrix") -> Tensor:
 
 
 def finite64(values: Tensor, name: str) -> Tensor:
-    """The values as float64. Raises ValueError if one is complex, NaN or infinite."""
+    """``values`` as float64. Raises ValueError if they are complex, or one is NaN or infinite."""
     if values.is_complex():
         raise ValueError(f"{name} must be real, got {values.dtype}")
     values = values.detach().to(torch.float64)
-    # A sum is quicker than a look at each value; it may overflow where all are finite.
+    # A sum is quicker than a check of each value, but it may overflow although all values are finite.
     if not bool(torch.isfinite(values.sum())) and (bad := int((~torch.isfinite(values)).sum())):
         raise ValueError(f"{name} must be finite, got {bad} NaN or infinite values")
     return values
 
 
 def gram_values(matrices: Tensor) -> Tensor:
-    """Singular values (..., d) of (..., m, n) by the Gram matrix, descending, those that it cannot resolve by an SVD."""
+    """Singular values (..., d) of matrices (..., m, n), descending, by the Gram matrix, or by an SVD where it is too coarse."""
     tall, scale = _tall(matrices)
     squares = torch.linalg.eigvalsh(tall.mT @ tall).flip(-1).clamp_(min=0)
     values = squares.sqrt_()
@@ -49,26 +49,28 @@ def gram_values(matrices: Tensor) -> Tensor:
 
 
 def _tall(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """The matrices or their transposes (..., max(m, n), d) at a largest entry in [1, 2), what they were divided by (..., 1)."""
+    """Matrices or their transposes, (..., max(m, n), d), scaled to a largest entry in [1, 2); and their divisors (..., 1)."""
     scale = power_of_two(matrices.abs().amax((-2, -1), keepdim=True))
     matrices = matrices / scale
     return matrices.mT if matrices.shape[-2] < matrices.shape[-1] else matrices, scale[..., 0]
 
 
 def power_of_two(largest: Tensor) -> Tensor:
-    """The power of two at or below each ``largest`` >= 0, 1 for 0: divided by it, which is exact, squares neither overflow nor
-    vanish."""
+    """The largest power of two that is at most ``largest`` >= 0, elementwise; 1 for 0.
+
+    Values divided by this power, which loses no precision, can be squared without overflow or underflow.
+    """
     return torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1), 1)
 
 
 def top_value(matrix: Tensor) -> float:
-    """s_1 of a float64 (m, n)."""
+    """The largest singular value s_1 of a float64 matrix (m, n)."""
     tall, scale = _tall(matrix)
     return float(torch.linalg.eigvalsh(tall.mT @ tall)[-1].clamp(min=0).sqrt() * scale)
 
 
 def norm(values: Tensor) -> float:
-    """The 2-norm of all ``values``, at any scale: torch's own squares them as they are."""
+    """The 2-norm of all ``values`` at any scale; torch's own norm would square them unscaled and could overflow."""
     if values.numel() == 0:
         return 0.0
     scale = power_of_two(values.abs().max())
@@ -76,7 +78,7 @@ def norm(values: Tensor) -> float:
 
 
 class Decomposition(NamedTuple):
-    """A = U Sigma V^T, kept as products that need no division by a small singular value."""
+    """A = U Sigma V^T, kept as U Sigma and Sigma V^T: these products need no division by a small singular value."""
 
     matrix: Tensor  # A (m, n)
     values: Tensor  # Sigma (d,), descending
@@ -85,12 +87,16 @@ class Decomposition(NamedTuple):
 
 
 def decompose(matrix: Tensor) -> Decomposition:
-    """The singular value decomposition of ``matrix`` (m, n), by the Gram matrix's eigenvectors where they are accurate."""
+    """The singular value decomposition of ``matrix`` (m, n), by the Gram matrix where it is accurate, else by an SVD.
+
+    Raises:
+        ValueError: if the matrix is not 2-d, or is empty, complex or not finite.
+    """
     matrix = matrix64(matrix)
     tall, scale = _tall(matrix)
     vectors = torch.linalg.eigh(tall.mT @ tall).eigenvectors
     left = tall @ vectors
-    values, order = torch.linalg.vector_norm(left, dim=0).sort(descending=True)  # more exact than the eigenvalues' roots
+    values, order = torch.linalg.vector_norm(left, dim=0).sort(descending=True)  # more exact than roots of eigenvalues
     left, vectors = left[:, order], vectors[:, order]
     if values[-1] <= GRAM_FLOOR * values[0]:
         left, values, vectors_T = torch.linalg.svd(tall, full_matrices=False)
@@ -100,5 +106,5 @@ def decompose(matrix: Tensor) -> Decomposition:
 
 
 def tail(values: Tensor, rank: int) -> float:
-    """Frobenius norm of what a truncation to ``rank`` modes leaves out."""
+    """Frobenius norm of what a truncation to the top ``rank`` modes leaves out, from descending singular ``values`` (d,)."""
     return norm(values[rank:])

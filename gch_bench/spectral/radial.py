@@ -1,6 +1,7 @@
 """Top-radial coordinates, interface amplitudes and the margin inequality. Source: GSA I, arXiv 2605.02108; docs/geometry.md.
 
-Legend: a factor A (m, n), d = min(m, n), is normalised to ||A||_F = sqrt(d); r = log s_1 of it; rho_d(a) is r on the chart.
+Legend: a factor A (m, n), d = min(m, n), is normalised to ||A||_F = sqrt(d). Its top-radial coordinate r is log s_1 after this
+normalisation, and rho_d(a) is the r of the chart with exponent a (gibbs.py).
 """
 
 import math
@@ -15,39 +16,42 @@ from gch_bench.spectral.linalg import gram_values, matrix64, norm, top_value
 
 
 class Radial(NamedTuple):
-    """The top-radial coordinate of one factor and what its chart says of it."""
+    """The top-radial coordinate of one factor, and the same coordinate of its fitted chart."""
 
     radial: float  # r = log s_1 >= 0
     chart: float  # rho_d(a)
     residual: float  # e = r - rho_d(a), signed
     fit: GibbsFit
-    norm: float  # ||A||_F
+    norm: float  # ||A||_F before normalisation
 
 
 class Interface(NamedTuple):
-    """Two adjacent factors, A_l then A_{l+1}: |rho_{l+1} - rho_l| <= 2 g + slack + |e_{l+1} - e_l|."""
+    """Two adjacent factors, A_l then A_{l+1}, and the margin inequality |rho_{l+1} - rho_l| <= 2 g + slack + |e_{l+1} - e_l|.
+
+    The inequality holds for every pair of factors (2 g + slack = r_l + r_{l+1}), so that it holds is no evidence of alignment.
+    """
 
     amplitude: float  # g = 1/2 log s_1(A_{l+1} A_l), both normalised; -inf where the product is zero
     slack: float  # r_l + r_{l+1} - 2 g >= 0, the non-backtracking slack
     residual_change: float  # e_{l+1} - e_l, signed
     displacement: float  # |rho_{l+1} - rho_l|
     bound: float  # 2 g + slack + |e_{l+1} - e_l| >= displacement
-    dominant: str  # the largest of the bound's terms: "budget" (2 g), "slack" or "residual"
+    dominant: str  # which term of the bound is the largest: "budget" (2 g), "slack" or "residual"
     exponent_change: float  # a_{l+1} - a_l
-    exponent_bound: float  # bound / kappa >= |exponent_change| for equal d, else nan
+    exponent_bound: float  # bound / kappa >= |exponent_change| if both have the same d, else nan
     first: Radial
     second: Radial
 
 
 class DepthBudget(NamedTuple):
-    """A whole chain: how far its exponents moved, and what that could have cost."""
+    """Sums over a whole chain: how far its exponents moved, and the bounds of that movement."""
 
-    amplification: float  # log M = sum of 2 g over the interfaces
-    largest_amplitude: float  # of one interface, 2 g
+    amplification: float  # sum of 2 g over the interfaces; inner factors count twice, so it is no log s_1 of the whole product
+    largest_amplitude: float  # the largest 2 g of an interface
     total_slack: float
     total_residual_change: float  # sum |e_{l+1} - e_l|
-    drift: float  # sum |a_{l+1} - a_l| over interfaces of equal d: exponents of other d do not compare, their rho do
-    net_drift: float  # a_L - a_1
+    drift: float  # sum |a_{l+1} - a_l| over interfaces of equal d; exponents of different d are not comparable, rho is
+    net_drift: float  # a_L - a_1, last less first exponent, whatever their d
     displacement: float  # sum |rho_{l+1} - rho_l|
     bound: float  # sum of the interfaces' bounds >= displacement
 
@@ -61,7 +65,7 @@ def chart_radial(exponent: float, count: int) -> float:
 
 
 def radial_of_values(singular_values: Tensor) -> Radial:
-    """The radial coordinates of a factor with these singular values (d,). Raises ValueError as ``fit_exponent``."""
+    """The radial coordinate of a factor with these singular values (d,). Raises ValueError as ``fit_exponent``."""
     fit = fit_exponent(singular_values)
     top = float(energies(singular_values)[0])
     radial = max((math.log(top) + math.log(fit.size)) / 2, 0.0)
@@ -73,7 +77,7 @@ def interface(first: Tensor, second: Tensor) -> Interface:
     """The interface of ``first`` (m, n), applied first, and ``second`` (k, m).
 
     Raises:
-        ValueError: shapes that do not compose, a zero matrix, or values that are not finite.
+        ValueError: if the shapes do not compose, a matrix is zero, or a value is not finite.
     """
     first, second = composable(first, second)
     for name, matrix in (("first", first), ("second", second)):
@@ -84,7 +88,7 @@ def interface(first: Tensor, second: Tensor) -> Interface:
 
 
 def composable(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as float64. Raises ValueError unless second @ first exists, and both are finite."""
+    """Both matrices as float64. Raises ValueError unless ``second @ first`` exists and all values are finite."""
     first, second = matrix64(first, "first"), matrix64(second, "second")
     if second.shape[1] != first.shape[0]:
         raise ValueError(
@@ -94,14 +98,14 @@ def composable(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def interface_of(first: Radial, second: Radial, top: float) -> Interface:
-    """The interface of two factors of which ``top`` = s_1(A_{l+1} A_l) / (||A_l||_F ||A_{l+1}||_F) is known."""
+    """The interface of two factors whose ``top`` = s_1(A_{l+1} A_l) / (||A_l||_F ||A_{l+1}||_F) is already known."""
     counts = first.fit.size, second.fit.size
     log_top = math.log(top) + math.log(math.prod(counts)) / 2 if top > 0 else -math.inf
     both = first.radial + second.radial
-    log_top = min(log_top, both)  # s_1 of a product is at most the product of the s_1, but for rounding
+    log_top = min(log_top, both)  # exceeds it by rounding only: s_1(A B) <= s_1(A) s_1(B)
     slack = both - log_top
     change = second.residual - first.residual
-    bound = both + abs(change)  # 2 g + slack, where either may be infinite, is r_l + r_{l+1}
+    bound = both + abs(change)  # 2 g + slack is r_l + r_{l+1}, also where both are infinite
     terms = {"budget": log_top, "slack": slack, "residual": abs(change)}
     exponents = first.fit.exponent, second.fit.exponent
     kappa = mean_log_rank(max(exponents), counts[0]) / 2
@@ -120,14 +124,14 @@ def interface_of(first: Radial, second: Radial, top: float) -> Interface:
 
 
 def _change(first: float, second: float) -> float:
-    return 0.0 if first == second else second - first  # both may be infinite
+    return 0.0 if first == second else second - first  # inf - inf would be nan
 
 
 def depth_budget(interfaces: Sequence[Interface]) -> DepthBudget:
-    """The sums over a chain's interfaces.
+    """The sums over the ``interfaces`` of a chain, in order.
 
     Raises:
-        ValueError: no interface.
+        ValueError: if there is no interface.
     """
     if not interfaces:
         raise ValueError("a depth budget needs at least one interface, got none")
@@ -144,10 +148,12 @@ def depth_budget(interfaces: Sequence[Interface]) -> DepthBudget:
 
 
 def near_identity_radial(direction: Tensor, epsilon: float) -> float:
-    """r of I + eps B to first order, eps (lambda_max(sym B) - tr B / d), eps >= 0; the error is O(eps^2).
+    """r of I + eps B to first order, for B = ``direction`` (d, d): eps (lambda_max((B + B^T) / 2) - tr B / d).
+
+    The error is O(eps^2). Source: GSA I.
 
     Raises:
-        ValueError: B is not square or not finite, or eps < 0.
+        ValueError: if B is not square or not finite, or eps < 0.
     """
     direction = matrix64(direction, "direction")
     if direction.shape[0] != direction.shape[1]:

@@ -1,6 +1,7 @@
 """Transport between adjacent factors, full and truncated to rank windows. Source: GSA II, arXiv 2605.02111; docs/geometry.md.
 
-Legend: A_l = U_l Sigma_l V_l^T (m, n), applied first, A_{l+1} (p, m); d1, d2 their numbers of modes; k1, k2 the windows.
+Legend: the factor A_l = U_l Sigma_l V_l^T (m, n) is applied first, then A_{l+1} (p, m). d1 and d2 are their numbers of singular
+modes; the windows k1 and k2 are the numbers of top modes that a truncation keeps.
 """
 
 from typing import NamedTuple
@@ -14,33 +15,34 @@ from gch_bench.spectral.radial import composable
 
 
 class Transport(NamedTuple):
-    """One interface. Physical matrices go from input to output channels, ``source_mode`` from modes to output channels."""
+    """The transport through one interface. Physical matrices map input channels to output channels, ``source_mode`` maps the
+    modes of the first factor to output channels."""
 
     full: Tensor  # T = Sigma_{l+1} V_{l+1}^T U_l Sigma_l (d2, d1): target modes x source modes
     truncated: Tensor  # T within the windows, zero elsewhere (d2, d1)
     physical: Tensor  # A_{l+1} A_l (p, n): output channels x input channels
     physical_truncated: Tensor  # A_{l+1}^(k2) A_l^(k1) (p, n)
     source_mode: Tensor  # A_{l+1} U_l Sigma_l (p, d1): output channels x source modes
-    source_mode_truncated: Tensor  # A_{l+1}^(k2) U_l Sigma_l within the window (p, d1)
+    source_mode_truncated: Tensor  # A_{l+1}^(k2) U_l Sigma_l, zero outside the first k1 modes (p, d1)
     error: float  # ||A_{l+1} A_l - A_{l+1}^(k2) A_l^(k1)||_F, the same in all three forms
     bound: float  # s_1(A_{l+1}) tail_F(l, k1) + s_1(A_l) tail_F(l+1, k2) >= error
-    fitted_bound: float  # the same with the charts' tails and their measured errors >= bound
-    rank_first: int
-    rank_second: int
+    fitted_bound: float  # the bound with ``fitted_tail`` in place of the tails; >= bound
+    rank_first: int  # k1
+    rank_second: int  # k2
 
 
 def transport(first: Tensor, second: Tensor, rank_first: int, rank_second: int) -> Transport:
     """The transport from ``first`` (m, n) to ``second`` (p, m), truncated to the ``rank_first`` and ``rank_second`` top modes.
 
     Raises:
-        ValueError: shapes that do not compose, values that are not finite, a zero matrix, or a rank outside 1..d.
+        ValueError: if the shapes do not compose, a value is not finite, a matrix is zero, or a rank is outside 1..d.
     """
     composable(first, second)
     return transport_of(decompose(first), decompose(second), rank_first, rank_second)
 
 
 def transport_of(first: Decomposition, second: Decomposition, rank_first: int, rank_second: int) -> Transport:
-    """The same of two decompositions, which a chain makes once a factor."""
+    """``transport`` of two factors that are already decomposed, as in a chain, which decomposes each factor once."""
     for name, rank, of in (("rank_first", rank_first, first), ("rank_second", rank_second, second)):
         if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= len(of.values):
             raise ValueError(f"{name} must be a whole number in 1..{len(of.values)}, got {rank!r}")
@@ -71,20 +73,23 @@ def transport_of(first: Decomposition, second: Decomposition, rank_first: int, r
 
 
 def _unit(columns: Tensor) -> Tensor:
-    """The columns of U_k Sigma_k, orthogonal and descending, at unit length; columns of length 0 stay 0."""
+    """``columns``, which are orthogonal, scaled to unit length; columns of length 0 stay 0."""
     lengths = torch.linalg.vector_norm(columns, dim=0)
     return columns / torch.where(lengths > 0, lengths, 1)
 
 
 def _basis(columns: Tensor) -> Tensor:
-    """The same, orthogonal to machine precision: columns of small modes are so only relative to the largest."""
+    """An orthonormal basis of ``columns``; columns of length 0 stay 0.
+
+    Unlike ``_unit``, it orthogonalises again: rounding leaves small modes orthogonal only relative to the largest mode.
+    """
     return torch.linalg.qr(columns).Q * (torch.linalg.vector_norm(columns, dim=0) > 0)
 
 
 def fitted_tail(values: Tensor, rank: int) -> float:
-    """Upper bound of ``tail(values, rank)``: the tail of the chart fitted to the spectrum, plus the chart's error there.
+    """Upper bound of ``tail(values, rank)``: the tail of the chart fitted to ``values`` (d,), plus the chart's error there.
 
-    In units of ||A||_F the first is (sum_{i>k} p_i(a))^1/2, the second the distance (sum_{i>k} (sqrt p_i - sqrt p_i(a))^2)^1/2.
+    In units of ||A||_F the chart's tail is (sum_{i>k} p_i(a))^1/2, and its error (sum_{i>k} (sqrt p_i - sqrt p_i(a))^2)^1/2.
     """
     p = energies(values).cpu()
     q = chart(fit_exponent(values).exponent, len(p))
@@ -93,10 +98,11 @@ def fitted_tail(values: Tensor, rank: int) -> float:
 
 
 def principal_angles(first: Decomposition, second: Decomposition, rank_first: int, rank_second: int) -> Tensor:
-    """float64 (min(k1, k2),), radians, ascending: between the top left subspace of A_l and the top right one of A_{l+1}.
+    """Angles between the span of the top k1 left singular vectors of A_l and that of the top k2 right ones of A_{l+1}.
 
-    Angles below 1e-7 are not resolved: they come from cosines, whose rounding error is 1e-15. Modes of size 0 have no
-    direction: they are at a right angle to all.
+    Returns:
+        float64 (min(k1, k2),), in radians, ascending. Angles below 1e-7 are not resolved, because they are computed from
+        cosines, whose rounding error is 1e-15. A mode whose singular value is 0 counts as orthogonal to all others.
     """
     left = _basis(first.outputs[:, :rank_first])
     right = _basis(second.inputs[:rank_second].mT)

@@ -1,6 +1,7 @@
-"""One chain of factors -> its tables: a row per factor and per interface, spectra, channels; factor by factor, two at a time.
+"""From a chain of factors to its tables: factors, interfaces, spectra, channels, columns and edges.
 
-Definitions: docs/geometry.md. Nothing of a factor but its rows and a small picture is kept: a chain may be longer than memory.
+Factors are read one after the other, and only two are in memory at a time, because all factors of a chain together may need
+more memory than there is. Only rows of tables and small pictures are kept. Definitions: docs/geometry.md.
 """
 
 import math
@@ -22,9 +23,9 @@ from gch_bench.spectral.transport import Transport, principal_angles, transport_
 from gch_bench.threads import few_at_a_time
 
 ETAS = (0.9, 0.95, 0.99)
-TAU_WINDOW = (0.75, 0.95)  # shares of block norms below the automatic tau
+TAU_WINDOW = (0.75, 0.95)  # least and largest share of block norms below the automatic tau
 NEAR_IDENTITY = 0.5  # largest ||A - I||_F / sqrt(d) at which a first-order formula is shown
-OMEGA_WINDOW = (0.25, 0.75)  # shares of overlap strengths below the automatic omega
+OMEGA_WINDOW = (0.25, 0.75)  # least and largest share of overlap strengths below the automatic omega
 
 
 class _Analysed(NamedTuple):
@@ -46,10 +47,17 @@ def analyse(
     alignment: AlignmentConfig,
     keep: Keep | None = None,
 ) -> ChainReport:
-    """The report on a chain; ``keep(index, matrices)`` is given each interface's matrices.
+    """The report on a chain.
+
+    Args:
+        factors: in the order in which they are applied.
+        chain, description: the chain's name and what its factors are, for the report.
+        spectral, alignment: options of the diagnosis.
+        keep: if given, it is called with each interface's index and matrices, for example to write them to a file.
 
     Raises:
-        ValueError: a factor that is zero or not finite, factors that do not compose, or more groups than rows.
+        ValueError: if a factor is zero or not finite, factors do not compose, their product is zero, or ``group_size`` does not
+            divide the rows.
     """
     names = ("factors", "interfaces", "channels", "columns", "edges", "spectra")
     rows: dict[str, list[Any]] = {name: [] for name in names}
@@ -92,7 +100,7 @@ def _analyse_interface(
     pictures: list[Picture],
     keep: Keep | None,
 ) -> radial.Interface:
-    """Add an interface's rows and picture; its matrices are gone when the next factor is read."""
+    """Add an interface's rows and picture to ``rows`` and ``pictures``; return its margin. No matrix of it is kept."""
     moved = transport_of(first.parts, second.parts, first.window, second.window)
     top = top_value(moved.physical) / (first.radial.norm * second.radial.norm)
     between = radial.interface_of(first.radial, second.radial, top)
@@ -144,14 +152,20 @@ def _factor_row(here: _Analysed, options: SpectralConfig) -> dict[str, Any]:
 
 
 def _tails(here: _Analysed, fitted: Tensor) -> dict[str, float]:
-    """Energy outside the window of the transport: measured, and the chart's bound of it by an integral (exponents >= 0)."""
+    """Energy outside the window of the transport: the measured share, and an integral that bounds the chart's own share.
+
+    The bound is nan for exponents below 0, for which it does not hold.
+    """
     fit = here.radial.fit
     bound = float(fitted[0]) * gibbs.tail_bound(fit.exponent, here.window, fit.size) if fit.exponent >= 0 else math.nan
     return {"tail_share": max(1 - float(here.energies[: here.window].sum()), 0.0), "chart_tail_bound": bound}
 
 
 def _near_identity(matrix: Tensor) -> dict[str, float]:
-    """Of a square factor A: ||A - I||_F / sqrt(d); where that is small, its top-radial coordinate to first order in A - I."""
+    """Distance of a square factor A (d, d) from the identity, ||A - I||_F / sqrt(d), and its r to first order in A - I.
+
+    Both are nan for a factor that is not square; r is nan where the distance is too large for a first-order formula.
+    """
     if matrix.shape[0] != matrix.shape[1]:
         return {"identity_distance": math.nan, "near_identity_radial": math.nan}
     direction = matrix - torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
@@ -232,7 +246,7 @@ def _alignment_row(shown: _Aligned, moved: Transport, labels: pam.ChannelLabels,
         "edges": int(made.edges.sum()) // 2,
         "hubs": int(made.hubs.sum()),
         **{name: int((labels.label == kind).sum()) for kind, name in enumerate(pam.LABELS)},
-        "stable_labels": int(stable.sum()) if certified != "no" else 0,  # a label is only kept where the masks are
+        "stable_labels": int(stable.sum()) if certified != "no" else 0,  # a label is certain only if the masks are
     }
 
 
@@ -272,7 +286,7 @@ def _matrices(moved: Transport, shown: _Aligned) -> dict[str, Tensor]:
 
 
 def _summary(report: ChainReport, interfaces: list[radial.Interface]) -> dict[str, float]:
-    """One number each for the whole chain: what runs are compared by."""
+    """The quantities that have one number for the whole chain; runs are compared by them."""
     factors, between = report.factors, report.interfaces
     summary = {
         "factors": float(len(factors)),
@@ -296,10 +310,12 @@ def _summary(report: ChainReport, interfaces: list[radial.Interface]) -> dict[st
 
 
 def weight_table(weights: Iterable[tuple[str, Tensor]]) -> pd.DataFrame:
-    """A row per weight: the spectrum of its taps' singular values taken together, and its chart.
+    """A row per weight, given as (name, (taps, rows, columns)): the spectrum of all its taps' singular values, and its chart.
 
-    On a CPU several weights at a time: most are too small to keep more than one core busy. Raises ValueError where one is not
-    finite.
+    Several weights are analysed at a time, because most are too small to keep more than one core busy.
+
+    Raises:
+        ValueError: if a weight is not finite.
     """
     return pd.DataFrame(few_at_a_time(_weight_row, weights))
 

@@ -1,24 +1,24 @@
-"""Weights -> chains of operator matrices, outputs x inputs, by YAML files of regular expressions over state-dict keys.
+"""Chains of operator matrices (outputs x inputs) from weights, by YAML files of regular expressions over state-dict keys.
 
-A chain file (chain_files/*.yaml, or a user's own) has a `name`, a `description` and `units`; each unit finds modules by name:
+A chain file (chain_files/*.yaml, or a user's own) has a `name`, a `description` and `units`. A unit finds modules by name:
 
     units:
       - block: 'layer(\\d+)\\.(\\d+)'    # the module's whole name; its captured numbers are \\1, \\2, ...
-        order: ['\\1', '\\2']           # where its factor stands in the chain; default: where its first key stands
-        product:                        # matrices under the module, from the input side; a key is a regular expression
+        order: ['\\1', '\\2']           # place of its factor in the chain; default: the place of its first key in the weights
+        product:                        # matrices in the module, first the one applied first; a key is a regular expression
           - {key: 'conv1\\.weight', norm: bn1}
           - {key: 'conv2\\.weight', norm: bn2}
-        shortcut:                       # added to the product: `identity`, or a product, or the identity where it is not found
+        shortcut:                       # added to the product: `identity`, or a product (if a key of it is missing: identity)
           - {key: 'downsample\\.0\\.weight', norm: downsample.1}
-        group_size: 64                  # rows in groups of so many, or `head_dim`; default: the report's own number of groups
-        skip_vectors: true              # modules whose weight is a vector (norms) are passed over
+        group_size: 64                  # rows per group, or `head_dim`; default: rows are divided into alignment.groups groups
+        skip_vectors: true              # modules whose weight is a vector (norms) are left out
 
-An entry of a product is a key, or a mapping with `key` and options: `norm` (fold this batch norm, a regular expression too;
-`eps` 1e-5), `as: diagonal` (a vector of gains) or `as: depthwise` (a convolution channel by channel), `transpose: true` (stored
-inputs x outputs), `part: [i, n]` (the i-th of n equal parts of the rows), `heads: true` (grouped queries: heads of head_dim
-rows, each repeated until the next matrix is filled), `optional: true`. Convolutions act at DC: their taps are summed. A grouped
-convolution is block diagonal. Source: GSA I, arXiv 2605.02108; which matrices stand for a block is this project's choice
-(docs/geometry.md).
+An entry of a product is a key, or a mapping with `key` and options. `norm` names a batch norm, also by a regular expression, to
+fold into the matrix with `eps` (1e-5). `as: diagonal` reads a vector of gains, `as: depthwise` a convolution of each channel by
+itself. `transpose: true` is for weights stored inputs x outputs, `part: [i, n]` takes the i-th of n equal parts of the rows.
+`heads: true` is for grouped queries: each head of head_dim rows is repeated until the rows fill the next matrix. An entry with
+`optional: true` may be missing. Convolutions are taken at DC, their taps summed; a grouped one is a block-diagonal matrix.
+Source: GSA I, arXiv 2605.02108; which matrices represent a block is this project's choice (docs/geometry.md).
 """
 
 import re
@@ -35,7 +35,7 @@ from torch import Tensor
 from gch_bench.results.geometry import STATIC
 from gch_bench.spectral.linalg import finite64
 
-# What `chain=auto` looks for: the first family of which a chain is there; `layers` only where its shapes compose.
+# `chain=auto` takes the first family that has a chain in the weights; the last, `layers`, only if its shapes compose.
 FAMILIES = (
     ("resnet",), ("convnext",), ("vit_mlp", "vit_ov"), ("mixer",), ("gpt2_mlp", "gpt2_ov"), ("llama_mlp", "llama_ov"),
     ("dit_mlp", "dit_ov"), ("unet2d",), ("layers",),
@@ -47,13 +47,13 @@ class Factor(NamedTuple):
 
     name: str  # the module's name
     matrix: Tensor  # float64 (outputs, inputs)
-    group_size: int | None = None  # its rows come in groups of so many
+    group_size: int | None = None  # rows per group, if the rows come in groups such as heads
     kind: str = STATIC
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One matrix of a product; see the module's docstring."""
+    """One matrix of a product; the docstring of this file explains the fields (``form`` is the option `as`)."""
 
     key: str
     norm: str | None = None
@@ -86,13 +86,13 @@ def _whole_numbers(values: Sequence[Any]) -> bool:
 
 @dataclass(frozen=True)
 class Unit:
-    """One kind of module in a chain."""
+    """One kind of module in a chain; the docstring of this file explains the fields."""
 
     block: str
     product: tuple[Entry, ...]
     order: tuple[str | int, ...] | None = None
     has_shortcut: bool = False
-    shortcut: tuple[Entry, ...] = ()  # the identity where it is empty, or not found
+    shortcut: tuple[Entry, ...] = ()  # the identity, if it is empty or a key of it is missing
     group_size: int | str | None = None
     skip_vectors: bool = False
 
@@ -127,7 +127,7 @@ class _Block(NamedTuple):
 
 
 def builtin_chains() -> list[str]:
-    """The names that `chain=` takes besides a file."""
+    """The names of the built-in chains, which `chain=` takes besides a file."""
     return sorted(path.name.removesuffix(".yaml") for path in _folder().iterdir() if path.name.endswith(".yaml"))
 
 
@@ -139,7 +139,7 @@ def load_chain(chain: str) -> Chain:
     """A built-in chain by name, or one from a .yaml file.
 
     Raises:
-        ValueError: no such chain or file, or one that breaks the format above.
+        ValueError: if there is no such chain or file, or the file breaks the format explained on top.
     """
     if chain in builtin_chains():
         text = (_folder() / f"{chain}.yaml").read_text()
@@ -193,7 +193,7 @@ def _entries(contents: Any) -> tuple[Entry, ...]:
 
 
 def chain_blocks(weights: Mapping[str, Tensor], chain: Chain) -> list[str]:
-    """The names of the modules of a chain, in order; [] where the weights have none."""
+    """The names of the chain's modules, in order; [] if the weights have none."""
     return [block.name for block in _blocks(weights, chain)]
 
 
@@ -214,8 +214,8 @@ def _blocks(weights: Mapping[str, Tensor], chain: Chain) -> list[_Block]:
 
 
 def find_chains(weights: Mapping[str, Tensor]) -> list[Chain]:
-    """The chains of the first family that these weights have two blocks of; [] if there is none."""
-    adaptive = any("adaLN_modulation" in key for key in weights)  # the original DiT has the keys of a vision transformer too
+    """The chains with at least two blocks in these weights, of the first family that has such a chain; [] if none has."""
+    adaptive = any("adaLN_modulation" in key for key in weights)  # the original DiT also has the keys of a vision transformer
     for family in sorted(FAMILIES[:-1], key=lambda family: not (adaptive and family[0].startswith("dit"))):
         chains = [load_chain(name) for name in family]
         present = [chain for chain in chains if len(chain_blocks(weights, chain)) >= 2]
@@ -233,12 +233,12 @@ def find_chains(weights: Mapping[str, Tensor]) -> list[Chain]:
 def chain_factors(
     weights: Mapping[str, Tensor], chain: Chain, device: torch.device | str = "cpu", head_dim: int | None = None
 ) -> Iterator[Factor]:
-    """The factors of a chain, in order, one at a time, float64 on ``device``; each weight is read when it is needed.
+    """Yield the factors of a chain, in order, in float64 on ``device``; each weight is read only when it is needed.
 
-    ``head_dim``: rows of an attention head, where the chain needs it (grouped queries, groups of rows).
+    ``head_dim`` is the number of rows of an attention head; chains with grouped queries or groups of rows need it.
 
     Raises:
-        ValueError: fewer than two blocks, a matrix that is missing, not finite or of a wrong shape, or factors that do not
+        ValueError: if there are fewer than two blocks, a matrix is missing, not finite or of a wrong shape, or factors do not
             compose (the message names both).
     """
     blocks = _blocks(weights, chain)
@@ -276,7 +276,7 @@ class _Reader(NamedTuple):
 
 
 def composing(factors: Iterable[Factor], chain: str) -> Iterator[Factor]:
-    """The factors as they come. Raises ValueError, naming both, at one that does not take what the one before it gives."""
+    """Yield the factors. Raises ValueError, naming both, if one has not as many inputs as the one before it has outputs."""
     before: tuple[str, tuple[int, ...]] | None = None
     for factor in factors:
         shape = tuple(factor.matrix.shape)
@@ -311,9 +311,9 @@ def _find(own: Mapping[str, str], entry: Entry) -> str | None:
 
 
 def _product(reader: _Reader, own: Mapping[str, str], entries: Sequence[Entry], block: str) -> Tensor:
-    """The matrices of a product, multiplied from the input side."""
+    """The product of the entries' matrices, of which the first acts first."""
     total: Tensor | None = None
-    heads = False  # the rows so far come in heads, which the next matrix may want repeated
+    heads = False  # whether the rows so far are heads that may have to be repeated
     for entry in entries:
         key = _find(own, entry)
         if key is None:
@@ -340,14 +340,14 @@ def _product(reader: _Reader, own: Mapping[str, str], entries: Sequence[Entry], 
 
 
 def _repeated_heads(total: Tensor, wanted: int, head_dim: int, key: str) -> Tensor:
-    """(wanted, inputs): each head of ``head_dim`` rows several times in a row, as grouped queries share it."""
+    """(wanted, inputs): each head of ``head_dim`` rows repeated in place, once for every query head that shares it."""
     if len(total) % head_dim or wanted % len(total):
         raise ValueError(f"{key} takes {wanted} inputs, which are no copies of {len(total)} rows in heads of {head_dim}")
     return total.unflatten(0, (-1, head_dim)).repeat_interleave(wanted // len(total), 0).flatten(0, 1)
 
 
 def _matrix(weight: Tensor, entry: Entry, key: str, inputs: int | None) -> Tensor:
-    """(outputs, inputs) of a linear layer or of a convolution at DC; grouped where it takes fewer than ``inputs``."""
+    """(outputs, inputs) of a linear layer or a convolution at DC, grouped if its weight has fewer columns than ``inputs``."""
     if weight.ndim < 2:
         raise ValueError(f"{key} must be a matrix or a convolution, got shape {tuple(weight.shape)}")
     matrix = weight.flatten(2).sum(2) if weight.ndim > 2 else weight
@@ -370,7 +370,7 @@ def _matrix(weight: Tensor, entry: Entry, key: str, inputs: int | None) -> Tenso
 
 
 def _norm_gain(reader: _Reader, own: Mapping[str, str], entry: Entry, block: str) -> Tensor:
-    """gamma / sqrt(running variance + eps) of a batch norm; gamma is 1 where it is not stored."""
+    """gamma / sqrt(running variance + eps) of a batch norm; gamma is 1 if it is not stored."""
     name = next((key for key in own if re.fullmatch(rf"(?:{entry.norm})\.running_var", key)), None)
     if name is None:
         raise ValueError(f"{block} has no {entry.norm}.running_var, which its chain folds into {entry.key}")
@@ -383,9 +383,9 @@ def _norm_gain(reader: _Reader, own: Mapping[str, str], entry: Entry, block: str
 
 
 def weight_matrices(weights: Mapping[str, Tensor], device: torch.device | str = "cpu") -> Iterator[tuple[str, Tensor]]:
-    """Every weight with at least two dimensions by itself: (name of its layer, (taps, outputs, inputs) as it is stored).
+    """Yield (name of its layer, (taps, outputs, inputs)) for every weight of at least two dimensions, axes as they are stored.
 
-    A convolution gives one matrix a tap. Norms and biases are vectors and left out, and so are weights that are no
+    A convolution has one matrix per tap. Norms and biases, which are vectors, are left out, and so are weights that are not
     floating-point numbers.
     """
     for key in weights:

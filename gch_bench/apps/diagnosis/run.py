@@ -1,4 +1,4 @@
-"""The diagnostic job: weights -> chains -> tables, figures, a summary in one folder; runs -> geometry against reliability."""
+"""The job of diagnose.py: measure the geometry of weights, compare it with runs' reliability, and write one folder."""
 
 import hashlib
 import json
@@ -44,13 +44,13 @@ from gch_bench.spectral.jacobian import network_jacobians
 from gch_bench.threads import torch_threads
 
 CSV = ("summary", "factors", "interfaces", "weights", "comparison", "correlations")
-TABLES = (*CSV, "channels", "columns", "edges", "spectra")  # a row per channel, column, edge or singular value: Parquet alone
+TABLES = (*CSV, "channels", "columns", "edges", "spectra")  # the long ones, of a row per channel or value, are Parquet alone
 FOLDERS = ("figures", "matrices")
 OWN = ("run.json", "report.md", "metrics.csv", *(f"{name}.{kind}" for name in TABLES for kind in ("parquet", "csv")), *FOLDERS)
 
 
 class Diagnosed(NamedTuple):
-    """One subject: its facts, its weights' table, and the reports on its chains."""
+    """What was measured on one subject: facts for run.json, the table of its weights, and the reports on its chains."""
 
     facts: dict[str, Any]
     weights: pd.DataFrame
@@ -58,10 +58,10 @@ class Diagnosed(NamedTuple):
 
 
 def diagnose(config: DiagnoseConfig) -> None:
-    """Measure, then write: the folder holds nothing of a diagnosis that failed.
+    """Measure first, then write, so that a diagnosis that fails leaves nothing in the folder.
 
     Raises:
-        UserError: the user's mistake, in one line.
+        UserError: if the user made a mistake; the message says which in one line.
     """
     keep_freed_memory(config.memory)
     with distributed.group(config.device) as world, torch_threads(config.threads):
@@ -72,7 +72,7 @@ def diagnose(config: DiagnoseConfig) -> None:
 
 @contextmanager
 def _obeying_sigterm() -> Iterator[None]:
-    """SIGTERM, which schedulers send, ends the job as Ctrl-C does, with nothing left behind. Exit code 143."""
+    """Inside, SIGTERM, which schedulers send, ends the job with exit code 143; like Ctrl-C it leaves nothing behind."""
 
     def leave(number: int, frame: Any) -> None:
         print("stopped by SIGTERM", file=sys.stderr, flush=True)
@@ -90,11 +90,11 @@ def _run(config: DiagnoseConfig, device: torch.device) -> None:
     base = Path(config.output or "runs")
     if config.output:
         _check_folder(base, config)
-    runs = [read_run(Path(run)) for run in config.runs]  # a record that is missing is found now, not after the measuring
+    runs = [read_run(Path(run)) for run in config.runs]  # before the measuring, so that a missing record is found early
     named = [_load_chain(name) for name in config.chain or [] if name != "auto"]
     _check_names(named)
     images = _images(config) if config.jacobian.images else None
-    # All is written to a scratch folder, which is gone in the end, and moved when it is whole.
+    # All files are written to a scratch folder and moved when they are complete; the scratch folder is removed in any case.
     with files.making(base), tempfile.TemporaryDirectory(prefix=".diagnosis-", suffix=".tmp", dir=base) as scratch:
         found = []
         for subject in subjects(config):
@@ -131,7 +131,8 @@ def _check_names(named: list[Chain]) -> None:
 
 
 def _check_folder(folder: Path, config: DiagnoseConfig) -> None:
-    """Only the same diagnosis is made again in a folder that holds something: what can be seen of it before the measuring."""
+    """Raises UserError if ``folder`` holds anything but the same diagnosis, as far as the options tell; `_check_identity`
+    compares the weights after the measuring."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output must be a folder, got the file {folder}: choose another output=")
     if (folder / "run.json").exists():
@@ -228,7 +229,7 @@ def _diagnose_subject(
 
 
 def _images(config: DiagnoseConfig) -> Callable[[Subject], list[tuple[str, Tensor]]]:
-    """subject -> (name, normalised (1, 3, size, size)) of images spread evenly over the validation set."""
+    """A function: subject -> [(name, normalised image (1, 3, size, size))], images spread evenly over the validation set."""
     data = load_data(config.data, train=False)
     count = config.jacobian.images
     if count > len(data.val):
@@ -307,7 +308,7 @@ def _write(
             files.write_atomic(path, partial(figure.savefig, format=kind, dpi=150))
     complete = {_matrices_file(label, each.chain, index) for label, each in reports for index in range(len(each.interfaces))}
     for path in scratch.glob("matrices/*"):
-        if path.name not in complete:  # of a chain that was left out
+        if path.name not in complete:  # it is of a chain that failed half-way and was left out
             path.unlink()
     files.write_atomic(scratch / "report.md", lambda file: file.write(text.encode()))
     files.write_json(scratch / "run.json", facts)
@@ -334,8 +335,10 @@ def _matrices_file(subject: str, chain: str, interface: int) -> str:
 
 
 def _move(scratch: Path, folder: Path) -> list[str]:
-    """Put what was written in the place of an earlier diagnosis; run.json goes first and comes last: without it a folder is not
-    whole. Returns the names."""
+    """Replace an earlier diagnosis in ``folder`` by the files in ``scratch``; returns their names.
+
+    run.json is removed first and put in place last, so that a folder which has it is complete.
+    """
     with files.writing(folder):
         folder.mkdir(exist_ok=True)
         for name in OWN:
@@ -354,7 +357,7 @@ def _name(found: list[Diagnosed]) -> str:
 
 
 def _identity(config: DiagnoseConfig, named: list[Chain], found: list[Diagnosed]) -> str:
-    """What determines the numbers: the weights, and the options but for where they are written and watched."""
+    """A hash of what determines the numbers: the weights, and all options except where results are written and logged."""
     plain = identity_of(config) | {"chains": [asdict(chain) for chain in named]}
     facts = [(item.facts["label"], item.facts["weights"]) for item in found]
     return hashlib.sha256(json.dumps([plain, facts], sort_keys=True).encode()).hexdigest()

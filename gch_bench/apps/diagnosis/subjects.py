@@ -1,4 +1,4 @@
-"""What diagnose.py looks at: networks with their weights, files of weights, finished runs."""
+"""The subjects of diagnose.py: networks with their weights, files of weights, and finished runs."""
 
 import hashlib
 import os
@@ -25,30 +25,31 @@ from gch_bench.results.runfacts import read_run_facts
 
 
 class Subject(NamedTuple):
-    """Weights to diagnose, and the network they are of where there is one."""
+    """Weights to diagnose, and their network if it could be built (a file of weights alone has none)."""
 
     label: str  # short, unique among the subjects
     origin: str  # the file, or which pretrained weights
     weights: Mapping[str, Tensor]
-    digest: str  # 16 hex digits: which weights
+    digest: str  # 16 hex digits, a hash of the weights
     network: nn.Module | None
     size: int | None  # image side of the network
     normalisation: Normalisation | None
-    head_dim: int | None  # rows of an attention head, where it is known
+    head_dim: int | None  # rows of an attention head; None if unknown
     warnings: list[str]
 
 
 class SafetensorsWeights(Mapping[str, Tensor]):
-    """The tensors of one or several .safetensors files, in natural order of their names, each read when it is asked for.
+    """The tensors of one or several .safetensors files, in natural order of their names (layer 2 before layer 10).
 
-    A file is opened anew for each tensor: an open one stays mapped, and counts as the process's memory once it is read.
+    A tensor is read only when it is asked for, and the file is opened anew for it: a file that stayed open would stay mapped,
+    and what was read of it would count as memory of the process.
     """
 
     def __init__(self, source: str) -> None:
-        """A .safetensors file, a folder of them, or a .safetensors.index.json.
+        """``source`` is a .safetensors file, a folder of such files, or a .safetensors.index.json.
 
         Raises:
-            UserError: no such file or folder, or one that is no safetensors.
+            UserError: if there is no such file or folder, or it cannot be read as safetensors.
         """
         path = Path(source).expanduser()
         if path.is_dir():
@@ -86,7 +87,7 @@ class SafetensorsWeights(Mapping[str, Tensor]):
         return len(self.names)
 
     def digest(self) -> str:
-        """16 hex digits over the files' bytes."""
+        """16 hex digits, a hash of the files' bytes."""
         digest = hashlib.sha256()
         for file in self.files:
             with open(file, "rb") as opened:
@@ -94,7 +95,7 @@ class SafetensorsWeights(Mapping[str, Tensor]):
         return digest.hexdigest()[:16]
 
     def head_dim(self) -> int | None:
-        """Rows of an attention head by the config.json beside the files (transformers' names), None where it does not say."""
+        """Rows of an attention head, from config.json (transformers' format) beside the files; None if it does not say."""
         file = self.files[0].parent / "config.json"
         if not file.is_file():
             return None
@@ -112,10 +113,10 @@ def _natural(name: str) -> list[tuple[bool, int, str]]:
 
 
 def subjects(config: DiagnoseConfig) -> Iterator[Subject]:
-    """One after the other, so that only one network is held.
+    """Yield the subjects that the configuration names, one after the other, so that only one network is in memory at a time.
 
     Raises:
-        UserError: nothing given, or something that is not there or does not fit.
+        UserError: if the configuration names no weights, or names a file that does not exist or does not fit the model.
     """
     if config.source:
         weights = SafetensorsWeights(config.source)
@@ -139,12 +140,12 @@ def subjects(config: DiagnoseConfig) -> Iterator[Subject]:
             stride = model.output_stride or facts.get("output_stride")
             try:
                 yield _of_model(replace(model, output_stride=stride), label, size, classes, config.head_dim)
-            except FieldError as error:  # here the file is named by `checkpoint`, without a group, or by `model.checkpoint`
+            except FieldError as error:  # the file may come from `checkpoint` or from `model.checkpoint`
                 raise error.in_group("" if paths else "model") from error
 
 
 def labels(paths: list[str]) -> list[str]:
-    """Short unique names: the parts in which the paths differ, else numbered."""
+    """Short unique names for paths: the parts in which the paths differ; numbered, if those names are not unique."""
     stems = [Path(os.path.abspath(re.sub(r"\.(pt|pth|bin|safetensors)$", "", path))) for path in paths]
     names = [
         "-".join(part for part in own.parts if not all(part in other.parts for other in stems)) or own.name for own in stems
@@ -153,7 +154,7 @@ def labels(paths: list[str]) -> list[str]:
 
 
 def _source_label(source: str) -> str:
-    """The file's or folder's name; the folder's where the file has the name that all have, model.safetensors."""
+    """The file's or folder's name; for a file with the usual name model.safetensors, the name of its folder."""
     path = Path(os.path.abspath(os.path.expanduser(source)))
     stem = re.sub(r"\.safetensors(\.index\.json)?$", "", path.name)
     return path.parent.name if stem == "model" and path.parent.name else stem
@@ -185,7 +186,7 @@ def _of_run(folder: Path, label: str, head_dim: int | None) -> Subject:
 
 
 def _run_facts(checkpoint: str | None) -> dict[str, Any]:
-    """Image size, number of classes and output stride of a checkpoint in a run folder, {} elsewhere."""
+    """Image size, number of classes and output stride of the run that the checkpoint is of; {} if it is in no run folder."""
     file = Path(checkpoint or "").parent.parent / "run.json"
     if not checkpoint or not file.is_file():
         return {}
@@ -203,14 +204,18 @@ def _own_size(model: ModelConfig) -> int:
 
 
 def _classes(model: ModelConfig) -> int:
-    """Of the classifier that the weights have: the checkpoint's by timm's word for it, else its last matrix."""
+    """Number of classes that the weights are for.
+
+    It is read from the checkpoint's classifier, by timm's name for it, or else from the last matrix of the checkpoint. If there
+    is no readable checkpoint, it is the number that timm states for the model, or 1000.
+    """
     facts = None if model.factory else timm.get_pretrained_cfg(model.name, allow_unregistered=True)
     known = int(facts.num_classes) if facts is not None and facts.num_classes else 1000
     if not model.checkpoint or not Path(model.checkpoint).is_file():
         return known
     try:
         state = load_state_dict(model.checkpoint, use_ema=True, weights_only=True)
-    except Exception:  # building the network says in one line what is wrong with the file
+    except Exception:  # the later load of the same file says in one line what is wrong
         return known
     word: Any = facts.classifier if facts is not None and facts.classifier else ()
     names = (word,) if isinstance(word, str) else word
