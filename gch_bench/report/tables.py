@@ -72,7 +72,7 @@ def compare(runs: list[Run], num_resamples: int = 1000, level: float = 0.95) -> 
             continue
         average = [means(run, cells) for run in runs]
         try:
-            differences = [
+            intervals = [
                 paired_differences([runs[0].cells[c] for c in cells], [run.cells[c] for c in cells], num_resamples, level=level)
                 for run in runs[1:]
             ]
@@ -80,7 +80,7 @@ def compare(runs: list[Run], num_resamples: int = 1000, level: float = 0.95) -> 
             raise UserError(f"the runs were not evaluated on the same images: {error}") from error
         for key, metric in SHOWN.items():
             numbers = [metric.text(mean[key]) for mean in average]
-            rows.append([f"{part} {metric.header}", *numbers, *(_interval(metric, each[key]) for each in differences)])
+            rows.append([f"{part} {metric.header}", *numbers, *(_interval(metric, each.get(key)) for each in intervals)])
     rows += _corruption_error_rows(runs, shared)
     return Comparison("Comparison of runs", columns, rows, _notes(runs, labels, shared, num_resamples, level))
 
@@ -157,7 +157,9 @@ def means(run: Run, cells: list[Cell]) -> dict[str, float]:
     return rows[CELL_CLEAN] if CELL_CLEAN in rows else mean_corruption(rows, SHOWN)
 
 
-def _interval(metric: Metric, value: Interval) -> str:
+def _interval(metric: Metric, value: Interval | None) -> str:
+    if value is None:  # a metric that the bootstrap does not know
+        return "no interval"
     estimate, low, high = (metric.text(part, "+") for part in value)
     return f"{estimate} [{low}, {high}]"
 

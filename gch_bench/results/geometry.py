@@ -26,7 +26,7 @@ class ChainReport:
     """What was measured on one chain of one network."""
 
     chain: str
-    kind: str  # factors.STATIC or factors.MEASURED
+    kind: str  # STATIC or MEASURED
     description: str
     factors: pd.DataFrame = field(default_factory=pd.DataFrame)
     interfaces: pd.DataFrame = field(default_factory=pd.DataFrame)
