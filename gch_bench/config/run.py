@@ -252,8 +252,9 @@ class Config:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What determines the weights and the results of each cell, in plain values: the fields that differ from their defaults,
-        and whether corrupted images are stored ones."""
+        """What determines the weights and the results of each cell: the fields that differ from their defaults, and `stored`.
+
+        All values are plain."""
         return {**identity_of(self), "stored": self.corruptions.stored}
 
     @property

@@ -140,7 +140,7 @@ def train(
     if recipe.recalibrate_bn:  # on the images of the epoch after the last, in the order and with the augmentation of that epoch
         more = checked(job.loader.epoch(recipe.epochs), job.skip_bad, skipped)
         recalibrate(trained, job.frozen, (job.inputs(batch) for batch in more), world)
-    # Every process has BatchNorm statistics of its own images: all go on with those of rank 0, which the checkpoint holds too.
+    # Each process has BatchNorm statistics of its own images. From here on all use those of rank 0.
     distributed.broadcast(trained.state_dict(), world)
     return trained
 
