@@ -224,7 +224,7 @@ def _number(environment: Mapping[str, str], name: str, default: int | None = Non
 
 
 def _tasks_here(tasks_per_node: str, node: int) -> int:
-    """The number of tasks on the node with the number `node`, from SLURM's list: 4(x2),3 means 4 on two nodes, 3 on the third."""
+    """The number of tasks on the node of index `node`. SLURM's list 4(x2),3 means 4 on each of two nodes and 3 on the third."""
     counts: list[int] = []
     for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks_per_node):
         counts += [int(count)] * int(times or 1)

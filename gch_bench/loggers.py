@@ -1,8 +1,8 @@
 """Loggers: where metrics go besides the run folder's own files.
 
-The names of metrics are train/loss, train/top1, train/lr and train/images_per_second; clean/KEY, shift/<corruption>/<severity>/KEY
-and shift/mean/KEY (the mean over severities, then over corruptions) for every KEY of metrics.SHOWN, such as top1; and for
-ImageNet-1k shift/mean/mce and shift/mean/relative_mce.
+The names of a run's metrics are train/loss, train/top1, train/lr and train/images_per_second; for every KEY of metrics.SHOWN,
+such as top1, clean/KEY, shift/<corruption>/<severity>/KEY and shift/mean/KEY, the mean over severities and then corruptions;
+and for ImageNet-1k shift/mean/mce and shift/mean/relative_mce.
 """
 
 import contextlib
@@ -71,7 +71,7 @@ class CsvLogger(NoLogger):
 
 
 class WandbLogger:
-    """logger=wandb: Weights & Biases. The default mode offline needs no account or network; `wandb sync` can upload it later."""
+    """logger=wandb: Weights & Biases. The default mode, offline, needs no account or network; `wandb sync` uploads it later."""
 
     def __init__(self, config: Logged, folder: Path) -> None:
         if config.logger.mode == "offline":  # then wandb must not send crash reports either

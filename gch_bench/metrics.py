@@ -2,8 +2,8 @@
 
 An atom is what one image contributes, such as its confidence. A cell is the evaluation of all images, clean or with one
 corruption at one severity. Every number is computed once from all atoms of a cell, never averaged over batches. Rates, errors
-and confidences are fractions in [0, 1]; NLL and entropy are in nats; the Brier score is in [0, 2]. Bad input raises a ValueError
-with a message of one line.
+and confidences are fractions in [0, 1]; NLL and entropy are in nats; the Brier score is in [0, 2]. Bad input raises a
+ValueError with a message of one line.
 Legend: N samples, C classes, B bins.
 """
 
@@ -72,7 +72,7 @@ def top_k_accuracy(log_probabilities: ArrayLike, labels: ArrayLike, k: int) -> f
 
 
 def bin_index(confidence: ArrayLike, num_bins: int = NUM_BINS) -> Ints:
-    """The index (N,) of the equal-width bin (lo, hi] of each confidence (N,). Confidence 0 is in the first bin, 1 in the last."""
+    """The index (N,) of the equal-width bin (lo, hi] of each confidence (N,). 0 is in the first bin, 1 in the last."""
     if num_bins < 1:
         raise ValueError(f"num_bins must be >= 1, got {num_bins}")
     edges = np.linspace(0, 1, num_bins + 1)
@@ -108,8 +108,8 @@ def equal_mass_calibration_error(confidence: ArrayLike, correct: ArrayLike, num_
     """ECE over bins of equal counts (Nixon et al. 2019, adaptive calibration error, for the top label, weighted by n_b / N).
 
     Sorted confidences are cut into groups as by ``np.array_split``, whose sizes differ by at most one. The last confidence of a
-    group is the upper edge of its bin (lo, hi]. Equal confidences thus share a bin, the lowest that any of them falls in, so the
-    result does not depend on the order of the input, and the counts differ by more than one only where ties force it.
+    group is the upper edge of its bin (lo, hi]. Equal confidences thus share a bin, the lowest that any of them falls in, so
+    the result does not depend on the order of the input, and the counts differ by more than one only where ties force it.
     """
     confidence_N, correct_N = _checked(confidence, correct)
     if num_bins < 1:

@@ -1,7 +1,8 @@
-"""BatchNorm under internal noise: how much the noise inflates the running variances, and re-estimation without it.
+"""BatchNorm with internal noise: how much the noise inflates the running variances, and how to re-estimate them without noise.
 
-Noise before a BatchNorm layer inflates the variance that the layer records in training, and a noise-free evaluation then
-divides by it: a side effect that has nothing to do with what the noise taught the network (theory 1.3).
+Noise before a BatchNorm layer inflates the variance that the layer records in training. An evaluation without noise then
+divides by this variance, which is too large. This changes the results, although it has nothing to do with what the noise taught
+the network (docs/definitions.md).
 """
 
 from collections.abc import Iterable, Iterator
