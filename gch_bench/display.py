@@ -1,4 +1,4 @@
-"""What a run shows on rank 0: progress bars in a terminal, plain lines elsewhere, tables in both."""
+"""What a run prints on rank 0: progress bars in a terminal, plain lines of progress elsewhere, and tables in both."""
 
 import sys
 import time
@@ -9,16 +9,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-QUIET_SECONDS = 10.0  # between plain lines
+QUIET_SECONDS = 10.0  # the shortest time between two plain lines of progress
 
 
 class Display:
-    """Prints on the main process only; elsewhere every method does nothing."""
+    """Prints on the main process (`main`). On all other processes its methods print nothing."""
 
     def __init__(self, main: bool) -> None:
         self.main = main
         self.terminal = main and sys.stdout.isatty()
-        # Elsewhere than in a terminal there is no width to fit into: tables are written whole.
+        # Output that is not a terminal has no width to fit into, so tables are written in full width.
         self.console = Console(quiet=not main, soft_wrap=True, highlight=False, width=None if self.terminal else 1000)
 
     def line(self, text: str) -> None:
@@ -29,7 +29,7 @@ class Display:
 
     @contextmanager
     def bar(self, what: str, total: int, unit: str) -> Iterator[Callable[[str, int], None]]:
-        """A progress bar over `total` units; yields advance(note, units)."""
+        """A progress bar over `total` units. Yields advance(note, units), to be called when so many more units are done."""
         if self.terminal:
             eta = (TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
             columns = (TextColumn("{task.description}"), BarColumn(bar_width=8), MofNCompleteColumn(), *eta)  # fits 80 columns
@@ -52,7 +52,7 @@ class Display:
         yield advance
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:
-        """A table whose first column is text and the rest numbers; `notes` are printed under it."""
+        """Print a table whose first column is text and whose other columns are numbers, and the `notes` under it."""
         table = Table(title=title, title_justify="left")
         for i, column in enumerate(columns):
             table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)

@@ -1,8 +1,8 @@
-"""Process groups. `group` joins the processes that torchrun or srun started; the functions at the end are what the members of a
-group do together, and do nothing where there is one process alone.
+"""Process groups. `group` joins the processes that torchrun or srun started. The functions at the end of this file (all_reduce,
+all_gather, barrier, broadcast, ...) are the collectives: all processes must call them. With one process they do nothing.
 
-No wait is without an end: all processes must have met within `MEETING_SECONDS`, and a collective that one of them does not join
-fails after `COLLECTIVE_TIMEOUT`, or as soon as its connection breaks.
+Every wait has an end. All processes must meet within `MEETING_SECONDS`. A collective that one process does not call fails after
+`COLLECTIVE_TIMEOUT`, or as soon as the connection to that process breaks.
 """
 
 import itertools
@@ -23,19 +23,20 @@ import torch.distributed as dist
 
 from gch_bench.errors import UserError
 
-MEETING_SECONDS = 60.0  # for all processes to meet
-COLLECTIVE_TIMEOUT = timedelta(hours=1)  # afterwards: rank 0 may be downloading the data while the others wait
+MEETING_SECONDS = 60.0  # the time in which all processes must meet
+COLLECTIVE_TIMEOUT = timedelta(hours=1)  # long, because rank 0 may be downloading the data while the others wait
 
-_groups = itertools.count()  # a process may join several groups, one after another: each has its own keys in the store
+# A process may join several groups, one after another (a sweep). Their numbers keep their keys in the store apart.
+_groups = itertools.count()
 
 
 class World(NamedTuple):
-    """This process in its group: `device` is its own, `local_size` the number of processes of the group on this host."""
+    """This process as a member of its process group."""
 
-    rank: int
-    size: int
-    device: torch.device
-    local_size: int = 1
+    rank: int  # the number of this process, from 0
+    size: int  # the number of processes in the group
+    device: torch.device  # the device that this process computes on
+    local_size: int = 1  # the number of processes of the group on this host
 
     @property
     def main(self) -> bool:
@@ -47,17 +48,17 @@ class World(NamedTuple):
 
 
 class SharedError(UserError):
-    """A UserError that every process of the group raises at once: rank 0 alone prints it."""
+    """A UserError that all processes of the group raise together. Only rank 0 prints it."""
 
 
 class Launch(NamedTuple):
-    """What the launcher says of this process: its rank among how many, in all and on this host, and where rank 0 listens."""
+    """What the launcher (torchrun or srun) says about this process."""
 
-    rank: int
-    size: int
-    local_rank: int
-    local_size: int
-    address: str
+    rank: int  # the number of this process, from 0
+    size: int  # the number of processes
+    local_rank: int  # the number of this process among those on this host, from 0
+    local_size: int  # the number of processes on this host
+    address: str  # where rank 0 listens, so that all processes can meet
     port: int
 
 
@@ -65,13 +66,13 @@ ALONE = Launch(0, 1, 0, 1, "", 0)
 
 
 def launched(environment: Mapping[str, str]) -> Launch:
-    """Read the environment that torchrun (RANK, WORLD_SIZE, ...) or srun (SLURM_STEP_NUM_TASKS, ...) gives its processes.
+    """Read what torchrun (RANK, WORLD_SIZE, ...) or srun (SLURM_STEP_NUM_TASKS, ...) says in the environment of its processes.
 
-    Under SLURM the tasks of the *step* count, which srun makes: in the script of an sbatch, SLURM_NTASKS is the job's number of
-    tasks, but the script itself is one process, and a program that it starts without srun is alone.
+    Under SLURM the number of tasks of the *step* counts, which srun starts. SLURM_NTASKS does not: it is the number of tasks of
+    the job, also in an sbatch script, which is one process, and a program that the script starts without srun is alone.
 
     Raises:
-        UserError: a variable that is missing or no number.
+        UserError: a variable is missing or no number, or RANK lies outside 0..WORLD_SIZE-1.
     """
     if "RANK" in environment:
         size = _number(environment, "WORLD_SIZE", 1)
@@ -92,12 +93,12 @@ def launched(environment: Mapping[str, str]) -> Launch:
         local_rank=_number(environment, "SLURM_LOCALID"),
         local_size=_tasks_here(environment.get("SLURM_STEP_TASKS_PER_NODE", "1"), _number(environment, "SLURM_NODEID", 0)),
         address=environment.get("MASTER_ADDR") or _first_host(environment.get("SLURM_STEP_NODELIST", "")),
-        port=_number(environment, "MASTER_PORT", 20000 + (job + 101 * step) % 20000),  # one port a step
+        port=_number(environment, "MASTER_PORT", 20000 + (job + 101 * step) % 20000),  # each step has its own port
     )
 
 
 def unused_tasks(environment: Mapping[str, str]) -> str | None:
-    """A warning where SLURM granted several tasks and this one process, started without srun, uses one of them."""
+    """A warning if SLURM granted the job several tasks but this process was started without srun and is alone; else None."""
     tasks = environment.get("SLURM_NTASKS", "1")
     if tasks == "1" or not environment.keys().isdisjoint({"RANK", "SLURM_STEP_NUM_TASKS"}) or "SLURM_PROCID" not in environment:
         return None
@@ -106,13 +107,17 @@ def unused_tasks(environment: Mapping[str, str]) -> str | None:
 
 @contextmanager
 def group(device: str = "auto", patience: float = MEETING_SECONDS) -> Iterator[World]:
-    """Within the context this process is a member of its group; alone where no launcher announces one.
+    """Within the context this process is a member of the group that its launcher describes; without a launcher it is alone.
 
-    `device`: auto (CUDA where there is one), cpu or cuda. Backend: nccl on CUDA, gloo on the CPU. `patience`: seconds.
-    Nothing of it is left behind: neither environment variables nor the current CUDA device nor the group.
+    The backend is nccl on CUDA and gloo on the CPU. Afterwards the group is destroyed and the current CUDA device restored;
+    environment variables are never changed.
+
+    Args:
+        device: auto (CUDA where there is a GPU), cpu or cuda.
+        patience: seconds in which all processes must meet.
 
     Raises:
-        UserError: no GPU, processes that do not arrive, or one that is lost later.
+        UserError: a GPU is missing, a process does not arrive, or one is lost later.
     """
     launch = launched(os.environ)
     cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
@@ -141,7 +146,7 @@ def group(device: str = "auto", patience: float = MEETING_SECONDS) -> Iterator[W
 
 
 def _join(launch: Launch, backend: str, patience: float) -> None:
-    """Meet the other processes and make the group of all, or raise UserError after `patience` seconds."""
+    """Meet the other processes and join them in a group, or raise UserError after `patience` seconds."""
     where = f"{launch.address}:{launch.port}"
     try:
         store = _meet(launch, patience)
@@ -152,18 +157,22 @@ def _join(launch: Launch, backend: str, patience: float) -> None:
             f"the {launch.size} processes of this run must meet at {where} and stay, rank {launch.rank} failed:"
             f" {_first_line(error)}; see the messages of the others, or set MASTER_PORT to a free port"
         ) from error
-    set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # its older name
+    set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # the name in older torch
     set_timeout(COLLECTIVE_TIMEOUT)
 
 
 def _meet(launch: Launch, patience: float) -> dist.Store:
-    """The store in which every process has said that it is there."""
+    """The key-value store of the group, after every process has entered its arrival there.
+
+    Raises:
+        UserError: a process did not arrive within `patience` seconds; the message names its rank.
+    """
     deadline = time.monotonic() + patience
     where = f"the {launch.size} processes of this run must meet at {launch.address}:{launch.port} within {patience:g} s"
     advice = "start all of them with one torchrun or srun, or one alone without RANK and WORLD_SIZE"
-    torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # then torchrun's own process listens, not rank 0
+    torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # True: torchrun's own process listens, not rank 0
     server = launch.rank == 0 and not torchrun
-    while not server and not _listens(launch.address, launch.port):  # torch would wait as well, but print pages
+    while not server and not _listens(launch.address, launch.port):  # torch would wait, too, but print pages of warnings
         if time.monotonic() > deadline:
             raise UserError(f"{where}, rank {launch.rank} found nobody listening there (rank 0 should); {advice}")
         time.sleep(0.2)
@@ -182,7 +191,10 @@ def _meet(launch: Launch, patience: float) -> dist.Store:
 
 @lru_cache(maxsize=1)
 def _store(launch: Launch, server: bool, patience: float) -> dist.Store:
-    """Kept until the process ends: others may already be at the next run of a sweep, or still end the last one."""
+    """The connection to the store, kept until the process ends.
+
+    Other processes may already be at the next run of a sweep, or may still be ending the last one.
+    """
     limit = timedelta(seconds=patience)
     return dist.TCPStore(launch.address, launch.port, launch.size, server, timeout=limit, wait_for_workers=False)
 
@@ -212,7 +224,7 @@ def _number(environment: Mapping[str, str], name: str, default: int | None = Non
 
 
 def _tasks_here(tasks_per_node: str, node: int) -> int:
-    """The number of tasks on a node, from SLURM's list such as 4(x2),3: four on each of two nodes, three on the third."""
+    """The number of tasks on the node of index `node`. SLURM's list 4(x2),3 means 4 on each of two nodes and 3 on the third."""
     counts: list[int] = []
     for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks_per_node):
         counts += [int(count)] * int(times or 1)
@@ -220,7 +232,7 @@ def _tasks_here(tasks_per_node: str, node: int) -> int:
 
 
 def _first_host(nodes: str) -> str:
-    """The first host of a SLURM node list such as gpu[3-6]: where rank 0 runs."""
+    """The first host of a SLURM node list such as gpu[3-6]. Rank 0 runs there."""
     try:
         listed = subprocess.run(
             ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True, timeout=30
@@ -232,9 +244,10 @@ def _first_host(nodes: str) -> str:
 
 @contextmanager
 def failing_together(world: World) -> Iterator[None]:
-    """A UserError of one process within the context is raised by all of them at its end, where they wait for each other.
+    """If one process raises UserError within the context, all processes raise it at the end, as a SharedError.
 
-    So no process goes on alone, and the message is printed once. All processes must enter the context.
+    The processes wait for each other at the end of the context. So none goes on alone, and the message is printed once. All
+    processes must enter the context.
     """
     failure: UserError | None = None
     try:
@@ -249,19 +262,22 @@ def failing_together(world: World) -> Iterator[None]:
 
 
 def all_reduce(values: torch.Tensor, world: World) -> torch.Tensor:
-    """The sum of every process's tensor, on every process: in place, and returned. `values` on world.device, of one shape."""
+    """Overwrite `values` by its sum over all processes, and return it.
+
+    The tensor must lie on world.device and have the same shape on every process.
+    """
     if world.parallel:
         dist.all_reduce(values)
     return values
 
 
 def any_rank(flag: bool, world: World) -> bool:
-    """Whether the flag is set on at least one process; every process gets the same answer."""
+    """Whether the flag is true on at least one process. Every process gets the same answer."""
     return bool(all_reduce(torch.tensor(int(flag), device=world.device), world).item()) if world.parallel else flag
 
 
 def all_gather(value: Any, world: World) -> list[Any]:
-    """Every process's value, in rank order, on every process. Values are any that can be pickled."""
+    """The values of all processes, in the order of ranks, on every process. Any value that can be pickled is allowed."""
     if not world.parallel:
         return [value]
     values: list[Any] = [None] * world.size
@@ -270,13 +286,13 @@ def all_gather(value: Any, world: World) -> list[Any]:
 
 
 def barrier(world: World) -> None:
-    """Wait until every process is here."""
+    """Wait until every process has called this."""
     if world.parallel:
         dist.barrier()
 
 
 def broadcast(tensors: dict[str, torch.Tensor], world: World) -> None:
-    """Overwrite every process's tensors, in place, with rank 0's."""
+    """Overwrite the tensors of every process, in place, by those of rank 0."""
     if world.parallel:
         for tensor in tensors.values():
             dist.broadcast(tensor, 0)

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and folders that one process holds at a time."""
+"""Writing files so that readers see them whole or not at all, and locking a folder for one process."""
 
 import contextlib
 import errno
@@ -16,7 +16,7 @@ from gch_bench.errors import UserError
 
 
 def slug(name: str) -> str:
-    """A name for files and loggers."""
+    """The name with everything but letters, digits, `_` and `.` replaced by `-`, for file names."""
     return re.sub(r"[^\w.]+", "-", name).strip("-")
 
 
@@ -25,7 +25,10 @@ ELSEWHERE = "choose another folder with output="
 
 @contextlib.contextmanager
 def writing(path: Path, elsewhere: str = ELSEWHERE) -> Iterator[None]:
-    """Turn a failure to write `path` (no permission, full disk) into one line; `elsewhere` says how to write somewhere else."""
+    """Within the context an OSError, such as a full disk, becomes a UserError that says that `path` cannot be written.
+
+    `elsewhere` ends the message: it says how to choose another place.
+    """
     try:
         yield
     except OSError as error:
@@ -39,10 +42,10 @@ def writing(path: Path, elsewhere: str = ELSEWHERE) -> Iterator[None]:
 
 @contextlib.contextmanager
 def making(folder: Path, elsewhere: str = ELSEWHERE) -> Iterator[None]:
-    """`folder`, made with its parents and writable; those of them that are new and empty in the end are removed again.
+    """Make `folder` with its parents. At the end of the context those that are new and still empty are removed again.
 
     Raises:
-        UserError: it cannot be made, or not be written.
+        UserError: the folder cannot be made or is not writable.
     """
     new = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
@@ -52,18 +55,20 @@ def making(folder: Path, elsewhere: str = ELSEWHERE) -> Iterator[None]:
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         yield
     finally:
-        with contextlib.suppress(OSError):  # one that is not empty ends it
+        with contextlib.suppress(OSError):  # rmdir of a folder that is not empty fails and ends the loop
             for each in new:
                 each.rmdir()
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], Any], elsewhere: str = ELSEWHERE, durable: bool = True) -> None:
-    """Call `write(file)` on a temporary file, fsync, rename to `path`: readers see the old content or all of the new.
+    """Call `write(file)` on a temporary file, fsync it and rename it to `path`: readers see the old content or all of the new.
 
-    With `durable=False` there is no fsync: a kill leaves no half file either, a power failure may.
+    Args:
+        elsewhere: the end of an error's message, which says how to choose another place.
+        durable: False leaves out the fsync. Then a killed process still leaves no half-written file, but a power failure may.
 
     Raises:
-        UserError: the folder cannot be written or the disk is full. The old content is kept, the temporary file removed.
+        UserError: the folder cannot be written or the disk is full. The old content is kept and the temporary file removed.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path, elsewhere):
@@ -79,7 +84,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any], elsewhere: str = 
                 return
             folder = os.open(path.parent, os.O_RDONLY)
             try:
-                os.fsync(folder)  # the rename itself must survive a crash
+                os.fsync(folder)  # makes the rename itself survive a power failure
             finally:
                 os.close(folder)
         finally:
@@ -113,17 +118,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Lock the existing `folder` for this process, until the context ends or the process dies.
+    """Lock the existing `folder` for this process until the context ends or the process dies.
+
+    On a file system that cannot lock folders nothing is locked.
 
     Raises:
-        UserError: another run has locked it, or it cannot be read.
+        UserError: another process has locked the folder, or it cannot be read.
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise UserError(f"DEST must be a folder that can be read, got {folder} ({error.strerror})") from error
     try:
-        with contextlib.suppress(OSError):  # a file system that cannot lock folders
+        with contextlib.suppress(OSError):  # raised by a file system that cannot lock folders
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:

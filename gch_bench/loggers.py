@@ -1,8 +1,8 @@
-"""Where metrics go besides the run folder. A logger has `metrics(values, step)`, `artifact(folder, kind, names)`,
-`pictures(paths)` and `close()`.
+"""Loggers: where metrics go besides the run folder's own files.
 
-Names: train/loss, train/top1, train/lr; clean/top1, clean/ece, clean/nll; shift/<corruption>/<severity>/{top1,ece,nll};
-shift/mean/... (mean over severities, then over corruptions; with ImageNet's data also mce and relative_mce).
+The names of a run's metrics are train/loss, train/top1, train/lr and train/images_per_second; for every KEY of metrics.SHOWN,
+such as top1, clean/KEY, shift/<corruption>/<severity>/KEY and shift/mean/KEY, the mean over severities and then corruptions;
+and for ImageNet-1k shift/mean/mce and shift/mean/relative_mce.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from gch_bench.files import writing
 
 
 class Logged(Protocol):
-    """What is logged: a Config or a DiagnoseConfig."""
+    """The configuration that a logger reads and records: a Config or a DiagnoseConfig."""
 
     @property
     def logger(self) -> LoggerConfig: ...
@@ -38,7 +38,7 @@ class Logger(Protocol):
 
 
 class NoLogger:
-    """logger=none: the run folder's own files only."""
+    """logger=none: nothing is logged beyond the run folder's own files."""
 
     def metrics(self, values: dict[str, float], step: int) -> None:
         pass
@@ -54,7 +54,10 @@ class NoLogger:
 
 
 class CsvLogger(NoLogger):
-    """logger=csv: metrics.csv in the run folder, one row per (step, name); a resumed run appends."""
+    """logger=csv: metrics.csv in the run folder, with a row for every metric of every logged step.
+
+    A resumed run appends its rows. After a kill it repeats the steps since the last checkpoint, which then have two rows each.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "metrics.csv"
@@ -68,10 +71,10 @@ class CsvLogger(NoLogger):
 
 
 class WandbLogger:
-    """logger=wandb: offline by default, which needs no account and no network; `wandb sync` uploads it later."""
+    """logger=wandb: Weights & Biases. The default mode, offline, needs no account or network; `wandb sync` uploads it later."""
 
     def __init__(self, config: Logged, folder: Path) -> None:
-        if config.logger.mode == "offline":  # no crash reports either
+        if config.logger.mode == "offline":  # then wandb must not send crash reports either
             os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
@@ -96,7 +99,7 @@ class WandbLogger:
         artifact = self.wandb.Artifact(re.sub(r"[^\w.-]+", "_", f"{kind}-{folder.name}"), type=kind)
         for path in (folder / name for name in names):
             if path.is_dir():
-                with open(os.devnull, "w") as quiet, contextlib.redirect_stderr(quiet):  # wandb announces folders on stderr
+                with open(os.devnull, "w") as quiet, contextlib.redirect_stderr(quiet):  # wandb prints a line per folder
                     artifact.add_dir(str(path), name=path.name)
             else:
                 artifact.add_file(str(path))
@@ -110,7 +113,11 @@ class WandbLogger:
 
 
 def open_logger(config: Logged, folder: Path, main: bool) -> Logger:
-    """The logger of the config on the main process, NoLogger elsewhere."""
+    """The logger that the configuration names on the main process, a NoLogger on all others.
+
+    Raises:
+        UserError: wandb cannot start.
+    """
     if not main or config.logger.name == "none":
         return NoLogger()
     return CsvLogger(folder) if config.logger.name == "csv" else WandbLogger(config, folder)

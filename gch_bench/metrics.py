@@ -1,7 +1,9 @@
-"""Per-sample atoms -> accuracy, NLL, Brier score, calibration errors, AURC and mCE. NumPy only: records in, numbers out.
+"""Accuracy, NLL, Brier score, calibration errors, AURC and mCE, computed with NumPy alone from per-sample atoms.
 
-Every number is computed once over a whole cell from its atoms, never averaged over batches. Rates, errors and confidences are
-fractions in [0, 1]; NLL and entropy are in nats; the Brier score is in [0, 2]. Bad input raises a one-line ValueError.
+An atom is what one image contributes, such as its confidence. A cell is the evaluation of all images, clean or with one
+corruption at one severity. Every number is computed once from all atoms of a cell, never averaged over batches. Rates, errors
+and confidences are fractions in [0, 1]; NLL and entropy are in nats; the Brier score is in [0, 2]. Bad input raises a
+ValueError with a message of one line.
 Legend: N samples, C classes, B bins.
 """
 
@@ -15,8 +17,8 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
-CLEAN = "clean"  # name of the uncorrupted cell in a mapping keyed by (corruption, severity)
-EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")  # the corruptions of ImageNet-C beside its 15
+CLEAN = "clean"  # the name that the clean cell has in the place of a corruption's
+EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")  # the corruptions of ImageNet-C besides its 15
 NUM_BINS = 15
 
 
@@ -32,9 +34,9 @@ class SampleAtoms(NamedTuple):
 
 
 class CalibrationBins(NamedTuple):
-    """A reliability diagram; each field is (B,). Means of an empty bin are NaN."""
+    """The bins of a reliability diagram; each field is (B,). The means of an empty bin are NaN."""
 
-    count: Ints  # type: ignore[assignment]  # shadows tuple.count, which a table has no use for
+    count: Ints  # type: ignore[assignment]  # shadows tuple.count, which nobody needs here
     mean_confidence: Floats
     accuracy: Floats
 
@@ -70,7 +72,7 @@ def top_k_accuracy(log_probabilities: ArrayLike, labels: ArrayLike, k: int) -> f
 
 
 def bin_index(confidence: ArrayLike, num_bins: int = NUM_BINS) -> Ints:
-    """Index (N,) of the equal-width bin (lo, hi] of each confidence (N,): 0 is in the first bin, 1 in the last."""
+    """The index (N,) of the equal-width bin (lo, hi] of each confidence (N,). 0 is in the first bin, 1 in the last."""
     if num_bins < 1:
         raise ValueError(f"num_bins must be >= 1, got {num_bins}")
     edges = np.linspace(0, 1, num_bins + 1)
@@ -78,7 +80,7 @@ def bin_index(confidence: ArrayLike, num_bins: int = NUM_BINS) -> Ints:
 
 
 def calibration_bins(confidence: ArrayLike, correct: ArrayLike, num_bins: int = NUM_BINS) -> CalibrationBins:
-    """Count, mean confidence and accuracy of each equal-width bin (see bin_index); empty bins hold count 0 and NaN."""
+    """Count, mean confidence and accuracy of each equal-width bin (see bin_index). An empty bin has count 0 and means NaN."""
     confidence_N, correct_N = _checked(confidence, correct)
     index_N = bin_index(confidence_N, num_bins)
     count = np.bincount(index_N, minlength=num_bins)
@@ -105,9 +107,9 @@ def maximum_calibration_error(confidence: ArrayLike, correct: ArrayLike, num_bin
 def equal_mass_calibration_error(confidence: ArrayLike, correct: ArrayLike, num_bins: int = NUM_BINS) -> float:
     """ECE over bins of equal counts (Nixon et al. 2019, adaptive calibration error, for the top label, weighted by n_b / N).
 
-    Sorted confidences are cut as ``np.array_split`` would (sizes differ by at most one); the last confidence of each group is
-    its bin's upper edge, bins are (lo, hi]. Equal confidences thus share a bin, the lowest that any of them falls in: the
-    result does not depend on input order, and bins are unequal only where ties force it.
+    Sorted confidences are cut into groups as by ``np.array_split``, whose sizes differ by at most one. The last confidence of a
+    group is the upper edge of its bin (lo, hi]. Equal confidences thus share a bin, the lowest that any of them falls in, so
+    the result does not depend on the order of the input, and the counts differ by more than one only where ties force it.
     """
     confidence_N, correct_N = _checked(confidence, correct)
     if num_bins < 1:
@@ -139,7 +141,8 @@ def top_label_calibration_error(
 def area_under_risk_coverage(confidence: ArrayLike, correct: ArrayLike) -> float:
     """AURC = (1/N) sum_k risk_k, with risk_k the error rate of the k most confident samples (Geifman & El-Yaniv 2017).
 
-    Ties: the expectation over all orders of tied samples (each counts with its block's error rate). In [0, 1], lower is better.
+    Samples of equal confidence have no order; each counts with the error rate of all samples of its confidence, which makes the
+    result the expectation over all their orders. The result is in [0, 1], lower is better.
     """
     confidence_N, correct_N = _checked(confidence, correct)
     _, block_N, count = np.unique(-confidence_N, return_inverse=True, return_counts=True)
@@ -151,7 +154,7 @@ classwise_calibration_error = top_label_calibration_error  # the former name, st
 
 
 class CellAtoms(NamedTuple):
-    """The checked columns of one cell's records, each (N,), and what they are scored with."""
+    """The checked columns of one cell's records, each (N,), and the numbers of classes and bins for its metrics."""
 
     label: Ints
     prediction: Ints
@@ -166,25 +169,26 @@ class CellAtoms(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """One number of a cell: a column of summary.csv, and how and where else it is shown."""
+    """One number of a cell: a column of summary.csv, and where else and how it is shown."""
 
-    title: str  # as papers write it
+    title: str  # its name in papers
     formula: Callable[[CellAtoms], float]
-    percent: bool = True  # a fraction, shown times 100
-    better: str | None = "lower"  # "higher" or "lower"; None: neither is better by itself
-    shown: bool = False  # in the console's tables, the logger and the report, not in summary.csv alone
+    percent: bool = True  # True: the number is a fraction and is shown in percent
+    better: str | None = "lower"  # which values are better: "higher", "lower", or None where neither is better by itself
+    shown: bool = False  # True: also shown in the console's tables, the logger and the report; False: only in summary.csv
 
     @property
     def header(self) -> str:
-        """The title with its unit, for the head of a column or row."""
+        """The title with its unit, for the heading of a column or row."""
         return f"{self.title} %" if self.percent else self.title
 
     def text(self, value: float, sign: str = "") -> str:
-        """A value as tables show it: percent with two digits, others with four; `sign="+"` shows the sign of a difference."""
+        """A value as tables show it: percent with two decimals, others with four. `sign="+"` also shows the sign +, for a
+        difference."""
         return f"{100 * value:{sign}.2f}" if self.percent else f"{value:{sign}.4f}"
 
 
-# The one list of metrics: summary.csv, console, logger, report and comparison read it. Keys are the columns of summary.csv.
+# The one list of metrics, which summary.csv, console, logger, report and comparison read. Its keys are columns of summary.csv.
 METRICS: dict[str, Metric] = {
     "top1": Metric("top-1", lambda a: a.correct.mean(), better="higher", shown=True),
     "top5": Metric("top-5", lambda a: a.top5.mean(), better="higher"),
@@ -198,7 +202,7 @@ METRICS: dict[str, Metric] = {
         "top-label ECE",
         lambda a: top_label_calibration_error(a.confidence, a.correct, a.prediction, a.num_classes, a.num_bins),
     ),
-    "ece_classwise": Metric(  # what ece_top_label was called: readers of summary.csv may ask for it
+    "ece_classwise": Metric(  # the former name of ece_top_label, kept for programs that read this column of summary.csv
         "top-label ECE (former name)",
         lambda a: top_label_calibration_error(a.confidence, a.correct, a.prediction, a.num_classes, a.num_bins),
     ),
@@ -211,9 +215,14 @@ SHOWN = {key: metric for key, metric in METRICS.items() if metric.shown}
 
 
 def summarize(atoms: Any, num_classes: int, num_bins: int = NUM_BINS) -> dict[str, float]:
-    """The summary row of one cell from its columns, each (N,): a mapping of arrays or a DataFrame.
+    """The summary row of one cell: n, the number of samples, and then every metric of METRICS, in order.
 
-    Columns: label, prediction, confidence, nll, brier, top5, entropy. Keys in order: n, then those of METRICS.
+    Args:
+        atoms: a mapping of arrays or a DataFrame with the columns label, prediction, confidence, nll, brier, top5 and entropy,
+            each (N,).
+
+    Raises:
+        ValueError: a column of another length, or with values out of its range.
     """
     confidence = _checked_confidence(atoms["confidence"])
     label = _checked_classes("label", atoms["label"], len(confidence), num_classes)
@@ -226,19 +235,23 @@ def summarize(atoms: Any, num_classes: int, num_bins: int = NUM_BINS) -> dict[st
 
 
 def averaged(names: Iterable[str]) -> list[str]:
-    """The corruptions that are averaged, in their order: those of the 15 if there is any, else those of the 4 extra ones.
+    """The names over which a mean is taken, in their order: those of the 15 corruptions if there are any, else the extra ones.
 
-    The extra ones are for tuning (Hendrycks & Dietterich 2019): a mean over both would be comparable with nothing.
+    The 4 extra corruptions are meant for tuning (Hendrycks & Dietterich 2019). A mean over both kinds could not be compared
+    with any published number. CLEAN is left out, and each name appears once.
     """
     corruptions = [name for name in dict.fromkeys(names) if name != CLEAN]
     return [name for name in corruptions if name not in EXTRA] or corruptions
 
 
 def mean_corruption(cells: Mapping[Any, Mapping[str, float]], keys: Iterable[str]) -> dict[str, float]:
-    """Mean of each key over severities within a corruption, then over the ``averaged`` corruptions; CLEAN is left out.
+    """The mean of each metric in `keys`: first over the severities of a corruption, then over the corruptions of `averaged`.
 
-    cells maps (corruption, severity) to a summary row (see summarize). ValueError: no corrupted cell, or corruptions with
-    different severities (an incomplete run has no mean).
+    Args:
+        cells: (corruption, severity) -> summary row (see summarize).
+
+    Raises:
+        ValueError: there is no corrupted cell, or the corruptions have different severities: an incomplete run has no mean.
     """
     levels = {name: sorted(s for other, s in cells if other == name) for name in averaged(name for name, _ in cells)}
     if len(set(map(tuple, levels.values()))) != 1:
@@ -247,11 +260,17 @@ def mean_corruption(cells: Mapping[Any, Mapping[str, float]], keys: Iterable[str
 
 
 def mean_corruption_error(errors: Mapping[str, Sequence[float]], baseline: Mapping[str, float]) -> float:
-    """mCE = mean over corruptions c of (mean over severities of errors[c]) / baseline[c]; 1 is the baseline, as a fraction.
+    """mCE = mean over corruptions c of (mean over severities of errors[c]) / baseline[c], a fraction: 1 equals the baseline.
 
-    Source: Hendrycks & Dietterich 2019 (CE_c = sum_s E_{s,c} / sum_s E^AlexNet_{s,c}). errors[c] holds top-1 errors (fractions)
-    of every severity, baseline[c] the baseline's error averaged over the same severities (fraction). Both must name the same
-    corruptions: a mean over some of them is no mCE. ValueError names the corruption that is unknown, missing or invalid.
+    Source: Hendrycks & Dietterich 2019, where CE_c = sum_s E_{s,c} / sum_s E^AlexNet_{s,c}.
+
+    Args:
+        errors: corruption -> its top-1 errors (fractions), one per severity.
+        baseline: corruption -> the baseline's top-1 error (fraction), averaged over the same severities.
+
+    Raises:
+        ValueError: the two name different corruptions (a mean over some of them is no mCE), or a value is no fraction. The
+            message names the corruption.
     """
     _check_errors(errors, baseline)
     return float(np.mean([np.mean(errors[name]) / baseline[name] for name in errors]))
@@ -260,10 +279,10 @@ def mean_corruption_error(errors: Mapping[str, Sequence[float]], baseline: Mappi
 def relative_mean_corruption_error(
     errors: Mapping[str, Sequence[float]], clean_error: float, baseline: Mapping[str, float], baseline_clean_error: float
 ) -> float:
-    """Relative mCE: the mCE of what a corruption adds to the clean error; 1 is the baseline, as a fraction.
+    """Relative mCE: as mCE, but of what a corruption adds to the clean error. A fraction: 1 equals the baseline.
 
     Source: Hendrycks & Dietterich 2019 (relative CE_c = sum_s (E_{s,c} - E_clean) / sum_s (E^AlexNet_{s,c} - E^AlexNet_clean)).
-    Arguments and errors as in mean_corruption_error; the clean errors are fractions.
+    The clean errors are fractions. For the other arguments and the errors raised see mean_corruption_error.
     """
     _check_errors(errors, baseline)
     ratios = [(np.mean(errors[name]) - clean_error) / (baseline[name] - baseline_clean_error) for name in errors]
@@ -282,7 +301,8 @@ def _check_errors(errors: Mapping[str, Sequence[float]], baseline: Mapping[str, 
 
 
 def _label_rank(logp_NC: Floats, label_N: Ints) -> Ints:
-    """Place (N,) of each label from 0: classes strictly above it, and tied classes of lower index."""
+    """The rank (N,) of each label, from 0: the number of classes with a larger log-probability, or an equal one and a lower
+    index."""
     label_logp_N1 = np.take_along_axis(logp_NC, label_N[:, None], axis=1)
     lower_NC = np.arange(logp_NC.shape[1]) < label_N[:, None]
     return ((logp_NC > label_logp_N1) | ((logp_NC == label_logp_N1) & lower_NC)).sum(axis=1)

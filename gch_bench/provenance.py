@@ -1,4 +1,4 @@
-"""What made a result: the commit of this code, the versions of its libraries, and the hardware."""
+"""What a result was made with: the commit of this code, the versions of its libraries, and the hardware."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def provenance() -> dict[str, Any]:
-    """Commit, versions and hardware of this process."""
+    """The commit of the code, the versions of its libraries and the hardware of this process, in plain JSON values."""
     import torch
 
     packages = ("torch", "torchvision", "timm", "numpy", "pandas", "pyarrow", "pillow", "hydra-core")
@@ -37,7 +37,7 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the code, with -dirty when tracked files differ from it; None outside a git checkout."""
+    """The commit of the code, with -dirty appended when tracked files differ from it; None outside a git checkout."""
     try:
         here = Path(__file__).parent
         described = subprocess.run(

@@ -1,10 +1,10 @@
-"""What corruptions cost: python scripts/bench_corruptions.py [--only fog snow] [--output FILE] (part of make bench)
+"""Measures what corruptions cost: python scripts/bench_corruptions.py [--only fog snow] [--output FILE] (part of make bench)
 
-On a CPU: every corruption of the table on a batch, against the functions of the wheel `imagecorruptions`, which take one
-image at a time. Both run in turn, severity by severity, so that a slow moment of the machine meets both, each for about
-CALLS_SECONDS after a first call that is not counted. A turn's time is the mean over the five severities; medians over the
-turns, the ratio's too, and the ratio's range, which says how noisy the machine was. On CUDA: every corruption beside the limit
-set by memory, each value read once and written once as uint8.
+On a CPU every corruption of the table is applied to a batch, and compared with the functions of the wheel `imagecorruptions`,
+which take one image at a time. Both run in turn, severity by severity, so that a slow moment of the machine meets both, each
+for about CALLS_SECONDS after a first call that is not counted. The time of a turn is its mean over the five severities. The
+report gives the medians over the turns, of the times and of their ratio, and the range of the ratio, which says how noisy the
+machine was. On CUDA every corruption is compared with the limit set by memory: each uint8 value is read once and written once.
 """
 
 import argparse
@@ -34,12 +34,12 @@ from gch_bench.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 
 BATCH = {"cpu": 64, "cuda": 256}
 ROUNDS = {"cpu": 5, "cuda": 20}
-CALLS_SECONDS = 0.1  # per severity and turn: as many calls as fit, at least one
-TURNS_SECONDS = 10.0  # a corruption that has taken so long gets no further turn, but at least two
-SLOW_MS = 2.0  # a reference that takes longer per image must be beaten by GOAL_SLOW
-GOAL_SLOW, GOAL_ELSEWHERE, GOAL_MEAN = 3.0, 1.0, 8.0  # our speed over the reference's
+CALLS_SECONDS = 0.1  # at each severity of a turn as many calls are timed as fit into this time, at least one
+TURNS_SECONDS = 10.0  # a corruption that has taken so long gets no further turn, but it has at least two
+SLOW_MS = 2.0  # where the reference takes more milliseconds per image, the goal is GOAL_SLOW
+GOAL_SLOW, GOAL_ELSEWHERE, GOAL_MEAN = 3.0, 1.0, 8.0  # our speed divided by the reference's
 GOAL_CUDA, GOAL_CUDA_MEAN = 10_000, 50_000  # images/s
-GOAL_COPIES = 12.0  # peak extra memory in float32 copies of the batch
+GOAL_COPIES = 12.0  # peak extra memory, in units of a float32 copy of the batch
 MARK = {True: "yes", False: "NO"}
 CorruptOne = Callable[[np.ndarray, int, str], np.ndarray]
 
@@ -82,24 +82,24 @@ class Task(NamedTuple):
 
 def load_reference() -> CorruptOne:
     """The wheel's `corrupt(image_HW3, severity, name)`, made to run with today's libraries."""
-    # pkg_resources is gone from setuptools; the wheel finds its frost photographs with it.
+    # setuptools no longer has pkg_resources, with which the wheel finds its frost photographs.
     stub = types.ModuleType("pkg_resources")
     stub.resource_filename = lambda module, path: str(Path(sys.modules[module].__file__).parent / path)
     sys.modules["pkg_resources"] = stub
-    # float_ is gone from NumPy (fog).
+    # NumPy no longer has float_, which fog uses.
     np.float_ = np.float64
     import imagecorruptions.corruptions
 
     def gaussian(image: np.ndarray, *args: object, multichannel: bool = False, **options: object) -> np.ndarray:
         return skimage.filters.gaussian(image, *args, channel_axis=-1 if multichannel else None, **options)
 
-    # multichannel= is gone from scikit-image, channel_axis= replaces it (gaussian_blur, glass_blur).
+    # scikit-image has replaced multichannel=, which gaussian_blur and glass_blur use, by channel_axis=.
     imagecorruptions.corruptions.gaussian = gaussian
     return imagecorruptions.corrupt
 
 
 def photographs(size: int, batch: int) -> Tensor:
-    """uint8 (batch, 3, size, size): the central squares of four photographs, resized, in turn."""
+    """uint8 (batch, 3, size, size): the central squares of four photographs, resized; image i shows photograph i mod 4."""
     data = skimage.data
     loaded = [Image.fromarray(photo()) for photo in (data.astronaut, data.chelsea, data.coffee, data.rocket)]
     photos_4HW3 = np.stack([ImageOps.fit(photo, (size, size), Image.Resampling.BICUBIC) for photo in loaded])
@@ -107,7 +107,7 @@ def photographs(size: int, batch: int) -> Tensor:
 
 
 def our_tasks(name: str, images: Tensor) -> list[Task]:
-    """One task per severity, each run once on a few images, so that tables and libraries are there."""
+    """One task per severity. Each runs once on a few images first, so that libraries are loaded and tables are computed."""
     ids = torch.arange(len(images))
     for severity in SEVERITIES:
         corrupt(images[:4], name, severity, ids[:4])
@@ -115,7 +115,7 @@ def our_tasks(name: str, images: Tensor) -> list[Task]:
 
 
 def reference_tasks(corrupt_one: CorruptOne, name: str, images: list[np.ndarray]) -> list[Task]:
-    """One task per severity; a first image, not counted, decides how many images it has."""
+    """One task per severity. The time of a first image, which is not counted, decides how many images the task has."""
     tasks = []
     for severity in SEVERITIES:
         first = seconds(partial(corrupt_one, images[0], severity, name), torch.device("cpu"))
@@ -125,13 +125,16 @@ def reference_tasks(corrupt_one: CorruptOne, name: str, images: list[np.ndarray]
 
 
 def peak_copies(tasks: list[Task], images: Tensor) -> float:
-    """The largest peak of extra memory of the tasks, in float32 copies of the batch."""
+    """The largest peak of extra memory among the tasks, in units of a float32 copy of the batch."""
     return max(peak_bytes(task.call, images.device) for task in tasks) / (4 * images.numel())
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> float:
-    """Most memory held during a call beyond that before it: torch's allocator on CUDA, else the resident set, which also
-    holds what C libraries take (Linux with glibc; nan elsewhere)."""
+    """The peak of the memory during a call, in bytes above the memory before it.
+
+    On CUDA it is the memory of torch's allocator, else the resident set of the process, which includes what C libraries take.
+    The latter needs Linux with glibc; elsewhere the result is NaN.
+    """
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -140,8 +143,8 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> float:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # memory freed earlier but kept by malloc would hide new use
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM, the peak of VmRSS, starts afresh
+        ctypes.CDLL(None).malloc_trim(0)  # memory that was freed but that malloc keeps would hide new use
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the peak of VmRSS
     except (AttributeError, OSError, TypeError):
         return math.nan
     before = _resident("VmRSS")
@@ -154,13 +157,16 @@ def _resident(field: str) -> int:
 
 
 def milliseconds(task: Task, device: torch.device) -> float:
-    """Per image, over as many calls as take CALLS_SECONDS, after a first one that is not counted."""
+    """Milliseconds per image, over as many calls as fit into CALLS_SECONDS, after a first call that is not counted."""
     calls = max(int(CALLS_SECONDS / seconds(task.call, device)), 1)
     return 1000 * seconds(lambda: [task.call() for _ in range(calls)], device) / (calls * task.images)
 
 
 def in_turn(columns: list[list[Task]], rounds: int, device: torch.device) -> list[list[float]]:
-    """Milliseconds per image of every column, turn by turn, the mean over its severities; at each severity column by column."""
+    """For every column of tasks the milliseconds per image in each turn, averaged over the severities.
+
+    Within a turn the columns take turns at each severity.
+    """
     turns: list[list[float]] = [[] for _ in columns]
     begun = time.perf_counter()
     while len(turns[0]) < rounds and (len(turns[0]) < 2 or time.perf_counter() - begun < TURNS_SECONDS):
@@ -181,7 +187,7 @@ def report_cpu(names: list[str], images: Tensor, rounds: int) -> Iterator[str]:
         copies_of[name] = peak_copies(ours, images)
         try:
             theirs = reference_tasks(corrupt_one, name, images_HW3)
-        except Exception as error:  # whatever an old wheel may raise on a new stack
+        except Exception as error:  # an old wheel may raise anything with new libraries
             (turns,) = in_turn([ours], rounds, images.device)
             ms, reason = statistics.median(turns), f"{type(error).__name__}: {error}".splitlines()[0]
             result = f"cannot run: {reason} | | | |"
@@ -199,7 +205,7 @@ def report_cpu(names: list[str], images: Tensor, rounds: int) -> Iterator[str]:
 def report_cuda(names: list[str], images: Tensor, rounds: int) -> Iterator[str]:
     block = torch.empty(1 << 30, dtype=torch.uint8, device=images.device)
     copy_seconds = [seconds(block.clone, images.device) for _ in range(rounds + 1)][1:]
-    bandwidth = 2 * block.numel() / statistics.median(copy_seconds)  # read and written
+    bandwidth = 2 * block.numel() / statistics.median(copy_seconds)  # each byte is read and written
     del block
     limit = bandwidth / (2 * images[0].numel())
     yield CUDA_HEADER.format(bandwidth=bandwidth / 1e9)
@@ -240,7 +246,7 @@ def main() -> None:
     batch, rounds = options.batch or BATCH[options.device], options.rounds or ROUNDS[options.device]
     torch.set_num_threads(options.threads)
     cv2.setNumThreads(options.threads)
-    np.random.seed(0)  # the reference draws from it
+    np.random.seed(0)  # the reference draws from NumPy's global generator
     device = torch.device(options.device)
     images = photographs(options.size, batch).to(device)
     report = report_cuda if device.type == "cuda" else report_cpu

@@ -1,10 +1,12 @@
-"""What keeping freed memory brings and costs: python scripts/bench_memory.py [--images 256 --turns 5] (make bench)
+"""Measures what keeping freed memory gains and costs: python scripts/bench_memory.py [--images 256 --turns 5] (make bench)
 
-Time: EfficientNet-Lite0 with its ImageNet weights evaluates photographs, cut from those that ship with scikit-image and
-scikit-learn, with memory=auto and with memory=system. Each evaluation is a process of its own, and the two take turns, so
-that a slow moment of the machine meets both. The first batch is not counted. The predictions must be equal, bit for bit.
-Bound: one small network takes 10,000 training steps of changing batches, among blocks of random sizes and lifetimes, the
-worst case for a heap that is never handed back. The resident memory is shown after every 1,000 of them.
+Time: EfficientNet-Lite0 with its ImageNet weights evaluates crops of the photographs that ship with scikit-image and
+scikit-learn, with memory=auto and with memory=system. Each evaluation runs in a process of its own, and the two settings take
+turns, so that a slow moment of the machine meets both. The first batch is not counted. The log-probabilities must be equal,
+bit for bit.
+Bound: a small network takes 10,000 training steps on batches of changing sizes, while other blocks of random sizes and
+lifetimes are allocated, which is the worst case for a heap that is never handed back. The resident memory is shown after every
+1,000 steps.
 """
 
 import argparse
@@ -42,7 +44,7 @@ CHOICES = ("auto", "system")
 
 
 def photographs(count: int) -> Tensor:
-    """uint8 (count, 3, 224, 224): different crops of the photographs that ship with two libraries of the developer's set-up."""
+    """uint8 (count, 3, 224, 224): crops, at changing places, of photographs that ship with scikit-image and scikit-learn."""
     import skimage
     import sklearn.datasets
 
@@ -59,7 +61,11 @@ def photographs(count: int) -> Tensor:
 
 
 def evaluate(count: int) -> dict[str, Any]:
-    """Of `count` photographs: seconds and page faults after the first batch, peak MiB, a digest of the log-probabilities."""
+    """Evaluate `count` photographs after a first batch that is not counted.
+
+    Returns:
+        seconds; faults, the number of page faults; peak, the peak resident MiB; digest, of the log-probabilities.
+    """
     network, _ = build_network(ModelConfig(MODEL, pretrained=True), 1000, SIZE)
     predictor = Predictor(network.eval(), normalisation(network), None, 0, False, "fp32", 0, 0)
     batches = photographs(count + BATCH).split(BATCH)
@@ -83,15 +89,18 @@ def page_faults() -> int:
 
 
 def resident_mib() -> float:
-    """Of this process, now (Linux)."""
+    """The resident memory of this process now, in MiB (Linux)."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def grow(batches: int) -> list[float]:
-    """Train a small network for `batches` steps on batches of changing sizes: resident MiB after every tenth of them.
+    """Train a small network for `batches` steps on batches of changing sizes.
 
-    Around the steps lie blocks of random sizes and lifetimes, large and small: what makes a heap fall into fragments.
+    Large and small blocks of random sizes and lifetimes are allocated between the steps, which fragments a heap.
+
+    Returns:
+        The resident memory in MiB after every tenth of the steps.
     """
     torch.manual_seed(0)
     network = nn.Sequential(
@@ -103,8 +112,8 @@ def grow(batches: int) -> list[float]:
     draws = np.random.default_rng(0)
     images_of_size = {side: torch.randn(32, 3, side, side) for side in (24, 32, 48, 64)}
     resident: list[float] = []
-    large: deque[Tensor] = deque(maxlen=8)  # up to 4 MiB each
-    small: list[np.ndarray] = []  # these live on, as the rows of an evaluated cell do
+    large: deque[Tensor] = deque(maxlen=8)  # blocks of up to 4 MiB, of which the last eight live
+    small: list[np.ndarray] = []  # small blocks that live for many steps, as the rows of an evaluated cell do
     for batch in range(1, batches + 1):
         images = images_of_size[int(draws.choice([24, 32, 48, 64]))][: int(draws.choice([5, 16, 32]))]
         logits = network(images)
@@ -120,7 +129,10 @@ def grow(batches: int) -> list[float]:
 
 
 def in_new_process(part: str, memory: str, count: int, threads: int) -> Any:
-    """What `part` gives in a process of its own, with this choice of memory."""
+    """The result of `part`, "evaluate" or "grow", with the argument `count`, in a process of its own.
+
+    `memory` is the choice of the configuration field of this name. Environment variables that tune the allocator are removed.
+    """
     command = [sys.executable, __file__, "--part", part, "--memory", memory, "--count", str(count), "--threads", str(threads)]
     clean = {name: value for name, value in os.environ.items() if name not in USERS_OWN}
     run = subprocess.run(command, env=clean, stdout=subprocess.PIPE, text=True, check=True)

@@ -1,9 +1,9 @@
-"""What noise costs: python scripts/bench_noise.py [--model resnet50 --size 224 --batch 64 --steps 3] (make bench)
+"""Measures what noise costs: python scripts/bench_noise.py [--model resnet50 --size 224 --batch 64 --steps 3] (make bench)
 
-Times, in one run: the whole training step (forward, backward, SGD) without noise, and each mechanism's own forward and
-backward on the very feature map of stage L4, dtype and memory layout included. The share is the second over the first: the
-direct difference of two whole steps would drown in the step's own jitter. Medians, and the median of
-the ratios to DropBlock turn by turn; the range says how noisy the machine was.
+Two times are measured in one run: that of a whole training step (forward, backward, SGD) without noise, and that of the forward
+and backward pass of each mechanism alone, on the feature map of stage L4 with its dtype and memory layout. The share is the
+second divided by the first, because the difference between two whole steps would be lost in the variation between steps. Times
+are medians. The ratio to DropBlock is the median of the ratios within each turn; the range says how noisy the machine was.
 """
 
 import argparse
@@ -35,7 +35,7 @@ NAMES = (
 
 
 def timed(action: Callable[[], object], repeats: int, device: torch.device) -> list[float]:
-    """Seconds of each of `repeats` calls, after one that is not counted."""
+    """The seconds of each of `repeats` calls, after a first call that is not counted."""
     return [seconds(action, device) for _ in range(repeats + 1)][1:]
 
 

@@ -1,9 +1,10 @@
-"""What the geometry costs: python scripts/bench_spectral.py [--output FILE] (part of make bench)
+"""Measures what the geometry of diagnose.py costs: python scripts/bench_spectral.py [--output FILE] (part of make bench)
 
-1. Spectra and exponents of every weight of a network, beside `weightwatcher` (PyPI) analysing the same network in the same
-   process, in turn; and how far the singular values are apart. 2. The whole report of that network: chain, transport, channels,
-   figures. 3. With --llama N: a state dict of N layers with the shapes of Llama-2 7B (fp16, random, sharded), read layer
-   by layer in a process of its own; its peak memory, which does not depend on N.
+1. The spectra and exponents of every weight of a network, compared with `weightwatcher` (PyPI), which analyses the same network
+   in the same process. The two take turns. Also printed is the largest difference between their singular values.
+2. The whole report on that network: chain, transport, channels, figures.
+3. With --llama N: the chains of a state dict of N layers with the shapes of Llama-2 7B (fp16, random, one file per layer), read
+   layer by layer in a process of its own, and the peak memory of that process, which does not depend on N.
 """
 
 import argparse
@@ -43,7 +44,11 @@ LLAMA = {"self_attn.q_proj": (4096, 4096), "self_attn.k_proj": (4096, 4096), "se
 
 
 def trained_alike(name: str) -> nn.Module:
-    """The network with random weights and norms that are not trivial: no weights can be downloaded everywhere."""
+    """A network with random weights and with norm layers that are not trivial, as after training.
+
+    Every vector of the state dict (biases, scales and statistics of norm layers) is drawn from [0.5, 1.5]. Trained weights are
+    not used, so that the benchmark also runs on machines that cannot download them.
+    """
     torch.manual_seed(0)
     network = timm.create_model(name, pretrained=False).eval()
     for value in network.state_dict().values():
@@ -54,12 +59,12 @@ def trained_alike(name: str) -> nn.Module:
 
 def weights_beside_weightwatcher(network: nn.Module, turns: int, device: torch.device) -> Iterator[str]:
     warnings.filterwarnings("ignore")
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # it says which backend it takes
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # it prints its backend
         import weightwatcher
     logging.getLogger("weightwatcher").setLevel(logging.ERROR)
     watcher = weightwatcher.WeightWatcher(model=network)
     state = {key: value.to(device) for key, value in network.state_dict().items()}
-    weight_table(weight_matrices(state))  # not counted: libraries start
+    weight_table(weight_matrices(state))  # not counted: the first call loads libraries
     ours, theirs = [], []
     for _ in range(turns):
         ours.append(seconds(lambda: weight_table(weight_matrices(state)), device))
@@ -110,7 +115,7 @@ def llama(layers: int, threads: int) -> Iterator[str]:
 
 
 def stream(folder: str) -> None:
-    """Print the seconds and the peak resident GiB of both chains of a folder of weights."""
+    """Print the seconds that the two chains of a folder of weights take, and the peak resident memory in GiB."""
     weights, begun = SafetensorsWeights(folder), time.perf_counter()
     for name in ("llama_mlp", "llama_ov"):
         chain = load_chain(name)

@@ -1,6 +1,6 @@
 """Draw every corruption at every severity on one photograph: python scripts/corruption_gallery.py [--output FILE]
 
-The picture of the README: scikit-image's photograph of a cat, 224 pixels a side, one draw of each random corruption.
+This makes the README's picture: scikit-image's photograph of a cat, 224 x 224 pixels, with one draw of each random corruption.
 """
 
 import argparse

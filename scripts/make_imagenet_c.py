@@ -1,9 +1,9 @@
 """Write ImageNet-C's corruptions of a folder of images: python scripts/make_imagenet_c.py SRC DEST [--workers 16]
 
-SRC/<class>/<file> (ImageNet's validation images, sorted into class folders) becomes, as ImageNet-C is published,
+From SRC/<class>/<file> (ImageNet's validation images, sorted into class folders) it makes, as ImageNet-C is published,
 DEST/<corruption>/<severity>/<class>/<stem>.JPEG: RGB, shorter side 256, centre crop 224, corrupted, JPEG of quality 85.
-The same seed gives the same files, whatever the workers and the corruptions chosen. The same command continues a run that was
-stopped; corruptions and severities can be added later. DEST/manifest.json says what the files were made from;
+The same seed gives the same files, whatever the number of workers and the choice of corruptions. The same command continues a
+run that was stopped, and corruptions and severities can be added later. DEST/manifest.json says what the files were made from;
 cd DEST && sha256sum -c --quiet */*.sha256 checks them.
 """
 
@@ -41,7 +41,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def interrupt(number: int, frame: object) -> None:
-    """Raise KeyboardInterrupt(number), once: tidying up is not interrupted."""
+    """Raise KeyboardInterrupt(number). Further signals are ignored, so that they do not interrupt the tidying up."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, lambda number, frame: None)
     raise KeyboardInterrupt(number)
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with reported():
         options = parse(arguments)
         try:
-            from gch_bench.apps.make_imagenet_c import generate  # after --help: torch takes seconds to import
+            from gch_bench.apps.make_imagenet_c import generate  # not at the top: torch would delay --help
 
             checked = generate.Options(**vars(options))
             generate.verify(checked) if options.verify else generate.generate(checked)

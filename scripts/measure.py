@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine in one line, the time of one call, counts as options."""
+"""What the benchmark scripts share: a line on the machine, the time of one call, and a type of argparse for counts."""
 
 import argparse
 import platform
@@ -11,7 +11,7 @@ from gch_bench.provenance import provenance
 
 
 def machine(device: torch.device) -> str:
-    """Processor or GPU, threads, system, version of torch, commit."""
+    """One line on the machine: GPU or processor and threads, operating system, version of torch, commit of the code."""
     facts = provenance()
     gpu = facts["hardware"]["gpus"][0] if device.type == "cuda" else None
     processor = gpu or f"{facts['hardware']['processor']}, {torch.get_num_threads()} threads"
@@ -19,7 +19,7 @@ def machine(device: torch.device) -> str:
 
 
 def seconds(action: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call; on CUDA between two events, with nothing else queued."""
+    """The seconds that one call takes. On CUDA the time between two events is taken, when nothing else is queued."""
     if device.type == "cuda":
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         torch.cuda.synchronize()

@@ -1,7 +1,7 @@
-"""Where a gate reaches the logits, for one backbone of each family: python scripts/placement_table.py (2 minutes)
+"""Where noise reaches the logits, for one backbone of each family: python scripts/placement_table.py (takes 2 minutes)
 
-Prints the relative change of the logits under GCh with gamma = 1 on perturbed random weights (gch_bench/noise/placement.py), at
-timm's own last stage, which was L4 before, and at L1..L4 as they are now. The table is in docs/definitions.md.
+Prints the table of docs/definitions.md: the relative change of the logits by GCh with gamma = 1, on perturbed random weights
+(gch_bench/noise/placement.py), at L1..L4 and at the last stage that timm names, which often lies where noise has no effect.
 """
 
 import argparse

@@ -1,10 +1,11 @@
 """Compare gch_bench.corruptions with outputs of the reference generator: python scripts/verify_corruptions.py REFERENCE
 
-REFERENCE holds imagenet_c_exact.npz (outputs of make_imagenet_c.py of hendrycks/robustness) and imagenet_c_stats.json
-(statistics of its random corruptions). Prints the table of docs/corruptions.md.
+REFERENCE is a folder that holds imagenet_c_exact.npz (outputs of make_imagenet_c.py of hendrycks/robustness) and
+imagenet_c_stats.json (statistics of its random corruptions). The script prints the table of docs/corruptions.md.
 
-A standard deviation of few draws is itself uncertain: how many are over 25% off is printed beside how many are where ours are
-compared with draws of another seed of ours, as many as the reference's.
+The standard deviation of a few draws is itself uncertain. Therefore the table gives two counts of standard deviations that are
+off by over 25%: of our draws compared with the reference's, and of our draws compared with equally many draws of another seed
+of ours, which shows what chance alone does.
 """
 
 import argparse
@@ -28,10 +29,15 @@ FEATURES = (
 
 
 def features(out: np.ndarray, photo: np.ndarray) -> list[float]:
-    """FEATURES of an output (H, W, 3) of a photograph: the statistics file's, found by trial on the exact outputs.
+    """The FEATURES (20,) of a corrupted photograph.
 
-    Grey is the mean of the channels; the Laplacian has 4 neighbours and no border; power is of the orthonormal FFT of the grey
-    difference, averaged over the band [k / 8, (k + 1) / 8) of the Nyquist frequency.
+    They are those of the statistics file. How that file computes them was found by trial on the exact outputs: grey is the mean
+    of the channels; the Laplacian has 4 neighbours and leaves out the border; the power is that of the orthonormal FFT of the
+    grey difference, averaged over the band [k / 8, (k + 1) / 8) of the Nyquist frequency.
+
+    Args:
+        out: the corrupted image, uint8 (H, W, 3).
+        photo: the original photograph, of the same shape.
     """
     difference = out.astype(float) - photo
     grey = out.mean(2)
@@ -46,17 +52,17 @@ def features(out: np.ndarray, photo: np.ndarray) -> list[float]:
 
 
 def draw_features(photo: np.ndarray, name: str, severity: int, draws: int, seed: int) -> np.ndarray:
-    """(draws, 20): FEATURES of ``draws`` corrupted versions of the photograph (H, W, 3)."""
+    """The FEATURES, (draws, 20), of ``draws`` corrupted versions of the photograph, uint8 (H, W, 3)."""
     images = torch.from_numpy(photo).permute(2, 0, 1)[None].expand(draws, -1, -1, -1)
     out = corrupt(images, name, severity, torch.arange(draws), seed).permute(0, 2, 3, 1).numpy()
     return np.array([features(image, photo) for image in out])
 
 
 class Agreement(NamedTuple):
-    """Of the features of our draws with the reference's mean, sd and number of draws; per feature (20,)."""
+    """How well the features of our draws agree with the reference's; each field is (20,), one value per feature."""
 
     mean_error: np.ndarray  # |difference of means| / (4 standard errors + 1% of the value, or + 0.02 for log-power)
-    sd_ratio: np.ndarray  # ours / reference's; nan where either is 0 (a percentile that never moves)
+    sd_ratio: np.ndarray  # our standard deviation / the reference's; NaN where either is 0 (a percentile that never changes)
 
 
 def agreement(ours: np.ndarray, mean: np.ndarray, sd: np.ndarray, n: int) -> Agreement:
@@ -69,16 +75,16 @@ def agreement(ours: np.ndarray, mean: np.ndarray, sd: np.ndarray, n: int) -> Agr
 
 
 class Row(NamedTuple):
-    """A line of the table, and of its standard deviations: how many were compared, how many are off, how many by chance."""
+    """A line of the table, and the counts of its standard deviations."""
 
     text: str
-    compared: int = 0
-    off: int = 0
-    chance: int = 0
+    compared: int = 0  # number of standard deviations that were compared
+    off: int = 0  # how many are off by over 25% of the reference's
+    chance: int = 0  # how many are off by over 25% between two seeds of ours
 
 
 def exact_row(reference: Path, name: str, severity: int) -> Row:
-    """Table row of a deterministic corruption, or of motion blur at the angles of the exact outputs."""
+    """The table's row for a deterministic corruption, or for motion blur at the angles of the exact outputs."""
     golden = np.load(reference / "imagenet_c_exact.npz")
     level = PARAMETER_SETS["imagenet_224"].levels[name][severity - 1]
     differences = []
@@ -96,7 +102,7 @@ def exact_row(reference: Path, name: str, severity: int) -> Row:
 
 
 def random_row(reference: Path, name: str, severity: int, draws: int) -> Row:
-    """Table row of a random corruption: 20 features of 4 photographs."""
+    """The table's row for a random corruption: 20 features of each of 4 photographs."""
     golden = np.load(reference / "imagenet_c_exact.npz")
     cells = json.loads((reference / "imagenet_c_stats.json").read_text())["cells"]
     found, again = [], []

@@ -1,4 +1,7 @@
-"""What the entry points share: a user's mistake is one line on stderr and exit code 2, Ctrl-C exits 130."""
+"""What the entry points share: reading the Hydra configuration, and ending with one line and an exit code after an error.
+
+A user's mistake prints one line on stderr and exits with code 2; Ctrl-C exits with code 130.
+"""
 
 import contextlib
 import os
@@ -17,27 +20,38 @@ from gch_bench.config.parse import defaults, parse
 from gch_bench.config.run import Config
 from gch_bench.errors import UserError
 
-MORE = {  # what a group takes besides its choices
+MORE = {  # group -> what else may be written besides its choices; appended to the error that lists the choices
     "model": "; any other timm backbone: model.name=NAME",
     "corruptions": "; some corruptions: corruptions=[fog,snow]",
 }
 
 
 def register_defaults() -> None:
-    """Give Hydra the dataclasses' defaults, as the configs `defaults_run` and `defaults_diagnosis` that YAML files build on."""
+    """Register the dataclasses' defaults with Hydra, as the configs `defaults_run` and `defaults_diagnosis`.
+
+    configs/train.yaml and configs/diagnose.yaml name them first in their defaults lists.
+    """
     store = ConfigStore.instance()
     store.store(name="defaults_run", node=defaults(Config))
     store.store(name="defaults_diagnosis", node=defaults(DiagnoseConfig))
 
 
 def run_config(config: DictConfig, train: bool = True) -> Config:
-    """The composed Hydra config as a checked Config, without a recipe unless `train`. Beyond this nothing sees Hydra."""
+    """The composed Hydra config as a checked Config; its recipe is None unless `train`. The code behind this knows no Hydra.
+
+    Raises:
+        UserError: see `config.parse.parse`.
+    """
     values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     return parse(values if train else {**values, "recipe": None}, Config)
 
 
 def diagnosis_config(config: DictConfig) -> DiagnoseConfig:
-    """The same for diagnose.py."""
+    """The composed Hydra config of diagnose.py as a checked DiagnoseConfig.
+
+    Raises:
+        UserError: see `config.parse.parse`.
+    """
     values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     if isinstance(values["chain"], str):
         values["chain"] = [values["chain"]]
@@ -46,7 +60,10 @@ def diagnosis_config(config: DictConfig) -> DiagnoseConfig:
 
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
-    """Exit with one line and code 2 after a user's mistake, with 130 after Ctrl-C; other exceptions are bugs and pass."""
+    """Within the context a user's mistake exits with one line and code 2, and Ctrl-C with code 130.
+
+    Any other exception is a bug and is raised unchanged, with its traceback.
+    """
     try:
         yield
     except KeyboardInterrupt:
@@ -58,8 +75,8 @@ def reported() -> Iterator[None]:
 
 
 def entry(main: Callable[[], Any]) -> None:
-    """Run a hydra.main task; errors of composing its config are reported like its own."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of printing them
+    """Run `main`, a function decorated with hydra.main. Errors in composing its config are reported like errors of the task."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
     with reported():
         sys.argv[1:] = with_recipe([argument(text) for text in sys.argv[1:]])
         register_defaults()
@@ -67,8 +84,11 @@ def entry(main: Callable[[], Any]) -> None:
 
 
 def argument(text: str) -> str:
-    """A command-line argument as Hydra takes it. To Hydra a list given to a group is several choices merged, the last on top:
-    `corruptions=[fog,snow]` becomes `corruptions.names=[fog,snow]`, and for another group it is refused."""
+    """A command-line argument as Hydra must get it: `corruptions=[fog,snow]` becomes `corruptions.names=[fog,snow]`.
+
+    Hydra itself would read a list for a group as several choices to merge, the last on top. For the other groups a list raises
+    UserError.
+    """
     group = re.match(r"(model|noise|data|corruptions|recipe|logger)=\[", text)
     if not group:
         return text
@@ -78,9 +98,10 @@ def argument(text: str) -> str:
 
 
 def with_recipe(arguments: list[str]) -> list[str]:
-    """The arguments with `recipe=finetune` where data=folder gets given weights and no recipe is chosen.
+    """The arguments, with `recipe=finetune` added where data=folder is trained from given weights and no recipe is chosen.
 
-    The YAML of data=folder chooses a recipe that trains from scratch; Hydra's defaults lists cannot look at other fields."""
+    configs/data/folder.yaml chooses a recipe that trains from scratch, and Hydra's defaults lists cannot depend on a field.
+    """
     values = {name.lstrip("+"): value for name, _, value in (text.partition("=") for text in arguments)}
     pretrained = values.get("model.pretrained", "false").lower() == "true"
     given = pretrained or values.get("model.checkpoint", "null") not in ("null", "")
@@ -93,7 +114,7 @@ def stop(message: str) -> None:
 
 
 def hydra_message(error: Exception) -> str:
-    """Hydra's many-line message as one line: what was asked for, and the choices."""
+    """Hydra's message of many lines as one line that says what was asked for and which choices there are."""
     text = str(error)
     if isinstance(error, MissingConfigException):
         choice = re.search(r"Could not find '([^']+)/([^'/]+)'", text)

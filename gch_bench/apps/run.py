@@ -1,4 +1,4 @@
-"""The main job: configuration -> network with noise -> training -> evaluation, clean and corrupted -> records."""
+"""The main job of train.py and evaluate.py: build a network with noise, train it, evaluate it, record the results."""
 
 import json
 import os
@@ -41,27 +41,29 @@ from gch_bench.training.setup import training_job, training_warnings
 
 
 class Job(NamedTuple):
-    """A run made ready: everything is checked, nothing is written yet."""
+    """A run that is prepared: everything is loaded and checked, and nothing is written yet."""
 
     config: Config
     world: World
     data: DataSource
     noisy: NoisyNetwork
     cells: list[Cell]
-    stored: dict[Cell, StoredImages]  # the corrupted cells' images, {} where they are generated
+    stored: dict[Cell, StoredImages]  # the stored images of the corrupted cells; {} where the images are generated
     protocol: Protocol
     folder: Path
-    status: RunFile
+    run_file: RunFile
     display: Display
 
 
 def train_and_evaluate(config: Config) -> None:
-    """Train, evaluate and record one run; what its folder already holds is not done again.
+    """Train, evaluate and record one run. What its folder already holds is not done again. Without a recipe it only evaluates.
+
+    After Ctrl-C or SIGTERM the process exits with code 130 or 143; in training a checkpoint is written first.
 
     Raises:
-        UserError: the user's mistake, in one line. Exits with 130 (Ctrl-C) or 143 (SIGTERM) after a checkpoint.
+        UserError: a user's mistake, in one line.
     """
-    keep_freed_memory(config.memory)  # here, because each job of a sweep on a cluster is unpickled in a process of its own
+    keep_freed_memory(config.memory)  # not in cli.entry, which a job of a sweep on a cluster does not run
     with distributed.group(config.device) as world, torch_threads(config.threads):
         try:
             _run(config, world)
@@ -74,7 +76,7 @@ def train_and_evaluate(config: Config) -> None:
 def _run(config: Config, world: World) -> None:
     with distributed.failing_together(world):
         job = _prepare(config, world)
-    known = job.status.weights
+    known = job.run_file.weights
     _banner(job)
     cells = missing_cells(job.folder, job.cells, job_facts(job, known), stored_facts(job)) if known else job.cells
     if known and not cells:
@@ -83,17 +85,18 @@ def _run(config: Config, world: World) -> None:
             _show(job, _summary(job, known))
         return
     training = None
-    with distributed.failing_together(world):  # where it ends, all have looked, before anyone writes
+    # All processes wait for each other at the end of this context, so that none writes before all have read the run folder.
+    with distributed.failing_together(world):
         if not job.stored:
             try_corruptions(cells, job.data.size, parameter_set(config.corruptions, job.data.size))
         if config.recipe is not None:
             training = training_job(
-                config, job.data, job.noisy, folder=job.folder, config_hash=identity_hash(job.status.identity), world=world
+                config, job.data, job.noisy, folder=job.folder, config_hash=identity_hash(job.run_file.identity), world=world
             )
             for warning in training_warnings(training, job.noisy):
                 job.noisy.warnings.append(warning)
                 job.display.warn(warning)
-    job.status.begin(**_described(job))
+    job.run_file.begin(**_described(job))
     logger = open_logger(config, job.folder, world.main)
     started = time.monotonic()
     try:
@@ -103,7 +106,7 @@ def _run(config: Config, world: World) -> None:
         _evaluate(job, model, weights)
         if world.main:
             summary = _summary(job, weights)
-            job.status.finish(weights, trained - started, time.monotonic() - trained)
+            job.run_file.finish(weights, trained - started, time.monotonic() - trained)
             logger.metrics(
                 logged_metrics(summary, job.data.is_imagenet_1k), training.recipe.epochs * training.steps if training else 0
             )
@@ -114,7 +117,7 @@ def _run(config: Config, world: World) -> None:
 
 
 def _prepare(config: Config, world: World) -> Job:
-    """Load and build everything, and refuse whatever is wrong, before the first byte is written."""
+    """Load and build everything, and raise UserError at whatever is wrong, before the first byte is written."""
     cells = wanted_cells(config.corruptions)
     data = _load(config, world)
     torch.manual_seed(config.seed)  # the initial weights
@@ -126,16 +129,16 @@ def _prepare(config: Config, world: World) -> Job:
     stored = _stored(config, data, cells)
     same = run_identity(config, data, noisy)
     folder = Path(config.output or f"runs/{config.run_name}-{identity_hash(same)[:8]}")
-    status = RunFile(folder, same, config.resume, world)
-    return Job(config, world, data, noisy, cells, stored, protocol, folder, status, Display(world.main))
+    run_file = RunFile(folder, same, config.resume, world)
+    return Job(config, world, data, noisy, cells, stored, protocol, folder, run_file, Display(world.main))
 
 
 def _stored(config: Config, data: DataSource, cells: list[Cell]) -> dict[Cell, StoredImages]:
-    """The stored images of each corrupted cell, {} where they are generated. Raises UserError if any is not there."""
+    """The stored images of each corrupted cell; {} where they are generated. Raises UserError if an image is missing."""
     if not config.corruptions.root:
         return {}
     if config.corruptions.resize and data.resize is None:
-        raise FieldError("corruptions.resize", "= true resizes like the clean images: give data.resize=PIXELS, it is null")
+        raise FieldError("corruptions.resize=true", "resizes like the clean images: give data.resize=PIXELS, it is null")
     root = Path(config.corruptions.root).expanduser()
     corrupted = [cell for cell in cells if cell != CELL_CLEAN]
     found = stored_images(root, corrupted, data.val, None if config.corruptions.resize else data.size)
@@ -143,9 +146,10 @@ def _stored(config: Config, data: DataSource, cells: list[Cell]) -> dict[Cell, S
 
 
 def run_identity(config: Config, data: DataSource, noisy: NoisyNetwork) -> dict[str, Any]:
-    """What determines the weights and each cell: the configuration, the images, and the weights it starts from.
+    """What determines the weights and the results of each cell: the configuration, the images, and the given initial weights.
 
-    Plain JSON values. Paths are not part of it, what lies there is."""
+    All values are plain JSON. Paths are not part of an identity; fingerprints of the content are.
+    """
     given = config.model.checkpoint or config.model.pretrained
     inputs = {
         "images": data.fingerprint,
@@ -159,7 +163,7 @@ def run_identity(config: Config, data: DataSource, noisy: NoisyNetwork) -> dict[
 
 
 def _described(job: Job) -> dict[str, Any]:
-    """The fields of RunFacts that say what was run."""
+    """The fields of RunFacts that say what was run, for RunFile.begin."""
     data = job.data
     return {
         "protocol_id": job.protocol.id,
@@ -180,7 +184,7 @@ def _described(job: Job) -> dict[str, Any]:
 
 
 def _check_weights(config: Config, noisy: NoisyNetwork, num_classes: int) -> None:
-    """Refuse an evaluation of weights that nobody trained; warn of fine-tuning from nothing."""
+    """Raise UserError if evaluate.py would score untrained weights; add a warning if a fine-tuning starts from random ones."""
     model = config.model
     given = model.checkpoint or model.pretrained
     if config.recipe is None:
@@ -225,7 +229,7 @@ def _train(job: Job, training: TrainingJob, logger: Logger) -> nn.Module:
 
         def warn(warning: str) -> None:
             job.display.warn(warning)
-            job.status.note_warning(warning)
+            job.run_file.note_warning(warning)
 
         try:
             model = train(training, report, skipped, warn)
@@ -237,10 +241,10 @@ def _train(job: Job, training: TrainingJob, logger: Logger) -> nn.Module:
 
 
 def _evaluate(job: Job, model: nn.Module, weights: str) -> None:
-    """Record the cells that are missing."""
+    """Evaluate and record the cells of the run that have no record yet."""
     config, world, data = job.config, job.world, job.data
     facts = job_facts(job, weights)
-    view = Predictor(
+    predictor = Predictor(
         network=model,
         normalisation=job.noisy.normalisation,
         parameters=None if job.stored else parameter_set(config.corruptions, data.size),
@@ -255,7 +259,7 @@ def _evaluate(job: Job, model: nn.Module, weights: str) -> None:
         stored=job.stored,
         size=data.size,
         resize=data.resize,
-        # Without corruptions.resize a stored image has the size already: eval_transform leaves it untouched.
+        # Without corruptions.resize a stored image already has the network's size, and eval_transform leaves it untouched.
         stored_resize=data.resize if config.corruptions.resize else None,
         interpolation=data.interpolation,
         batch_size=config.evaluation.batch_size,
@@ -264,51 +268,54 @@ def _evaluate(job: Job, model: nn.Module, weights: str) -> None:
     )
     loader_of = images.loaders(world)
     cells = missing_cells(job.folder, job.cells, facts, stored_facts(job))
-    distributed.barrier(world)  # all have looked before anyone writes
+    distributed.barrier(world)  # no process may write a record before all have looked which ones are missing
     skipped: list[BadImage] = []
     with stop_requests() as stop, job.display.bar("evaluate", len(cells) * len(data.val), "images") as advance:
 
         def step(note: str, images: int) -> None:
             advance(note, images)
-            if stop:  # between batches, where nothing can swallow an exception or be left half done
+            if stop:  # stop between two batches, where no file is half written and no library catches the exception
                 sys.exit(128 + stop[0])
 
         for number, cell in enumerate(cells):
             note = f"cell {number + 1}/{len(cells)} {cell.corruption}-{cell.severity}"
             bad: list[BadImage] = []
             atoms = evaluate_cell(
-                view, cell, loader_of(cell), len(data.val), world, config.data.skip_bad, bad, partial(step, note)
+                predictor, cell, loader_of(cell), len(data.val), world, config.data.skip_bad, bad, partial(step, note)
             )
             skipped += bad
             if world.main and number == 0:
                 listed = {"id": range(len(data.val)), "label": data.val.labels, "name": data.val.names}
                 files.write_csv(job.folder / "images.csv", pd.DataFrame(listed))
             if world.main:
-                commit = {"commit": str(job.status.commit)}
+                commit = {"commit": str(job.run_file.commit)}
                 made_of = {"images": job.stored[cell].fingerprint} if cell in job.stored else {}
                 records.write_record(job.folder, cell, atoms, facts | commit | made_of)
     _note_skipped(job, "val", skipped)
 
 
 def _note_skipped(job: Job, split: str, skipped: list[BadImage]) -> None:
-    count = job.status.note_skipped(split, skipped)
+    count = job.run_file.note_skipped(split, skipped)
     if count:
-        job.display.warn(f"{count} unreadable {split} images were skipped; {job.status.path} names them")
+        job.display.warn(f"{count} unreadable {split} images were skipped; {job.run_file.path} names them")
 
 
 def _summary(job: Job, weights: str) -> pd.DataFrame:
-    """summary.csv, derived from the records: a finished run that is started again shows every metric of this version."""
+    """Write summary.csv and means.csv from the records, and return the table of summary.csv.
+
+    It is written anew from the records each time, so that a finished run shows every metric that this version knows.
+    """
     cells = records.recorded_cells(job.folder, job_facts(job, weights))
     return write_summary(job.folder, cells, len(job.data.classes), job.data.is_imagenet_1k)
 
 
 def job_facts(job: Job, weights: str) -> dict[str, str]:
-    """What a record must have been made with to be this run's."""
+    """The facts that a record of this run must have: the protocol id and the digest of the weights."""
     return {"protocol": job.protocol.id, "weights": weights}
 
 
 def stored_facts(job: Job) -> dict[Cell, str]:
-    """The fingerprints of the stored images that each corrupted cell is made of."""
+    """Cell -> fingerprint of its stored images; {} where the images are generated."""
     return {cell: images.fingerprint for cell, images in job.stored.items()}
 
 
@@ -332,7 +339,7 @@ def _banner(job: Job) -> None:
 
 
 def _show(job: Job, summary: pd.DataFrame) -> None:
-    """The run's table: clean, and each corruption's mean over severities."""
+    """Print the run's table: clean, each corruption's mean over severities, and the mean over corruptions."""
     table = means(summary, job.data.is_imagenet_1k)
     names = [name for name in table["corruption"] if name not in (CLEAN, MEAN)]
     errors = {"ce": "CE %", "relative_ce": "relative CE %"} if job.data.is_imagenet_1k else {}
@@ -341,7 +348,7 @@ def _show(job: Job, summary: pd.DataFrame) -> None:
         name = f"mean over {len(names)} corruptions" if row["corruption"] == MEAN else str(row["corruption"])
         numbers = [metric.text(row[key]) for key, metric in SHOWN.items()]
         rows.append([name, *numbers, *("" if pd.isna(row[key]) else f"{100 * row[key]:.2f}" for key in errors)])
-    notes = [f"WARNING: {warning}" for warning in job.status.warnings]
+    notes = [f"WARNING: {warning}" for warning in job.run_file.warnings]
     notes += [f"noise at {stage_in_words(stage._asdict())}" for stage in job.noisy.stages]
     if errors:
         notes.append("CE, relative CE: top-1 errors relative to AlexNet's published ones (100 is AlexNet); their means are mCE"

@@ -1,4 +1,4 @@
-"""The data and augmentation choices of a run. Imports no torch, so that --help is quick.
+"""The data and augmentation choices of a run. This module imports no torch, so that --help stays quick.
 
 What belongs to a data set itself (its sizes, splits, classes) is a row of the table in gch_bench/data/sets.py, which also
 checks that these choices fit it.
@@ -18,24 +18,27 @@ _AUTO_AUGMENT = re.compile(r"(rand|augmix)(-[a-z]+[0-9.]*)+|original|originalr|v
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images, and how they are made ready. Raises FieldError on a value out of its range.
+    """Which images a run uses, and how they are prepared. Raises FieldError on a value out of its range.
 
-    Size and resize are not in a run's identity as they stand here: what they come to is (DataSource.size and geometry).
+    The fields size and resize are not part of a run's identity, because they may be null. The values that they resolve to,
+    DataSource.size and DataSource.geometry, are part of it.
     """
 
     name: str  # a row of gch_bench/data/sets.py
-    # The folder that holds the data set; null for an embedded one.
+    # The folder that holds the data set; null for a data set that ships inside a package.
     root: str | None = field(default=None, metadata=NOT_IN_IDENTITY)
-    # Side of the images that the network sees, pixels; null: the data set's own.
+    # Side in pixels of the square images that the network sees; null: the data set's own.
     size: int | None = field(default=None, metadata=NOT_IN_IDENTITY)
-    # Shorter side before the centre crop, pixels; null: the data set's own.
+    # Length in pixels to which the shorter side is resized before the centre crop; null: the data set's own.
     resize: int | None = field(default=None, metadata=NOT_IN_IDENTITY)
-    interpolation: str = "bilinear"  # bilinear | bicubic, of the resize
+    interpolation: str = "bilinear"  # bilinear | bicubic: the interpolation of the resize
+    # Download the data set into root if it is not there (cifar10 and pets).
     download: bool = field(default=False, metadata=NOT_IN_IDENTITY)
-    skip_bad: bool = field(default=False, metadata=NOT_IN_IDENTITY)  # count and report unreadable images instead of stopping
-    # Loader processes; 0: load in the main process; null: as many as there are cores.
+    # Skip unreadable images, and count and report them, instead of stopping at the first one.
+    skip_bad: bool = field(default=False, metadata=NOT_IN_IDENTITY)
+    # Number of loader processes; 0: the main process loads the images; null: see data/loaders.py, about one per core.
     workers: int | None = field(default=None, metadata=NOT_IN_IDENTITY)
-    # The number of classes that the data must have; null: the data set's own.
+    # The number of classes that the data must have; null: the data set's own, or as many as its folders hold.
     num_classes: int | None = field(default=None, metadata=NOT_IN_IDENTITY)
 
     def __post_init__(self) -> None:
@@ -51,14 +54,14 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Training augmentation (timm's). Raises FieldError on a value out of its range."""
+    """The training augmentation, which timm carries out. Raises FieldError on a value out of its range."""
 
-    scale: tuple[float, float] = (0.08, 1.0)  # random resized crop: fraction of the image's area
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # random resized crop: width / height
-    hflip: float = 0.5  # probability
-    color_jitter: float = 0.0  # strength of brightness, contrast and saturation jitter
-    auto_augment: str | None = None  # timm's string, e.g. rand-m9-mstd0.5-inc1
-    random_erasing: float = 0.0  # probability; erased pixels become normal noise, as in timm's recipes
+    scale: tuple[float, float] = (0.08, 1.0)  # range of the random resized crop's area, as a fraction of the image's area
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # range of the random resized crop's aspect ratio, width / height
+    hflip: float = 0.5  # probability of a horizontal flip
+    color_jitter: float = 0.0  # strength of the brightness, contrast and saturation jitter
+    auto_augment: str | None = None  # a policy in timm's notation, e.g. rand-m9-mstd0.5-inc1; null: none
+    random_erasing: float = 0.0  # probability that a rectangle is replaced by normal noise, as in timm's recipes
 
     def __post_init__(self) -> None:
         for name, high in (("scale", 1.0), ("ratio", float("inf"))):

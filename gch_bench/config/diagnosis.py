@@ -1,4 +1,4 @@
-"""Typed options of diagnose.py, checked once at the door. No torch here, so that --help is quick."""
+"""The typed options of diagnose.py, checked once when they are read. Imports no torch, so that --help stays quick."""
 
 import os
 from dataclasses import asdict, dataclass, field
@@ -13,11 +13,13 @@ from gch_bench.errors import UserError
 
 @dataclass(frozen=True)
 class SpectralConfig:
-    """Spectra and their charts."""
+    """Options of the spectra and of the Gibbs-Cartan charts fitted to them. Raises FieldError on a value out of its range."""
 
-    eta: float = 0.95  # share of the energy that a rank window holds; the windows of the transport are the charts' R_eta
-    exponent_uncertainty: float = 0.1  # half width of the exponent's interval in the rank windows
-    weights: bool = True  # also every weight by itself, convolutions tap by tap
+    # The effective rank R_eta is the number of leading modes that hold this share of the spectral energy. The transport
+    # matrices are truncated to the R_eta of the fitted charts.
+    eta: float = 0.95
+    exponent_uncertainty: float = 0.1  # half the width of the exponent's interval from which a rank window is computed
+    weights: bool = True  # also analyse every weight by itself, convolutions one kernel position at a time
 
     def __post_init__(self) -> None:
         check(0 < self.eta <= 1, "eta", "in (0, 1]", self.eta)
@@ -26,14 +28,20 @@ class SpectralConfig:
 
 @dataclass(frozen=True)
 class AlignmentConfig:
-    """Supports, incidence, certificate and labels of an interface's Physical Alignment Matrix M (m, n), q groups of rows."""
+    """Options of the analysis of an interface's Physical Alignment Matrix M (m, n), whose rows form q groups.
 
-    groups: int = 8  # contiguous groups of rows, where a chain's file does not set a group_size (heads)
-    tau: float | None = None  # in units of the root mean square block norm; null: the widest gap between block norms
-    omega: float | None = None  # in units of ||M||; null: the widest gap between overlap strengths
-    hub_degree: int = 2
-    noise_budget: float | None = None  # nu: the certificate also holds that the noise stays within nu ||M||
-    kappa: float = 0.5  # least |cosine| with the group's profile of a labelled channel
+    The analysis finds supports, incidence, certificate and channel labels; docs/geometry.md defines them. Raises FieldError on
+    a value out of its range.
+    """
+
+    groups: int = 8  # q, number of contiguous groups of rows, where a chain's file sets no group_size (such as that of heads)
+    # Norm from which a block is active, in units of the root mean square block norm; null: at the widest gap between norms.
+    tau: float | None = None
+    # Overlap strength from which an edge joins two groups, in units of ||M||; null: at the widest gap between strengths.
+    omega: float | None = None
+    hub_degree: int = 2  # a column that is active in at least so many groups is a hub
+    noise_budget: float | None = None  # nu: the certificate then also guarantees that the noise part stays within nu ||M||
+    kappa: float = 0.5  # least |cosine| between a channel and its group's mean profile for the labels SC and SA
 
     def __post_init__(self) -> None:
         for name in ("groups", "hub_degree"):
@@ -48,11 +56,11 @@ class AlignmentConfig:
 
 @dataclass(frozen=True)
 class JacobianConfig:
-    """Measured block Jacobians on validation images of data=; 0 images: static weights only."""
+    """Options of the block Jacobians, measured on validation images of data=. Raises FieldError on a value out of its range."""
 
-    images: int = 0
-    token: int | None = None  # of a token model; null: the middle one
-    chunk_mib: int = 256  # of tangents at a time
+    images: int = 0  # number of images; 0: analyse the static weights only
+    token: int | None = None  # token at which a token model's Jacobian is measured; null: the middle one
+    chunk_mib: int = 256  # MiB of tangents that are propagated at a time
 
     def __post_init__(self) -> None:
         check(self.images >= 0, "images", ">= 0", self.images)
@@ -61,34 +69,37 @@ class JacobianConfig:
 
 @dataclass(frozen=True)
 class DiagnoseConfig:
-    """One diagnosis: of a network (model, with checkpoint(s)), of a safetensors file (source), or of finished runs (runs)."""
+    """One diagnosis: of a network (model, with checkpoint or checkpoints), of a safetensors file (source), or of finished runs.
+
+    Raises FieldError on a value out of its range, UserError on options that exclude each other.
+    """
 
     model: ModelConfig
     data: DataConfig
     logger: LoggerConfig = field(metadata=NOT_IN_IDENTITY)
-    # A state dict for model=; the same as model.checkpoint.
+    # File of a state dict for the network of model=; the same as model.checkpoint.
     checkpoint: str | None = field(default=None, metadata=NOT_IN_IDENTITY)
-    # Several, side by side.
+    # Several such files, which the report shows side by side.
     checkpoints: list[str] = field(default_factory=list, metadata=NOT_IN_IDENTITY)
-    # A .safetensors file, a folder of them or an index: weights alone, no model.
+    # A .safetensors file, a folder of such files, or an index file: weights are analysed without building a model.
     source: str | None = field(default=None, metadata=NOT_IN_IDENTITY)
-    # Finished run folders: their geometry against their reliability.
+    # Folders of finished runs, whose geometry is compared with their reliability.
     runs: list[str] = field(default_factory=list, metadata=NOT_IN_IDENTITY)
-    # Chain names or YAML files; null: what fits.
+    # Names or YAML files of the chains of layers to analyse; null: every built-in chain that fits the weights.
     chain: list[str] | None = field(default=None, metadata=NOT_IN_IDENTITY)
-    head_dim: int | None = None  # rows of an attention head; null: the network's, or what config.json beside the source says
-    num_classes: int | None = None  # of the classifier; null: the checkpoint's
-    size: int | None = None  # image side that the network is built for; null: the backbone's own
+    head_dim: int | None = None  # rows per attention head; null: the network's own, or that of config.json beside the source
+    num_classes: int | None = None  # number of classes of the classifier; null: that of the checkpoint
+    size: int | None = None  # side in pixels of the images that the network is built for; null: the backbone's own
     spectral: SpectralConfig = field(default_factory=SpectralConfig)
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
     jacobian: JacobianConfig = field(default_factory=JacobianConfig)
-    # Also the transport and alignment matrices themselves.
+    # Also save the transport and alignment matrices themselves.
     save_matrices: bool = field(default=False, metadata=NOT_IN_IDENTITY)
     seed: int = 0
     device: str = field(default="auto", metadata=NOT_IN_IDENTITY)
     threads: int | None = field(default=None, metadata=NOT_IN_IDENTITY)
     memory: str = field(default="auto", metadata=NOT_IN_IDENTITY)  # auto | system, as in Config
-    # Folder; null: runs/diagnose-<what>.
+    # Folder of the results; null: runs/diagnose-<what is diagnosed>.
     output: str | None = field(default=None, metadata=NOT_IN_IDENTITY)
 
     def __post_init__(self) -> None:

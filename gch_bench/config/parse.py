@@ -1,8 +1,8 @@
-"""Plain dictionaries, as Hydra composes them, to checked dataclasses; and what the dataclasses say about themselves.
+"""Turns the plain dictionaries that Hydra composes into checked dataclasses, and reads defaults and identities off the classes.
 
-A field's default stands in its dataclass and nowhere else: `defaults` gives them to Hydra as the lowest layer of every
-composition, so a YAML file says only what it chooses. A field's name is put together here: a dataclass reports `size`, and the
-user reads `data.size`.
+A field's default stands in its dataclass and nowhere else. `defaults` gives all defaults to Hydra as the lowest layer of every
+composition, so that a YAML file says only what it chooses. The full name of a field is put together here: a dataclass reports
+an error in `size`, and the user reads `data.size`.
 """
 
 import types
@@ -13,18 +13,21 @@ from typing import Any
 from gch_bench.checks import check
 from gch_bench.errors import FieldError, UserError
 
-SCHEMA = 1  # of identities: raised when a default changes, because identities leave out what has its default
+# Version of all identities. It is raised when a default changes, because an identity leaves out every field at its default.
+SCHEMA = 1
 
-# The metadata of a dataclass field that determines no number: where files lie, how a run is watched, how fast it goes.
+# Metadata that marks a dataclass field as having no influence on the results: where files lie, how a run is logged, how fast
+# it goes.
 NOT_IN_IDENTITY = {"identity": False}
 
 T = typing.TypeVar("T")
 
 
 def identity_of(config: Any) -> dict[str, Any]:
-    """What determines the numbers of a configuration: SCHEMA, and the fields that differ from their defaults, nested.
+    """What determines the results of a configuration: SCHEMA, and the fields that differ from their defaults, nested.
 
-    A field that is added later, with a default, changes no identity that was given out before.
+    Fields marked NOT_IN_IDENTITY are left out. A field that a later version adds with a default does not change the identity of
+    an older configuration.
     """
     return {"schema": SCHEMA, **_differing(config)}
 
@@ -49,7 +52,7 @@ def _default(of: Field) -> Any:
 
 
 def defaults(kind: type) -> dict[str, Any]:
-    """Every field of a dataclass with its default, nested, as plain values; `???` (Hydra's mark) where there is none."""
+    """Every field of a dataclass with its default, nested, as plain values; a field without default has Hydra's mark `???`."""
     hints = typing.get_type_hints(kind)
     values: dict[str, Any] = {}
     for each in fields(kind):
@@ -62,15 +65,17 @@ def defaults(kind: type) -> dict[str, Any]:
 
 
 def _dataclass_in(hint: Any) -> Any:
-    """The dataclass that a type hint means, also in `Kind | None`; None where it means none."""
+    """The dataclass that a type hint names, alone or as in `Kind | None`; None if the hint names no dataclass."""
     return next((each for each in (hint, *typing.get_args(hint)) if is_dataclass(each)), None)
 
 
 def parse(values: dict[str, Any], kind: type[T]) -> T:
-    """A checked ``kind`` (Config, DiagnoseConfig) from plain dictionaries. Keys it has not (roots, slurm, hydra) are left out.
+    """A checked instance of ``kind`` (Config or DiagnoseConfig) from plain dictionaries.
+
+    Keys of the top level that are no field of ``kind``, such as roots and slurm, are ignored.
 
     Raises:
-        UserError: an unknown or missing key, a wrong type, or a value out of range, in one line.
+        UserError: an unknown key in a group, a missing key, a value of a wrong type or out of range. The message is one line.
     """
     own = {f.name for f in fields(kind)}  # type: ignore[arg-type]
     built: T = _build(kind, {key: value for key, value in values.items() if key in own}, "")

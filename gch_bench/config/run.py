@@ -1,6 +1,7 @@
-"""Typed configuration: what the YAML groups say, checked once at the door. No torch here, so that --help is quick.
+"""The typed configuration of train.py and evaluate.py: one dataclass per YAML group, checked once when it is made.
 
-`parse(mapping, Config)` turns the plain dictionary of a composed Hydra config into a `Config`; nothing downstream re-checks it.
+`parse(mapping, Config)` turns the plain dictionary of a composed Hydra config into a `Config`; no later code checks it again.
+This module imports no torch, so that --help stays quick.
 """
 
 import re
@@ -18,14 +19,16 @@ MEMORY = ("auto", "system")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The backbone: a timm name, or `factory="package.module:function"` called with `kwargs` (and num_classes)."""
+    """The backbone: a timm name, or `factory="package.module:function"`, which is called with `kwargs` and, if it takes
+    it, num_classes. Raises FieldError on a value out of its range."""
 
     name: str
     pretrained: bool = False
-    # A state dict (.pt, .pth, .safetensors), nested or prefixed as usual.
+    # File of a state dict (.pt, .pth or .safetensors), see model/weights.py.
     checkpoint: str | None = field(default=None, metadata=NOT_IN_IDENTITY)
-    reset_head: bool = False  # drop the checkpoint's classifier when it has another number of classes
-    output_stride: int | None = None  # dilate so that the last map is size / output_stride, where the backbone can
+    reset_head: bool = False  # start with a new classifier where the checkpoint's has another number of classes
+    # Dilate convolutions so that the side of the last feature map is size / output_stride, where the backbone supports that.
+    output_stride: int | None = None
     factory: str | None = None
     kwargs: dict[str, Any] | None = None  # further arguments of the constructor
 
@@ -39,23 +42,26 @@ class ModelConfig:
             raise UserError("model.pretrained=true goes with neither model.checkpoint nor model.factory: drop one of them")
 
 
-NO_OPTION = {"option": False}  # the metadata of a field of NoiseConfig that is no option of a law or kernel
+NO_OPTION = {"option": False}  # metadata that marks a field of NoiseConfig as no option of a law or kernel
 
 
 @dataclass(frozen=True)
 class NoiseConfig:
-    """Law x kernel x injection, where and when. Ranges are checked by the mechanism itself (gch_bench.noise)."""
+    """The internal noise: its law and kernel with their options, and where and when it is injected.
+
+    The mechanism itself (gch_bench.noise) checks the ranges of the options. Raises FieldError on mc_samples out of its range.
+    """
 
     name: str = field(metadata=NO_OPTION)
     law: str | None = field(default=None, metadata=NO_OPTION)  # a law of gch_bench/noise/mechanism.py; null: no noise
     # A kernel of gch_bench/noise/kernels.py, for the laws that take one.
     kernel: str = field(default="dirichlet_green", metadata=NO_OPTION)
     stages: list[str] = field(default_factory=lambda: ["L4"], metadata=NO_OPTION)  # L1..L4 (early..late), or module names
-    train: bool = field(default=True, metadata=NO_OPTION)  # noise in training
-    eval: bool = field(default=False, metadata=NO_OPTION)  # noise at test time
-    # Test-time passes whose softmax outputs are averaged; needs eval: true.
+    train: bool = field(default=True, metadata=NO_OPTION)  # whether the noise acts in training
+    eval: bool = field(default=False, metadata=NO_OPTION)  # whether the noise acts at test time
+    # Number of noisy forward passes per image at test time, whose softmax outputs are averaged; above 1 it needs eval: true.
     mc_samples: int = field(default=1, metadata=NO_OPTION)
-    # Every further field is an option of a law or kernel; null: its own default.
+    # Every further field is an option of a law or kernel; null: the default of the law or kernel.
     gamma: float | None = None
     beta: float | None = None
     energy: float | None = None
@@ -71,31 +77,36 @@ class NoiseConfig:
     def __post_init__(self) -> None:
         check(self.mc_samples >= 1, "mc_samples", ">= 1", self.mc_samples)
         if self.mc_samples > 1 and not (self.eval and self.law):
-            raise FieldError("mc_samples", f"= {self.mc_samples} needs noise at test time: set noise.eval=true and a noise")
+            raise FieldError(f"mc_samples={self.mc_samples}", "needs noise at test time: set noise.eval=true and a noise")
 
     @property
     def options(self) -> dict[str, Any]:
-        """What is set of the law's and kernel's options: every field that is not marked as NO_OPTION."""
+        """The options of law and kernel that are set: every field without the mark NO_OPTION that is not null."""
         named = {each.name: getattr(self, each.name) for each in fields(self) if each.metadata.get("option", True)}
         return {name: value for name, value in named.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class CorruptionsConfig:
-    """Which corrupted cells are evaluated, and where their images come from: generated here, or a stored ImageNet-C."""
+    """Which corruptions are evaluated at which severities, and where the images come from: generated here or stored on disk.
+
+    Raises FieldError or UserError on a value out of its range and on options that exclude each other.
+    """
 
     name: str = field(metadata=NOT_IN_IDENTITY)
-    # All corruptions of these groups of the table, where no names are given.
+    # Groups of the table of corruptions: all their corruptions are evaluated, unless `names` is given.
     groups: list[str] = field(default_factory=list, metadata=NOT_IN_IDENTITY)
-    names: list[str] = field(default_factory=list, metadata=NOT_IN_IDENTITY)  # these corruptions
+    # Single corruptions of the table; given, they replace the groups.
+    names: list[str] = field(default_factory=list, metadata=NOT_IN_IDENTITY)
     severities: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5], metadata=NOT_IN_IDENTITY)
-    parameters: str = "auto"  # imagenet_224 | tiny_64 | cifar_32; auto: nearest to the image size
-    seed: int = 0  # of the draws
-    jpeg_roundtrip: bool = False  # generated images go through JPEG at quality 85, as the published ones did
-    # Null: generated here; else the stored ROOT/CORRUPTION/SEVERITY/CLASS/*.JPEG.
+    parameters: str = "auto"  # imagenet_224 | tiny_64 | cifar_32; auto: the set whose image size is nearest to the run's
+    seed: int = 0  # seed of the corruptions' random draws
+    jpeg_roundtrip: bool = False  # encode and decode generated images as JPEG of quality 85, as the published set was stored
+    # Folder of stored images, ROOT/CORRUPTION/SEVERITY/CLASS/*.JPEG; null: the images are generated here.
     root: str | None = field(default=None, metadata=NOT_IN_IDENTITY)
     needs_root: bool = field(default=False, metadata=NOT_IN_IDENTITY)  # refuse to generate images where no root is given
-    resize: bool = False  # stored images are resized and cropped like the clean ones: another protocol
+    # Resize and crop the stored images like the clean ones, which makes another protocol; false: they are used as they are.
+    resize: bool = False
 
     def __post_init__(self) -> None:
         check(set(self.severities) <= {1, 2, 3, 4, 5}, "severities", "a list out of 1..5", self.severities)
@@ -112,7 +123,7 @@ class CorruptionsConfig:
                 f" corruptions.root={self.root}"
             )
         if self.resize and not self.stored:
-            raise FieldError("resize", "= true is for stored images: give corruptions.root=/path, or leave it out")
+            raise FieldError("resize=true", "is for stored images: give corruptions.root=/path, or leave it out")
 
     @property
     def stored(self) -> bool:
@@ -124,8 +135,8 @@ class CorruptionsConfig:
 class EvaluationConfig:
     """How the forward passes of an evaluation run."""
 
-    batch_size: int = field(default=64, metadata=NOT_IN_IDENTITY)
-    precision: str = "fp32"  # fp32 | bf16 (autocast)
+    batch_size: int = field(default=64, metadata=NOT_IN_IDENTITY)  # images per forward pass and process
+    precision: str = "fp32"  # fp32 | bf16 (torch's autocast)
 
     def __post_init__(self) -> None:
         check(self.batch_size >= 1, "batch_size", ">= 1", self.batch_size)
@@ -134,33 +145,39 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class RecipeConfig:
-    """How to train. Optimiser, schedule, EMA, mixing and augmentation are timm's, under timm's names."""
+    """How to train. Optimiser, schedule, EMA, mixup, cutmix and augmentation are timm's, under timm's names.
+
+    Raises FieldError on a value out of its range.
+    """
 
     name: str
     epochs: int
-    batch_size: int  # images per optimiser step, over all processes and accumulation steps
-    lr: float  # at batch_size = lr_batch; scaled linearly with batch_size when lr_batch is set
+    batch_size: int  # images per optimiser step, summed over all processes and accumulation steps
+    lr: float  # learning rate; where lr_batch is set, the rate is lr * batch_size / lr_batch
     lr_batch: int | None = None
-    optimizer: str = "sgd"
+    optimizer: str = "sgd"  # timm's name of the optimiser
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    schedule: str = "cosine"  # cosine | multistep | step | ... (timm)
-    milestones: list[int] = field(default_factory=list)  # epochs, for multistep
-    decay_rate: float = 0.1
+    schedule: str = "cosine"  # timm's name of the learning-rate schedule: cosine | multistep | step | ...
+    milestones: list[int] = field(default_factory=list)  # epochs at which the multistep schedule lowers the learning rate
+    decay_rate: float = 0.1  # factor by which the step schedules lower the learning rate
     min_lr: float = 0.0
-    warmup_epochs: int = 0
+    warmup_epochs: int = 0  # epochs over which the learning rate rises linearly from a hundredth of its value
     label_smoothing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    ema_decay: float | None = None  # null: no EMA; else the EMA weights are what is evaluated. The decay warms up to this value
-    grad_clip: float | None = None  # largest gradient norm
-    grad_accumulation: int = 1
-    amp: str = "none"  # none | bf16 | fp16
+    mixup: float = 0.0  # alpha of mixup's beta distribution; 0: off
+    cutmix: float = 0.0  # alpha of cutmix's beta distribution; 0: off
+    # Decay of the exponential moving average (EMA) of the weights, which is then what is evaluated; null: no average. The decay
+    # starts lower and rises to this value (training/optim.py).
+    ema_decay: float | None = None
+    grad_clip: float | None = None  # gradients of a larger norm are scaled down to this norm; null: never
+    grad_accumulation: int = 1  # backward passes per optimiser step
+    amp: str = "none"  # mixed precision: none | bf16 | fp16
     channels_last: bool = False
     compile: bool = False
     freeze: str | None = None  # train only what lies after this stage (L1..L4 or a module's name); null: train everything
     recalibrate_bn: bool = False  # re-estimate BatchNorm's running statistics without noise before the evaluation
-    expects_weights: bool = False  # made for given weights (model.pretrained, model.checkpoint): warn of random ones
+    # The recipe is meant for trained weights (model.pretrained or model.checkpoint): warn if training starts from random ones.
+    expects_weights: bool = False
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
@@ -184,12 +201,15 @@ class RecipeConfig:
 
 @dataclass(frozen=True)
 class LoggerConfig:
-    """Where metrics go besides the run folder: wandb, csv (metrics.csv) or none."""
+    """Where metrics go besides the run folder's own files: wandb, csv (metrics.csv) or none.
+
+    Raises FieldError on a name or mode that is not among the choices.
+    """
 
     name: str
-    project: str = "gch-bench"
-    entity: str | None = None
-    mode: str = "offline"
+    project: str = "gch-bench"  # wandb's project
+    entity: str | None = None  # wandb's user or team; null: the account's default
+    mode: str = "offline"  # wandb's mode: offline | online | disabled
 
     def __post_init__(self) -> None:
         check_choice("name", self.name, ("wandb", "csv", "none"))
@@ -198,7 +218,10 @@ class LoggerConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """One run. `recipe` is null for evaluate.py, which trains nothing."""
+    """One run of train.py or evaluate.py. `recipe` is null for evaluate.py, which trains nothing.
+
+    Raises FieldError on a value out of its range.
+    """
 
     model: ModelConfig
     noise: NoiseConfig
@@ -209,12 +232,12 @@ class Config:
     recipe: RecipeConfig | None = None
     seed: int = 0
     device: str = field(default="auto", metadata=NOT_IN_IDENTITY)  # auto | cpu | cuda
-    threads: int | None = field(default=None, metadata=NOT_IN_IDENTITY)  # CPU threads; null: torch's choice
-    # auto: freed memory is kept and reused (Linux with glibc), which is faster | system: as the system has it.
+    threads: int | None = field(default=None, metadata=NOT_IN_IDENTITY)  # number of CPU threads; null: torch's choice
+    # auto: the process keeps and reuses freed memory (Linux with glibc), which is faster; system: the allocator is unchanged.
     memory: str = field(default="auto", metadata=NOT_IN_IDENTITY)
-    # Run folder; null: runs/<data>-<model>-<noise>-s<seed>-<hash of the identity>.
+    # Run folder; null: runs/<run_name>-<first digits of the identity's hash>.
     output: str | None = field(default=None, metadata=NOT_IN_IDENTITY)
-    # Auto: continue what the run folder holds | never: refuse a folder that holds a run.
+    # auto: continue the run that the run folder holds; never: refuse a folder that holds a run.
     resume: str = field(default="auto", metadata=NOT_IN_IDENTITY)
 
     def __post_init__(self) -> None:
@@ -229,12 +252,17 @@ class Config:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What determines the weights and each cell, where it differs from the defaults. Plain values."""
-        return {**identity_of(self), "stored": self.corruptions.stored}
+        """What determines the weights and the results of each cell: the fields that differ from their defaults, and `stored`.
+
+        All values are plain."""
+        plain = identity_of(self)
+        if self.corruptions.stored:  # the root itself is no part of it: what lies there is in each record
+            plain["corruptions"] = {**plain.get("corruptions", {}), "stored": True}
+        return plain
 
     @property
     def run_name(self) -> str:
-        """<data>-<model>-<noise>-s<seed>: the readable part of a run folder's name."""
+        """<data>-<model>-<noise>-s<seed>, with eval- in front for evaluate.py: the readable part of a run folder's name."""
         model = re.sub(r"[^\w.]+", "_", self.model.factory or self.model.name)
         kind = "" if self.recipe else "eval-"
         return f"{kind}{self.data.name}-{model}-{self.noise.name}-s{self.seed}"

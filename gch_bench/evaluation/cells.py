@@ -1,4 +1,4 @@
-"""What to evaluate, and what is done already."""
+"""Which cells a run evaluates (a cell: clean, or one corruption at one severity), and which of them it has not recorded yet."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +13,12 @@ from gch_bench.results.records import CELL_CLEAN, Cell, record_facts
 
 
 def wanted_cells(config: CorruptionsConfig) -> list[Cell]:
-    """The clean cell, and every corruption (those named, else those of the groups) at every severity asked for.
+    """The clean cell, and every chosen corruption at every chosen severity.
+
+    The corruptions are those of `config.names`, or where that is empty, those of `config.groups`.
 
     Raises:
-        UserError: a corruption that is not in the table (lists the choices).
+        UserError: a corruption or group that is not in the table; the message lists the choices.
     """
     groups = dict.fromkeys(corruption.group for corruption in CORRUPTIONS.values())
     for name in config.names:
@@ -29,7 +31,11 @@ def wanted_cells(config: CorruptionsConfig) -> list[Cell]:
 
 
 def parameter_set(config: CorruptionsConfig, size: int) -> str:
-    """The name of the corruption parameter set for images of `size` pixels."""
+    """The name of the corruption parameter set for images with a side of `size` pixels.
+
+    Raises:
+        UserError: a set that is not in the table; the message lists the choices.
+    """
     if config.parameters == "auto":
         return parameters_for(size)
     check_choice("corruptions.parameters", config.parameters, ("auto", *PARAMETER_SETS))
@@ -37,7 +43,7 @@ def parameter_set(config: CorruptionsConfig, size: int) -> str:
 
 
 def try_corruptions(cells: list[Cell], size: int, parameters: str) -> None:
-    """Each corruption once, on a blank image of the run's size: what it lacks is said before hours of training, not after.
+    """Apply each corruption once to a blank image of size x size pixels, so that a failure shows before hours of training.
 
     Raises:
         UserError: a corruption that cannot be made here.
@@ -51,12 +57,15 @@ def try_corruptions(cells: list[Cell], size: int, parameters: str) -> None:
 
 
 def missing_cells(folder: Path, cells: list[Cell], facts: dict[str, str], images: Mapping[Cell, str]) -> list[Cell]:
-    """The cells without a record of exactly these facts (protocol id, weights).
+    """The cells that have no record with these facts yet.
 
-    `images`: the fingerprints of cells of stored images; {} where they are generated.
+    Args:
+        folder: the run folder.
+        facts: the protocol id and the digest of the weights that a record must have.
+        images: cell -> fingerprint of its stored images; {} where the images are generated.
 
     Raises:
-        UserError: a record of the same facts on other stored images.
+        UserError: a record with the same facts was made from other stored images.
     """
     missing = []
     for cell in cells:

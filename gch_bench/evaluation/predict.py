@@ -1,6 +1,6 @@
-"""Run a network over the images of one cell: per-sample atoms, exactly one row per image, whatever the batches and ranks.
+"""From a batch of uint8 images to log-probabilities: corruption, normalisation, and the network with or without noise.
 
-Shapes: B batch, C classes, T test-time passes.
+Legend: B images of a batch, C classes, H W pixels, T noisy forward passes at test time.
 """
 
 import contextlib
@@ -19,27 +19,28 @@ from gch_bench.rng import seed_of
 
 
 class Predictor(NamedTuple):
-    """How images become log-probabilities: everything about an evaluation but the images."""
+    """How images become log-probabilities: everything that an evaluation depends on except the images."""
 
     network: nn.Module
     normalisation: Normalisation
-    parameters: str | None  # corruption parameter set; None: the images are stored, and come corrupted
+    parameters: str | None  # name of the corruption parameter set; None: stored images, which are corrupted already
     corruption_seed: int
-    jpeg_roundtrip: bool  # of generated corrupted images
+    jpeg_roundtrip: bool  # whether generated corrupted images are encoded and decoded as JPEG
     precision: str  # fp32 | bf16
-    noise_passes: int  # T noisy passes, or 0: noise off
+    noise_passes: int  # T, the number of noisy passes; 0: one pass without noise
     noise_seed: int
 
 
-# The settings by which torch may compute float32 operations in TF32 or bfloat16: backend and operation.
+# The (backend, operation) pairs of torch's settings that allow TF32 or bfloat16 inside float32 operations.
 FP32_PRECISIONS = [(backend, operation) for backend in ("cuda", "mkldnn") for operation in ("matmul", "conv", "rnn")]
 
 
 @contextlib.contextmanager
 def exact_fp32() -> Iterator[None]:
-    """Within the context fp32 means fp32: no TF32 or bfloat16 inside float32 products and convolutions; afterwards as before.
+    """Within the context float32 products and convolutions use no TF32 or bfloat16. Afterwards the settings are as before.
 
-    torch has two sets of switches for this, and complains where they contradict each other: both are set, and put back.
+    torch has an older and a newer set of switches for this, and raises an error where they contradict each other. Therefore
+    both are set here, and both are restored.
     """
     cudnn = _legacy_cudnn()
     matmul = torch.get_float32_matmul_precision()
@@ -59,7 +60,7 @@ def exact_fp32() -> Iterator[None]:
 
 
 def _legacy_cudnn() -> bool | None:
-    """The older switch for convolutions; None where someone has set the newer ones to something it cannot express."""
+    """The state of the older switch for convolutions; None where the newer switches have a state that it cannot express."""
     try:
         return bool(torch.backends.cudnn.allow_tf32)
     except RuntimeError:
@@ -68,9 +69,15 @@ def _legacy_cudnn() -> bool | None:
 
 @exact_fp32()
 def log_probabilities(predictor: Predictor, cell: Cell, images: Tensor, ids: Tensor) -> Tensor:
-    """uint8 images (B, 3, H, W) with ids (B,) on the CPU -> log-probabilities (B, C), float64 on the CPU.
+    """The log-probabilities (B, C) in nats, float64 on the CPU, that the predictor gives for images of a cell.
 
-    With T noisy passes: the log of the mean softmax over passes whose noise depends on (seed, cell, image id, pass)."""
+    With T noisy passes they are the log of the mean softmax over the passes. The noise of a pass on an image depends on (seed,
+    cell, image id, number of the pass) alone.
+
+    Args:
+        images: uint8 (B, 3, H, W) on the network's device, corrupted already only where the cell's images are stored ones.
+        ids: int64 (B,) on the CPU, the ids of the images, which name their random draws.
+    """
     if cell != CELL_CLEAN and predictor.parameters is not None:
         images = corrupt(images, cell.corruption, cell.severity, ids, predictor.corruption_seed, predictor.parameters)
         if predictor.jpeg_roundtrip:

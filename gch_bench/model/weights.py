@@ -1,4 +1,4 @@
-"""Weights: loaded from a file, and identified by a digest."""
+"""Loads weights from a file, identifies weights by a digest, and finds and resets the classifier of a network."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ from gch_bench.errors import FieldError
 
 
 def weights_digest(model: nn.Module) -> str:
-    """16 hex digits over the names and bytes of the state dict: which weights a record was made with."""
+    """The first 16 hex digits of a SHA-256 over the names and bytes of the state dict. Records name their weights by it."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -20,12 +20,17 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def load_weights(network: nn.Module, path: str, reset_head: bool = False) -> None:
-    """Load a plain state dict (nested under state_dict/model, `module.` prefixes; .pt, .pth or .safetensors) into the network.
+    """Load a state dict from a file into the network.
 
-    With `reset_head` a classifier of another number of classes is not loaded, and the network's own starts at zero.
+    Args:
+        path: a .pt, .pth or .safetensors file. The state dict may lie under a key such as state_dict or model, and its names
+            may begin with `module.` or `_orig_mod.`. Of a checkpoint that also holds an average of the weights (EMA), the
+            average is loaded.
+        reset_head: do not load a classifier of another number of classes; set the network's own to zero instead.
 
     Raises:
-        FieldError: unreadable or truncated file; another architecture; another class count (unless reset_head).
+        FieldError: the file is missing, unreadable or truncated, or holds another architecture, or without `reset_head` another
+            number of classes.
     """
     if not os.path.isfile(path):
         raise FieldError(f"checkpoint={path}:", "no such file")
@@ -68,10 +73,11 @@ def load_weights(network: nn.Module, path: str, reset_head: bool = False) -> Non
 
 @torch.no_grad()
 def zero_classifier(network: nn.Module) -> None:
-    """Set the classifier's weights and biases to zero: how a new classifier starts on given weights.
+    """Set the classifier's weights and biases to zero, which is how a new classifier starts on top of trained weights.
 
-    All classes are equally likely at first, so the first gradients come from the labels. The random classifiers of some
-    backbones give large logits instead (of size 5 for timm's EfficientNet), and the first steps spoil the given weights.
+    All classes are then equally likely at first, so that the first gradients come from the labels. The random classifiers of
+    some backbones give large logits instead (of size 5 for timm's EfficientNet), and the first steps then spoil the trained
+    weights.
     """
     heads = head_keys(network)
     for name, parameter in network.named_parameters():
@@ -80,7 +86,7 @@ def zero_classifier(network: nn.Module) -> None:
 
 
 def head_keys(network: nn.Module) -> set[str]:
-    """State-dict keys of the classifier: timm's own word for it, else the last linear layer."""
+    """The state-dict keys of the classifier: the layer that timm names as such, else the last linear layer."""
     names = (getattr(network, "pretrained_cfg", None) or {}).get("classifier")
     if not names:
         linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]

@@ -1,10 +1,13 @@
-"""The run folder: run.json, summary.csv, images.csv, records/. Every file appears whole or not at all.
+"""The records of a run: one Parquet file per cell, with one row per image. What a run folder holds:
 
 run.json      configuration, commit, versions, hardware, protocol id, data fingerprint, stages, warnings, timings
-summary.csv   one row per cell, derived from the records; the clean row is `clean,0`; fractions, not percent
-records/      one row per image: id, label, prediction, confidence, nll, brier, top5, entropy
-images.csv    id, label and name of every evaluated image: which file an id is
-checkpoints/  last.pt
+records/      CORRUPTION-SEVERITY.parquet: id, label, prediction, confidence, nll, brier, top5, entropy of every image
+summary.csv   one row per cell, computed from the records; the clean row is `clean,0`; fractions, not percent
+means.csv     one row per corruption, averaged over its severities, computed from the records
+images.csv    id, label and name of every evaluated image, so that an id leads to its file
+checkpoints/  last.pt, the last checkpoint of the training
+
+Each of these files is written whole or not at all.
 """
 
 from pathlib import Path
@@ -36,7 +39,15 @@ CELL_CLEAN = Cell(CLEAN, 0)
 
 
 def write_record(folder: Path, cell: Cell, atoms: pd.DataFrame, facts: dict[str, str]) -> None:
-    """Write one cell's rows (COLUMNS, sorted by id), with `facts` (protocol id, weights, ...) in the file's own metadata."""
+    """Write the record of one cell.
+
+    Args:
+        atoms: one row per image with at least the columns COLUMNS.
+        facts: what the record was made with (protocol id, weights, ...); kept in the metadata of the Parquet file.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     table = pa.Table.from_pandas(atoms[COLUMNS].sort_values("id"), preserve_index=False)
     facts = {"corruption": cell.corruption, "severity": str(cell.severity), **facts}
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), **facts})
@@ -44,7 +55,7 @@ def write_record(folder: Path, cell: Cell, atoms: pd.DataFrame, facts: dict[str,
 
 
 def record_facts(folder: Path, cell: Cell) -> dict[str, str] | None:
-    """The facts stored with a cell's record; None if there is no readable one."""
+    """The facts that are stored with a cell's record; None if the record is missing or cannot be read."""
     try:
         metadata = pq.read_metadata(folder / "records" / cell.file_name).metadata
     except (OSError, pa.ArrowInvalid):
@@ -53,7 +64,11 @@ def record_facts(folder: Path, cell: Cell) -> dict[str, str] | None:
 
 
 def read_record(folder: Path, cell: Cell) -> pd.DataFrame:
-    """One cell's rows, COLUMNS, sorted by id."""
+    """The record of one cell: a table with the columns COLUMNS, sorted by id.
+
+    Raises:
+        UserError: the record is missing or cannot be read.
+    """
     path = folder / "records" / cell.file_name
     try:
         return pd.read_parquet(path)
@@ -62,7 +77,7 @@ def read_record(folder: Path, cell: Cell) -> pd.DataFrame:
 
 
 def recorded_cells(folder: Path, facts: dict[str, str]) -> list[Cell]:
-    """The cells recorded with exactly these facts: clean first, then by name and severity."""
+    """The cells whose records have these facts, among others: clean first, then in the order of name and severity."""
     cells = []
     for path in (folder / "records").glob("*-[0-5].parquet"):
         name, severity = path.stem.rsplit("-", 1)

@@ -1,4 +1,7 @@
-"""run.json: what a run is, what it was made from, and who worked on it. One typed reader and one writer of the file."""
+"""run.json: what a run is, what it was made from, and the sessions that worked on it. The only reader and writer of the file.
+
+A session is one call of train.py or evaluate.py on the run folder; a run that is continued has several.
+"""
 
 import hashlib
 import json
@@ -15,36 +18,37 @@ from gch_bench.distributed import World
 from gch_bench.errors import UserError
 from gch_bench.provenance import provenance
 
-FORMAT = 2  # of run.json; raised when a field changes its meaning. A field that is new has a default and needs no new format.
+# Version of run.json. It is raised when a field changes its meaning; a new field has a default and needs no new version.
+FORMAT = 2
 
 
 @dataclass
 class RunFacts:
-    """The content of run.json. Plain JSON values, so that a reader in any language sees the same."""
+    """The content of run.json, in plain JSON values."""
 
     status: str  # running | finished
-    # Of the session that made the weights:
-    started: str
+    # About the session that made the weights:
+    started: str  # UTC, ISO 8601
     command: str
     processes: int
-    device: str  # its type: cpu | cuda
+    device: str  # the device's type: cpu | cuda
     commit: str | None
     versions: dict[str, str]
     hardware: dict[str, Any]
     # What was run:
     protocol_id: str
     protocol: dict[str, Any]
-    mechanism: str  # law, kernel and options; "none" without noise
-    stages: list[dict[str, Any]]  # where the noise is, the grids there, and what was measured of it
+    mechanism: str  # the noise: its law, kernel and options; "none" without noise
+    stages: list[dict[str, Any]]  # for each noisy stage the fields of model.build.Stage
     warnings: list[str]
     data: dict[str, Any]  # description, fingerprint, train_fingerprint, num_classes, imagenet_1k
-    parameters: int  # of the network
+    parameters: int  # the number of the network's parameters
     config: dict[str, Any]
-    identity: dict[str, Any]  # what determines the weights and each cell, see config.run.Config.identity
-    skipped: dict[str, Any] = field(default_factory=dict)  # split -> count and images that could not be read
+    identity: dict[str, Any]  # what determines the weights and each cell, see apps.run.run_identity
+    skipped: dict[str, Any] = field(default_factory=dict)  # split -> number and names of the images that could not be read
     sessions: list[dict[str, Any]] = field(default_factory=list)
-    weights: str | None = None  # digest of the weights that the records were made with; None before the first end
-    timings: dict[str, float] = field(default_factory=dict)  # seconds over all sessions
+    weights: str | None = None  # digest of the weights that the records were made with; None until a session has finished
+    timings: dict[str, float] = field(default_factory=dict)  # train_seconds and evaluate_seconds, summed over the sessions
     format: int = FORMAT
 
     @property
@@ -56,12 +60,12 @@ def read_run_facts(folder: Path) -> RunFacts:
     """The facts of the run in `folder`.
 
     Raises:
-        UserError: no run there, a diagnosis, an unreadable file, or one of a version that this one does not know.
+        UserError: the folder holds no run or a diagnosis, or its run.json cannot be read or has a newer format than FORMAT.
     """
     content = files.read_json(folder / "run.json")
     if content.get("kind") == "diagnosis":
         raise UserError(f"{folder} holds a diagnosis: give the folder of a run")
-    written = content.get("format", 1)  # the first version did not say it; what it wrote is read as it was
+    written = content.get("format", 1)  # the first version wrote no format
     if not isinstance(written, int) or written > FORMAT:
         raise UserError(f"{folder}/run.json has format {written!r}, this version reads up to {FORMAT}: use a newer gch-bench")
     known = {each.name for each in fields(RunFacts)}
@@ -72,7 +76,7 @@ def read_run_facts(folder: Path) -> RunFacts:
 
 
 def stage_in_words(stage: Mapping[str, Any]) -> str:
-    """A noisy stage of run.json in one line: where it is, how much it changes the logits, how strong its noise is there."""
+    """One line on a noisy stage of run.json: where it is, how much its noise changes the logits, how strong the noise is."""
     grid = f"{stage['height']}x{stage['width']}"
     closed = stage["expected_gate_variance"]
     beside = "" if closed is None else f", {closed:.3g} by closed form"
@@ -84,18 +88,22 @@ def stage_in_words(stage: Mapping[str, Any]) -> str:
 
 
 def identity_hash(identity: dict[str, Any]) -> str:
-    """64 hex digits that stand for an identity."""
+    """The SHA-256 of an identity, 64 hex digits."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 class RunFile:
-    """run.json of one folder: read at the start, checked, and kept up to date. Only the main process writes."""
+    """The run.json of one run folder: read and checked at the start, rewritten at every change by the main process alone."""
 
     def __init__(self, folder: Path, identity: dict[str, Any], resume: str, world: World) -> None:
-        """Read what the folder holds.
+        """Read the folder's run.json, if there is one.
+
+        Args:
+            identity: the identity of the run that is to be made or continued here.
+            resume: auto | never, the configuration field of this name.
 
         Raises:
-            UserError: the folder holds another run, a run at all with resume=never, or cannot be read.
+            UserError: the folder holds a run of another identity, or any run where resume=never, or cannot be read.
         """
         self.path, self.identity, self.world = folder / "run.json", identity, world
         self.facts: RunFacts | None = None
@@ -113,25 +121,28 @@ class RunFile:
 
     @property
     def weights(self) -> str | None:
-        """The digest of the finished run's weights, else None."""
+        """The digest of the finished run's weights; None where no session has finished yet."""
         return self.facts.weights if self.facts else None
 
     @property
     def warnings(self) -> list[str]:
-        """What the reader of the results should know, from all sessions that made the weights."""
+        """The warnings for the reader of the results, from all sessions that made the weights."""
         return self.facts.warnings if self.facts else []
 
     @property
     def commit(self) -> str | None:
-        """The commit of the session under way."""
+        """The commit of the code of the current session."""
         assert self.facts is not None
         commit: str | None = self.facts.sessions[-1]["commit"]
         return commit
 
     def begin(self, **described: Any) -> None:
-        """Open a session. `described` are the fields of RunFacts under "What was run" but the identity.
+        """Start a session and write it to run.json.
 
-        A finished run stays finished, and keeps the provenance of the session that made its weights.
+        A run that is finished stays so, and keeps the provenance of the session that made its weights.
+
+        Args:
+            described: the fields of RunFacts under "What was run" from protocol_id to config.
         """
         session = {
             "started": _now(),
@@ -149,14 +160,21 @@ class RunFile:
         self.write()
 
     def note_warning(self, warning: str) -> None:
-        """Add a warning about what this session did to the weights: later sessions of the run keep it."""
+        """Add a warning about what this session did to the weights. Later sessions of the run keep the warning."""
         assert self.facts is not None
         self.facts.sessions[-1].setdefault("warnings", []).append(warning)
         self.facts.warnings.append(warning)
         self.write()
 
     def note_skipped(self, split: str, skipped: Sequence[Any]) -> int:
-        """Add every process's skipped images, (path, reason) each; all processes must call it. Returns how many are known."""
+        """Add the images of a split that could not be read, from all processes. All processes must call it.
+
+        Args:
+            skipped: (path, reason) for each image that this process skipped.
+
+        Returns:
+            The number of the split's skipped images over all processes and sessions.
+        """
         assert self.facts is not None
         images = {tuple(image) for part in distributed.all_gather(list(skipped), self.world) for image in part}
         images |= {(image["path"], image["reason"]) for image in self.facts.skipped.get(split, {}).get("images", [])}
@@ -167,7 +185,7 @@ class RunFile:
         return len(images)
 
     def finish(self, weights: str, train_seconds: float, evaluate_seconds: float) -> None:
-        """Close the session; the run is finished. `timings` adds up the sessions that got this far."""
+        """End the session and mark the run as finished. `timings` sums the sessions that got this far."""
         assert self.facts is not None
         own = {"train_seconds": round(train_seconds, 2), "evaluate_seconds": round(evaluate_seconds, 2)}
         self.facts.sessions[-1] |= own | {"ended": _now()}
@@ -186,7 +204,7 @@ def _now() -> str:
 
 
 def differences(first: Any, second: Any, path: str = "") -> list[str]:
-    """Dotted names of the leaves in which two plain mappings differ; what one of them lacks counts as None."""
+    """The dotted names of all values in which two nested mappings differ. A key that one of them lacks counts as None there."""
     if isinstance(first, dict) and isinstance(second, dict):
         names = sorted(first.keys() | second.keys())
         return [leaf for name in names for leaf in differences(first.get(name), second.get(name), f"{path}.{name}".strip("."))]

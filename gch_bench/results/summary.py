@@ -1,6 +1,7 @@
-"""From records to the numbers that are shown: summary.csv with a row per cell, means.csv with a row per corruption.
+"""Computes the tables of a run from its records: summary.csv with a row per cell, means.csv with a row per corruption.
 
-Both are derived from the records whenever a run is started or finished, so a metric that is new appears without a forward pass.
+Both are computed when a run finishes and whenever a finished run is started again, so that a new metric appears without any
+forward pass.
 """
 
 import contextlib
@@ -24,16 +25,23 @@ from gch_bench.metrics import (
 from gch_bench.results.records import CELL_CLEAN, Cell, read_record
 
 MEAN = "mean"  # the row of means.csv over all corruptions
-# AlexNet's published top-1 errors, means over five severities: what a corruption error is relative to, for ImageNet-1k alone.
+# AlexNet's published top-1 errors as fractions, each the mean over the five severities of a corruption. A corruption error is
+# relative to these, and is defined for ImageNet-1k alone.
 ALEXNET = {name: percent / 100 for name, percent in ALEXNET_ERROR_PERCENT.items() if name not in EXTRA}
 ALEXNET_CLEAN = ALEXNET_CLEAN_ERROR_PERCENT / 100
 
 
 def write_summary(folder: Path, cells: list[Cell], num_classes: int, imagenet_1k: bool) -> pd.DataFrame:
-    """summary.csv and means.csv from the records of `cells`; files that say the same already are left as they are.
+    """Write summary.csv and means.csv from the records of `cells`. A file whose content would not change is not touched.
+
+    Args:
+        imagenet_1k: whether the classes are those of ImageNet-1k, so that corruption errors are defined.
 
     Returns:
-        summary.csv's table: corruption, severity and the columns of `metrics.summarize`.
+        The table of summary.csv: corruption, severity and the columns of `metrics.summarize`.
+
+    Raises:
+        UserError: a record cannot be read or a file cannot be written.
     """
     rows = [{**cell._asdict(), **summarize(read_record(folder, cell), num_classes)} for cell in cells]
     summary = pd.DataFrame(rows)
@@ -48,16 +56,18 @@ def _write_if_changed(path: Path, table: pd.DataFrame) -> None:
 
 
 def rows_by_cell(summary: pd.DataFrame) -> dict[Cell, dict[str, Any]]:
-    """summary.csv's table as a row per cell."""
+    """Cell -> its row of summary.csv's table, as a dictionary."""
     return {Cell(row["corruption"], row["severity"]): row for row in summary.to_dict("records")}  # type: ignore[misc]
 
 
 def means(summary: pd.DataFrame, imagenet_1k: bool) -> pd.DataFrame:
-    """A row for clean, one per averaged corruption (mean over its severities), and MEAN over those corruptions if there is one.
+    """The table of means.csv: a row for clean, one for each corruption, averaged over its severities, and one for their mean.
 
-    Columns: corruption, the shown metrics, and with `imagenet_1k` `ce` and `relative_ce`, the corruption errors of Hendrycks &
-    Dietterich 2019 as fractions of AlexNet's (1 is AlexNet); in the row MEAN they are mCE and relative mCE. They are left empty
-    where they are not defined: fewer than five severities, or for the mean fewer than the 15 corruptions.
+    The corruptions are those of `metrics.averaged`. The row MEAN is left out where no corruption was evaluated, or where they
+    were evaluated at different severities. The columns are corruption, the metrics of SHOWN, and with `imagenet_1k` also `ce`
+    and `relative_ce`: the corruption errors of Hendrycks & Dietterich 2019 as fractions of AlexNet's (1 is AlexNet). In the row
+    MEAN these are mCE and relative mCE. They are empty where they are not defined: with fewer than five severities, and in the
+    row MEAN with fewer than the 15 corruptions.
     """
     cells = rows_by_cell(summary)
     clean = cells.pop(CELL_CLEAN)
@@ -75,7 +85,7 @@ def means(summary: pd.DataFrame, imagenet_1k: bool) -> pd.DataFrame:
 def _corruption_errors(
     cells: dict[Cell, dict[str, Any]], clean: dict[str, Any], names: list[str], imagenet_1k: bool
 ) -> dict[str, float]:
-    """`ce` and `relative_ce` of the corruptions `names`, {} where they are not defined."""
+    """`ce` and `relative_ce`, averaged over the corruptions `names`; {} where they are not defined."""
     if not imagenet_1k or not set(names) <= set(ALEXNET):
         return {}
     errors = {name: [1 - cells[cell]["top1"] for cell in sorted(cells) if cell.corruption == name] for name in names}
@@ -89,7 +99,7 @@ def _corruption_errors(
 
 
 def logged_metrics(summary: pd.DataFrame, imagenet_1k: bool) -> dict[str, float]:
-    """What a logger is given: clean/top1, shift/<corruption>/<severity>/top1, shift/mean/top1, shift/mean/mce, ..."""
+    """The final metrics of a run under a logger's names: clean/top1, shift/<corruption>/<severity>/top1, shift/mean/mce, ..."""
     values: dict[str, float] = {}
     for cell, row in rows_by_cell(summary).items():
         prefix = CLEAN if cell == CELL_CLEAN else f"shift/{cell.corruption}/{cell.severity}"

@@ -1,7 +1,8 @@
-"""BatchNorm under internal noise: how much the noise inflates the running variances, and re-estimation without it.
+"""BatchNorm with internal noise: how much the noise inflates the running variances, and how to re-estimate them without noise.
 
-Noise before a BatchNorm layer inflates the variance that the layer records in training, and a noise-free evaluation then
-divides by it: a side effect that has nothing to do with what the noise taught the network (theory 1.3).
+Noise before a BatchNorm layer inflates the variance that the layer records in training. An evaluation without noise then
+divides by this variance, which is too large. This changes the results, although it has nothing to do with what the noise taught
+the network (docs/definitions.md).
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,13 +19,17 @@ from gch_bench.noise.hooks import image_seeds, stage_hooks
 from gch_bench.rng import seed_of
 from gch_bench.training.freeze import FrozenPart
 
-MAX_BATCHES = 200  # batches of each process that a re-estimation looks at, as in PreciseBN (Wu and Johnson, arXiv 2105.07576)
+# The number of batches that each process uses for a re-estimation, as in PreciseBN (Wu and Johnson, arXiv 2105.07576).
+MAX_BATCHES = 200
 MAX_IMAGES = 64  # images on which the inflation is measured
-LEAST_INFLATION = 1.01  # smaller ones are not worth a warning
+LEAST_INFLATION = 1.01  # a smaller inflation is not worth a warning
 
 
 def batchnorms(network: nn.Module, frozen: FrozenPart) -> dict[str, _BatchNorm]:
-    """The layers whose running statistics training moves, by name, in module order."""
+    """Name -> BatchNorm layer, in module order, for the layers whose running statistics training changes.
+
+    Layers of the frozen part and layers without running statistics are left out.
+    """
     return {
         name: module
         for name, module in network.named_modules()
@@ -33,10 +38,14 @@ def batchnorms(network: nn.Module, frozen: FrozenPart) -> dict[str, _BatchNorm]:
 
 
 def reestimate(network: nn.Module, layers: dict[str, _BatchNorm], batches: Iterable[Tensor], noise: bool = False) -> None:
-    """Replace the layers' running statistics by their plain averages over the batches of images (B, 3, H, W).
+    """Replace the layers' running statistics by the plain averages of their batch statistics over `batches`.
 
-    Everything but the layers is in eval mode (no dropout, no stochastic depth); `noise` says whether the internal noise acts.
-    Without it nothing is drawn at random. The network's mode is kept.
+    Args:
+        batches: images (B, 3, H, W), normalised, on the network's device.
+        noise: whether the internal noise acts in these forward passes. Without it nothing is drawn at random.
+
+    All modules but these layers are in eval mode during the passes, so dropout and stochastic depth are off. Afterwards the
+    mode of every module and the layers' momenta are as they were before.
     """
     modes = {module: module.training for module in network.modules()}
     momenta = {name: layer.momentum for name, layer in layers.items()}
@@ -44,7 +53,7 @@ def reestimate(network: nn.Module, layers: dict[str, _BatchNorm], batches: Itera
     try:
         for layer in layers.values():
             layer.reset_running_stats()
-            layer.momentum = None  # torch's word for the cumulative average
+            layer.momentum = None  # this makes torch average all batches with equal weight
             layer.training = True
         with torch.no_grad(), noise_switched(network, noise):
             for images in batches:
@@ -59,24 +68,26 @@ def reestimate(network: nn.Module, layers: dict[str, _BatchNorm], batches: Itera
 def recalibrate(
     network: nn.Module, frozen: FrozenPart, batches: Iterable[Tensor], world: World, limit: int = MAX_BATCHES
 ) -> None:
-    """Re-estimate the statistics without noise on each process's first `limit` batches; all processes end up with the same.
+    """Re-estimate the running statistics without noise on the first `limit` batches of each process.
 
-    The layers of the frozen part keep theirs. A network without BatchNorm stays as it is.
+    The results are averaged over the processes, so that all of them end with the same statistics. The layers of the frozen part
+    keep their own, and a network without BatchNorm stays as it is. All processes must call it.
     """
     layers = batchnorms(network, frozen)
     if not layers:
         return
     reestimate(network, layers, islice(batches, limit))
-    for layer in layers.values():  # the batches of all processes count the same
+    for layer in layers.values():  # all processes have equally many batches, so a plain mean weights every batch the same
         for value in (layer.running_mean, layer.running_var):
             assert value is not None
             value.copy_(distributed.all_reduce(value, world) / world.size)
 
 
 def inflation(network: nn.Module, frozen: FrozenPart, images: Tensor, seed: int) -> dict[str, float]:
-    """Layer name -> how many times larger its variance is with the noise than without, on these images (B, 3, H, W).
+    """Layer name -> how many times larger its running variance is with the noise than without, on `images` (B, 3, H, W).
 
-    The mean over channels of the ratio. Leaves the network's statistics and the global generators as they were.
+    The ratio is averaged over the layer's channels. The noise on image i is drawn from (`seed`, i). Afterwards the network's
+    statistics and the global generators are as they were before.
     """
     layers = batchnorms(network, frozen)
     kept = {name: {key: value.clone() for key, value in layer.state_dict().items()} for name, layer in layers.items()}
@@ -95,7 +106,7 @@ def inflation(network: nn.Module, frozen: FrozenPart, images: Tensor, seed: int)
 
 @contextmanager
 def noise_switched(network: nn.Module, on: bool) -> Iterator[None]:
-    """Within the context the noise at every stage acts, or not, whatever the mode of the stage's module."""
+    """Within the context the noise acts at every stage (`on`) or at none, in training mode and in eval mode alike."""
     hooks = stage_hooks(network)
     before = [(hook.train, hook.test) for hook in hooks]
     for hook in hooks:

@@ -1,7 +1,8 @@
-"""Checkpoints: written whole or not at all, read with weights_only=True, and complete: a resumed run is the same run.
+"""Training checkpoints. They hold everything that training depends on, so that a resumed run continues as if never stopped.
 
-Layout: model and model_ema (plain state dicts, so model.checkpoint=... reads them), optimizer, scheduler, scaler, rng (one
-state per process), position {epoch, step}, config_hash, num_classes.
+A checkpoint is written whole or not at all, and read with weights_only=True. Its keys: model and model_ema (plain state dicts,
+which model.checkpoint=... can load too), optimizer, scheduler, scaler, rng (one state per process), position (epoch, step),
+config_hash, num_classes.
 """
 
 import random
@@ -21,14 +22,17 @@ from gch_bench.training.optim import Optimisation
 
 
 class Position(NamedTuple):
-    """Where training stands: the next step (within its epoch) to take."""
+    """The optimiser step that training takes next."""
 
-    epoch: int
-    step: int
+    epoch: int  # from 0
+    step: int  # within the epoch, from 0
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
-    """States of the global generators of random, numpy and torch, as tensors and plain values."""
+    """The states of the global generators of random, numpy and torch, as tensors and plain values.
+
+    Of the GPU generators only that of `device` is included.
+    """
     _, keys, *rest = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -57,7 +61,7 @@ def save(
     num_classes: int,
     world: World,
 ) -> None:
-    """Write a checkpoint from rank 0; every process must call it (the generators' states are gathered).
+    """Write a checkpoint. Rank 0 writes it, but every process must call this, because the generators' states are gathered.
 
     Raises:
         UserError: the file cannot be written; an earlier checkpoint at `path` is kept.
@@ -88,10 +92,10 @@ def save(
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A checkpoint's content, on the CPU.
+    """The content of the checkpoint at `path` (see the module's docstring), with all tensors on the CPU.
 
     Raises:
-        UserError: truncated or foreign file.
+        UserError: the file is truncated, or is no checkpoint of this program.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -105,17 +109,18 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def seed_all(seed: int) -> None:
-    """Seed the global generators of random, numpy and torch (all devices)."""
+    """Seed the global generators of random, numpy and torch, the last on all devices."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def restore(content: dict[str, Any], model: nn.Module, optimisation: Optimisation, world: World, seed: int) -> Position:
-    """Put a checkpoint's content into the model and the optimisation, and this process's generators into its state.
+    """Load a checkpoint's content into the model, the optimisation and this process's generators; return its position.
 
-    A checkpoint of another number of processes has no state for each of these: their generators start from (seed, rank, number
-    of processes, position), and so neither repeat the draws of the first steps nor each other's.
+    A checkpoint that another number of processes wrote does not hold one generator state per process. The generators are then
+    seeded by (seed, rank, number of processes, position), so that they repeat neither the draws of the first steps nor those of
+    another process.
     """
     model.load_state_dict(content["model"])
     if optimisation.ema is not None:

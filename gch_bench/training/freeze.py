@@ -1,11 +1,11 @@
-"""recipe.freeze: train only what lies after a stage.
+"""recipe.freeze: train only the part of a network that lies after a stage.
 
-What lies after a stage is decided by one forward pass. A module whose forward is over by the time the stage's is belongs to
-the frozen part, with everything inside it. So does every other parameter that the stage's output depends on, for instance
-the position embedding of a vision transformer, which no module of its own holds.
+One trial forward pass decides what is frozen. A module whose forward has ended when the stage's forward ends belongs to the
+frozen part, with everything inside it. So does every other parameter that the stage's output depends on, for instance the
+position embedding of a vision transformer, which belongs to the network itself and not to one of these modules.
 
-The frozen part has no gradients and stays in eval mode, also while the rest is trained: its BatchNorm layers use and keep
-their running statistics, and its dropout is off.
+The frozen part has no gradients and stays in eval mode, also while the rest is trained: its BatchNorm layers normalise with
+their running statistics and do not update them, and its dropout is off.
 """
 
 from typing import NamedTuple
@@ -19,9 +19,9 @@ from gch_bench.noise.placement import find_stage
 
 
 class FrozenPart(NamedTuple):
-    """What `freeze` holds still, by names in the network."""
+    """The part of a network that `freeze` excludes from training, by names in the network."""
 
-    stage: str  # the module after which training begins
+    stage: str  # the name of the module up to whose end everything is frozen; empty where nothing is
     modules: frozenset[str]  # all modules inside the frozen part, submodules included
     parameters: frozenset[str]
 
@@ -30,9 +30,14 @@ NOTHING = FrozenPart("", frozenset(), frozenset())
 
 
 def freeze(network: nn.Module, stage: str | None, size: int) -> FrozenPart:
-    """Switch off the gradients of everything up to the end of `stage` (L1..L4, or a module's name); None freezes nothing.
+    """Switch off the gradients of everything up to the end of `stage`. Call it before the optimiser and DDP are made.
 
-    `size` is the side in pixels of the square images of the trial forward pass. Call it before the optimiser and DDP are made.
+    Args:
+        stage: L1..L4 or a module's name; None freezes nothing.
+        size: the side in pixels of the square images of the trial forward pass.
+
+    Returns:
+        What is frozen now. Pass it to `hold_still` after every `network.train()`.
 
     Raises:
         UserError: an unknown stage, one that the forward pass never reaches, one after which nothing is left to train, or
@@ -62,15 +67,15 @@ def freeze(network: nn.Module, stage: str | None, size: int) -> FrozenPart:
 
 
 def hold_still(network: nn.Module, frozen: FrozenPart) -> None:
-    """Put the frozen part into eval mode; call it after every `train()`, which puts everything into training mode."""
+    """Put the frozen part into eval mode. Call it after every `network.train()`, which puts all modules into training mode."""
     for name in frozen.modules:
         network.get_submodule(name).training = False
 
 
 def _frozen_part(network: nn.Module, stage: str, size: int) -> FrozenPart | None:
-    """What lies up to the end of the module `stage`, or None if the forward pass never reaches it."""
-    over: list[str] = []  # the modules whose forward is over, up to the stage
-    outputs: list[Tensor] = []  # the stage's
+    """Everything up to the end of the module `stage`, or None if the forward pass never calls that module."""
+    over: list[str] = []  # the modules whose forward has ended when that of the stage ends, the stage included
+    outputs: list[Tensor] = []  # the outputs of the stage; only the first is used
 
     def note(name: str, output: Tensor) -> None:
         if not outputs:

@@ -1,8 +1,9 @@
-"""The training loop: plain PyTorch over timm's parts, one process or many.
+"""The training loop: plain PyTorch with timm's optimiser, schedule and mixing, for one process or many.
 
-Randomness: order and augmentation depend on (seed, epoch, image id); noise and mixing draw from the global generators, which
-are seeded by (seed, rank) and stored in every checkpoint. A run stopped at any step and resumed with as many processes ends in
-the same weights; with another number of processes it goes on with new draws, and says so.
+Randomness: the order of the images and their augmentation depend on (seed, epoch, image id). Internal noise, mixup and cutmix
+draw from the global generators, which are seeded by (seed, rank) and stored in every checkpoint. A run that is stopped at any
+step and resumed with the same number of processes ends with the same weights. With another number of processes it continues
+with new draws and records a warning.
 """
 
 import signal
@@ -29,12 +30,12 @@ from gch_bench.training.checkpoint import Position
 from gch_bench.training.freeze import FrozenPart, hold_still
 from gch_bench.training.optim import Optimisation
 
-CHECK_EVERY = 20  # optimiser steps between looks at the loss: a look waits for the GPU
+CHECK_EVERY = 20  # optimiser steps between readings of the loss, because reading it makes the CPU wait for the GPU
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Stopped(Exception):
-    """Ctrl-C or SIGTERM: training stopped at a step boundary, its checkpoint written."""
+    """Raised after Ctrl-C or SIGTERM, when training has stopped between two steps and written its checkpoint."""
 
     def __init__(self, number: int, path: Path) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}; continue with the same command from {path}")
@@ -42,15 +43,15 @@ class Stopped(Exception):
 
 
 class StepReport(NamedTuple):
-    """What a training display needs."""
+    """The progress of training, for display and logger. The means are over the images since the report before."""
 
-    epoch: int
-    step: int
+    epoch: int  # from 0
+    step: int  # optimiser steps taken in this epoch
     steps_per_epoch: int
-    loss: float
-    top1: float
-    images_per_second: float
-    lr: float
+    loss: float  # mean
+    top1: float  # fraction of images whose own label has the largest logit, also where mixup changed the images
+    images_per_second: float  # over all processes
+    lr: float  # learning rate of the first parameter group
 
 
 def training_note(progress: StepReport, epochs: int) -> str:
@@ -61,9 +62,9 @@ def training_note(progress: StepReport, epochs: int) -> str:
 
 
 class TrainingJob(NamedTuple):
-    """One training: what is trained, on what, how, and where its checkpoint lies."""
+    """A training that is ready to start: the model, its data and recipe, and where its checkpoint lies."""
 
-    model: nn.Module  # on world.device
+    model: nn.Module  # not wrapped in DDP, on world.device
     optimisation: Optimisation
     loader: TrainLoader
     recipe: RecipeConfig
@@ -93,14 +94,20 @@ class TrainingJob(NamedTuple):
 def train(
     job: TrainingJob, report: Callable[[StepReport], None], skipped: list[BadImage], warn: Callable[[str], None]
 ) -> nn.Module:
-    """Train to the end of the recipe, from the folder's checkpoint if there is one; returns what to evaluate (EMA if on).
+    """Train to the end of the recipe, from the checkpoint in the job's folder if there is one. All processes must call it.
 
-    `report(StepReport)` is called every few steps and at the end of every epoch, on every process; `warn(text)` with what the
-    reader of the results should know.
+    Args:
+        report: called every CHECK_EVERY steps and at the end of every epoch, on every process.
+        skipped: unreadable images are added to this list where the job's skip_bad allows them.
+        warn: called with every warning that the reader of the results should see.
+
+    Returns:
+        The network to evaluate: the average of the weights (EMA) where the recipe has one, else the trained model.
 
     Raises:
-        UserError: non-finite loss (the last good checkpoint is kept), unreadable image, unwritable folder, foreign checkpoint.
-        Stopped: Ctrl-C or SIGTERM, after the checkpoint.
+        UserError: a loss that is not finite (the last good checkpoint is kept), an unreadable image, a folder that cannot be
+            written, a checkpoint of another configuration.
+        Stopped: Ctrl-C or SIGTERM, after a checkpoint was written.
     """
     world, recipe = job.world, job.recipe
     checkpoint.seed_all(seed_of(job.seed, "training", world.rank))
@@ -130,10 +137,11 @@ def train(
             done = Position(epoch + 1, 0)
             _save(job, done)
     trained = optimisation.ema.module if optimisation.ema is not None else job.model
-    if recipe.recalibrate_bn:  # on the images of one more epoch, in its order and with its augmentation
+    if recipe.recalibrate_bn:  # on the images of the epoch after the last, in the order and with the augmentation of that epoch
         more = checked(job.loader.epoch(recipe.epochs), job.skip_bad, skipped)
         recalibrate(trained, job.frozen, (job.inputs(batch) for batch in more), world)
-    distributed.broadcast(trained.state_dict(), world)  # batch-norm statistics differ between processes: rank 0's are saved
+    # Each process has BatchNorm statistics of its own images. From here on all use those of rank 0.
+    distributed.broadcast(trained.state_dict(), world)
     return trained
 
 
@@ -150,7 +158,8 @@ def _train_epoch(
     wrapped.train()
     hold_still(job.model, job.frozen)
     batches = checked(job.loader.epoch(epoch, start * accumulation), job.skip_bad, skipped)
-    sums = torch.zeros(3, device=world.device, dtype=torch.float64)  # loss * n, correct, n since the last look
+    # Since the last report: loss times number of images, number of correct predictions, number of images.
+    sums = torch.zeros(3, device=world.device, dtype=torch.float64)
     since = time.perf_counter()
     for step in range(start, steps):
         for part in range(accumulation):
@@ -160,7 +169,7 @@ def _train_epoch(
             last = part == accumulation - 1
             with wrapped.no_sync() if world.parallel and not last else nullcontext():  # type: ignore[operator]
                 sums += _backward(job, wrapped, batch)
-        update = epoch * steps + step + 1
+        update = epoch * steps + step + 1  # the number of this update of the weights, from 1 over all epochs
         looking = step + 1 == steps or (step + 1) % CHECK_EVERY == 0 or world.device.type == "cpu"
         stop = requests[0] if requests else 0
         stopping = distributed.any_rank(bool(stop), world) if looking else bool(stop) and not world.parallel
@@ -181,7 +190,7 @@ def _train_epoch(
 
 
 def _backward(job: TrainingJob, wrapped: nn.Module, batch: Batch) -> Tensor:
-    """Forward and backward of one batch: (loss * n, correct, n), float64."""
+    """Forward and backward pass of one batch of n images. Returns (loss * n, correct predictions, n), float64 (3,)."""
     world, recipe, optimisation = job.world, job.recipe, job.optimisation
     images = job.inputs(batch)
     labels = targets = batch.labels.to(world.device, non_blocking=True)
@@ -210,10 +219,11 @@ def _update(job: TrainingJob, update: int) -> None:
 
 
 def _save(job: TrainingJob, position: Position) -> None:
-    """Write the checkpoint, but never over a good one with weights that are not finite."""
+    """Write the checkpoint. Weights that are not finite are refused, so that they never replace a good checkpoint."""
     bad = [name for name, value in job.model.state_dict().items() if not bool(torch.isfinite(value).all())]
     if distributed.any_rank(bool(bad), job.world):
-        raise SharedError(f"{', '.join(bad[:3]) or 'weights'} became non-finite in epoch {position.epoch}: {_advice(job)}")
+        epoch = position.epoch + (position.step > 0)  # of the last step that was taken, counted from 1
+        raise SharedError(f"{', '.join(bad[:3]) or 'weights'} became non-finite in epoch {epoch}: {_advice(job)}")
     checkpoint.save(job.checkpoint, job.model, job.optimisation, position, job.config_hash, job.num_classes, job.world)
 
 
@@ -223,18 +233,22 @@ def _advice(job: TrainingJob) -> str:
 
 
 def _refuse_non_finite(job: TrainingJob, sums: Tensor, epoch: int, step: int) -> None:
-    """Called before every checkpoint, so that none ever holds weights that a non-finite loss has touched."""
+    """Raise SharedError if the loss is not finite on any process.
+
+    It is called before every checkpoint, so that no checkpoint holds weights that come after a loss that was not finite.
+    """
     if distributed.any_rank(not bool(torch.isfinite(sums[0])), job.world):
         raise SharedError(f"the training loss is not finite at epoch {epoch + 1}, step {step + 1}: {_advice(job)}")
 
 
 @contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """Within the context SIGINT and SIGTERM are noted, to be obeyed at the next step boundary; a second one interrupts."""
+    """Within the context the numbers of the signals SIGINT and SIGTERM are appended to the yielded list instead of ending the
+    process, so that the caller can stop between two steps. A second signal raises KeyboardInterrupt at once."""
     requests: list[int] = []
 
     def note(number: int, frame: object) -> None:
-        if requests:  # asked twice: at once
+        if requests:
             raise KeyboardInterrupt
         requests.append(number)
 

@@ -1,4 +1,4 @@
-"""Recipe -> timm's optimiser, schedule, mixing, loss and weight averaging."""
+"""Makes timm's optimiser, schedule, mixing (mixup, cutmix), loss and averaging of the weights (EMA) from a recipe."""
 
 from math import floor
 from typing import Any, NamedTuple
@@ -14,15 +14,15 @@ from torch import nn
 from gch_bench.config.run import RecipeConfig
 from gch_bench.errors import UserError
 
-MAX_FIRST_SHARE = 0.01  # of the first step's weights in the average at the end
+MAX_FIRST_SHARE = 0.01  # largest share of the first step's weights in the final average that raises no warning
 
 
 class Optimisation(NamedTuple):
-    """Everything that moves the weights."""
+    """Everything that changes the weights in training."""
 
     optimizer: torch.optim.Optimizer
-    scheduler: Any  # timm Scheduler, stepped per update
-    scaler: torch.amp.GradScaler  # enabled for fp16 only
+    scheduler: Any  # timm's Scheduler, stepped after every update of the weights
+    scaler: torch.amp.GradScaler  # does nothing unless recipe.amp is fp16
     mixup: Mixup | None
     loss: nn.Module
     ema: ModelEmaV3 | None
@@ -31,10 +31,14 @@ class Optimisation(NamedTuple):
 def create(
     recipe: RecipeConfig, model: nn.Module, num_classes: int, steps_per_epoch: int, device: torch.device
 ) -> Optimisation:
-    """Optimisation of `model` (unwrapped, on its device) under the recipe.
+    """The optimisation of `model` that the recipe describes.
+
+    Args:
+        model: on `device`, not yet wrapped in DDP.
+        steps_per_epoch: optimiser steps in an epoch, for the schedule.
 
     Raises:
-        UserError: an optimiser or schedule that timm does not know, fp16 without a GPU.
+        UserError: an optimiser or schedule that timm does not know, or fp16 without a GPU.
     """
     if recipe.amp == "fp16" and device.type != "cuda":
         raise UserError("recipe.amp must be none or bf16 without a GPU, got 'fp16'")
@@ -76,11 +80,11 @@ def create(
 
 
 def ema_warning(recipe: RecipeConfig, steps: int) -> str | None:
-    """What to say of an averaging of the weights that is too slow for a training of `steps` optimiser steps, else None.
+    """A warning if the averaging of the weights is too slow for a training of `steps` optimiser steps, else None.
 
-    timm's warm-up takes decay min(ema_decay, 1 - n^(-2/3)) at step n, and with it little of the first weights is left in any
-    case. But where ema_decay^steps, the share that would be left without it, is above 1%, the warm-up and not ema_decay
-    decides what is averaged.
+    timm warms the decay up: at step n it is min(ema_decay, 1 - n^(-2/3)), so that little of the first step's weights is left in
+    the average in any case. Without this warm-up their share at the end would be ema_decay^steps. Where that is above 1%, the
+    warm-up and not ema_decay decides over how many steps the weights are averaged.
     """
     decay = recipe.ema_decay
     if decay is None or decay**steps <= MAX_FIRST_SHARE:

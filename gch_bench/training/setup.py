@@ -1,4 +1,4 @@
-"""Configuration -> a training that is ready to start: loader, optimiser, schedule, loss, weight averaging."""
+"""Prepares a training from the configuration: loader, frozen part, optimiser, schedule, loss, averaging of the weights."""
 
 from pathlib import Path
 
@@ -21,7 +21,11 @@ from gch_bench.training.optim import create, ema_warning
 def training_job(
     config: Config, data: DataSource, noisy: NoisyNetwork, folder: Path, config_hash: str, world: World
 ) -> TrainingJob:
-    """The training of a run, ready to start. Raises UserError on what the recipe gets wrong."""
+    """The training of a run, ready to start. The network moves to this process's device.
+
+    Raises:
+        UserError: a recipe that does not fit the data, the number of processes or the network.
+    """
     recipe = config.recipe
     assert recipe is not None
     assert data.train is not None
@@ -59,13 +63,16 @@ def training_job(
 
 
 def training_warnings(job: TrainingJob, noisy: NoisyNetwork) -> list[str]:
-    """What a user must be told of this training before it starts; the noise is tried on the network and data themselves."""
+    """What a user must be told before this training starts. The effect of the noise is measured on its network and images."""
     warnings = [ema_warning(job.recipe, job.recipe.epochs * job.steps), _inflation_warning(job, noisy)]
     return [warning for warning in warnings if warning is not None]
 
 
 def _inflation_warning(job: TrainingJob, noisy: NoisyNetwork) -> str | None:
-    """How much the noise inflates the variance of the BatchNorm layers behind it, where nothing is done about it."""
+    """A warning if the noise inflates the variance of the BatchNorm layers behind it and the recipe does not correct that.
+
+    Only the main process measures; the others return None.
+    """
     acts = any(hook.train for hook in stage_hooks(job.model))
     if not acts or job.recipe.recalibrate_bn or not job.world.main or not batchnorms(job.model, job.frozen):
         return None

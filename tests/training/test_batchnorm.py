@@ -115,7 +115,7 @@ def test_recalibrated_training_is_deterministic_and_only_moves_statistics(tmp_pa
     for number, switch in enumerate((False, True, True)):
         options = (*NOISY, f"recipe.ema_decay={ema}", f"recipe.recalibrate_bn={str(switch).lower()}")
         job = make_job(tmp_path / str(number), *options)
-        trained = train(job, lambda progress: None, [])
+        trained = train(job, lambda progress: None, [], warn=print)
         assert (trained is job.model) == (ema == "null")
         ends.append(({name: value.clone() for name, value in trained.state_dict().items()}, job, trained))
     (plain, _, _), (first, job, trained), (second, _, _) = ends

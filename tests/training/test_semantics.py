@@ -91,7 +91,7 @@ def test_weights_are_those_of_a_loop_by_hand(case: str, tmp_path: Path) -> None:
     expected = by_hand(job.model, batches_of(job), **{**PLAIN, **meaning})
     parts = {"parts": meaning["parts"]} if case == "accumulation" else {}
     ignored = by_hand(job.model, batches_of(job), **{**PLAIN, **parts})
-    trained = dict(train(job, lambda progress: None, []).named_parameters())
+    trained = dict(train(job, lambda progress: None, [], warn=print).named_parameters())
     assert distance(expected, trained) < 1e-5
     if case != "accumulation":
         assert distance(ignored, trained) > 1e-3, "a recipe that ignores the option would end elsewhere"
@@ -118,7 +118,7 @@ def test_amp_is_what_modules_see(amp: str, dtype: torch.dtype, tmp_path: Path) -
     convolution.register_forward_hook(lambda module, inputs, output: seen.append((output.dtype, module.weight.dtype)))
     losses: list[torch.dtype] = []
     job.optimisation.loss.register_forward_pre_hook(lambda module, inputs: losses.append(inputs[0].dtype))
-    train(job, lambda progress: None, [])
+    train(job, lambda progress: None, [], warn=print)
     assert set(seen) == {(dtype, torch.float32)}, "activations in the recipe's precision, weights in float32"
     assert set(losses) == {torch.float32}
 

@@ -42,7 +42,7 @@ def save_gates(folder: Path) -> None:
 
     job = make_job(folder, "noise=gch", "recipe.epochs=1", "recipe.batch_size=32", "recipe.recalibrate_bn=true", world=world)
     Gate.transform = noted  # type: ignore[method-assign]
-    trained = train(job, lambda progress: None, [])
+    trained = train(job, lambda progress: None, [], warn=print)
     torch.save({"gates": gates, "weights": trained.state_dict()}, folder / f"{world.rank}.pt")
     distributed.stop()
 

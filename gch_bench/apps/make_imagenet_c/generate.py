@@ -1,9 +1,10 @@
-"""Write ImageNet-C, or any folder of images, corrupted: the work of scripts/make_imagenet_c.py.
+"""Writes corrupted copies of ImageNet's validation images, or of any folder of images: the work of scripts/make_imagenet_c.py.
 
-As in the published set: image -> RGB -> shorter side 256 (bilinear, on the PIL image) -> centre crop 224 -> corruption -> JPEG
-of quality 85. An image's id, which names its random draws, is its index in SRC, sorted class by class, as in data=imagenet.
+An image is prepared as for the published ImageNet-C: RGB, shorter side resized to 256 pixels (bilinear, on the PIL image),
+centre crop of 224, corruption, JPEG of quality 85. The id of an image, which names its random draws, is its index in SRC, the
+folder of source images, sorted class by class as in data=imagenet. DEST is the folder of the results (tree.py).
 
-Legend: N source images, B a batch of them, H W pixels.
+Legend: N source images, B images of a batch, H W pixels.
 """
 
 import hashlib
@@ -40,18 +41,18 @@ from gch_bench.provenance import provenance
 from gch_bench.results.records import Cell
 
 RESIZE, SIZE, PARAMETERS = 256, 224, "imagenet_224"
-BATCH = 16  # source images: decoded once, then corrupted in every way
-VERIFIED_AT_ONCE = 1000  # files
+BATCH = 16  # source images that are decoded together, once, and then corrupted in every way
+VERIFIED_AT_ONCE = 1000  # files whose checksums one call compares
 
 
 @dataclass(frozen=True)
 class Options:
-    """The command line. Raises UserError on a value out of its range."""
+    """The options of the command line. Raises UserError on a value out of its range."""
 
     src: Path
     dest: Path
-    corruptions: list[str] | None  # None: all of the table; with verify: all that DEST has
-    severities: list[int] | None
+    corruptions: list[str] | None  # None: all corruptions of the table; with verify: all that DEST has
+    severities: list[int] | None  # None: all five; with verify: all that DEST has
     seed: int
     workers: int
     device: str
@@ -71,31 +72,35 @@ class Options:
             raise UserError("--device cuda needs a GPU that torch can use, found none: use --device cpu")
 
     def cells(self, of: list[Cell]) -> list[Cell]:
-        """Those of `of` that are asked for; all without --corruptions and --severities."""
+        """The cells of the list `of` that --corruptions and --severities choose; all cells where neither is given."""
         names, severities = self.corruptions or CORRUPTIONS, self.severities or SEVERITIES
         return [cell for cell in of if cell.corruption in names and cell.severity in severities]
 
 
 class Source(NamedTuple):
     images: FileImages
-    names: list[str]  # <class>/<stem>.JPEG
-    identity: dict[str, Any]  # what every file of DEST is made from
+    names: list[str]  # each image's name in DEST, <class>/<stem>.JPEG
+    identity: dict[str, Any]  # what determines the content of every file of DEST
 
 
 class WrittenBatch(NamedTuple):
-    """One cell's images of a batch."""
+    """The files of one batch of source images in one cell."""
 
     cell: Cell
-    ids: range
+    ids: range  # of the source images
     files: Files
-    new: int  # how many were not there before
+    new: int  # number of files that were not there before
 
 
 def generate(options: Options) -> None:
-    """Write what is missing. Raises UserError on the user's mistakes, most of them before the first byte is written."""
+    """Write all chosen files that are missing in DEST.
+
+    Raises:
+        UserError: a user's mistake. Most mistakes are found before the first byte is written.
+    """
     show = Display(main=True)
     if options.device == "cpu":
-        torch.set_num_threads(1)  # the processes share the cores
+        torch.set_num_threads(1)  # because the worker processes share the cores
     source = read_source(options)
     show.line(f"source: {options.src}: {len(source.names)} images")
     with making(options.dest, ELSEWHERE), locked(options.dest):
@@ -125,10 +130,11 @@ def generate(options: Options) -> None:
 
 
 def read_source(options: Options) -> Source:
-    """The images of SRC, and how they are named in DEST.
+    """The images of SRC, their names in DEST, and the identity of the files that are made from them.
 
     Raises:
-        UserError: no such folder, no class folders or images, two that would get one name, DEST inside SRC.
+        UserError: SRC is no folder, or holds no class folders or images, or two images that would get one name; DEST lies
+            inside SRC.
     """
     folder = Path(os.path.abspath(options.src))
     real, real_dest = Path(os.path.realpath(folder)), Path(os.path.realpath(options.dest))
@@ -157,14 +163,14 @@ def read_source(options: Options) -> Source:
         "parameters": PARAMETERS,
         "seed": options.seed,
         "quality": options.quality,
-        "draws": options.device,  # the device type: draws differ between them
+        "draws": options.device,  # random draws differ between cpu and cuda
         "version": __version__,
     }
     return Source(images, list(first), identity)
 
 
 def _warn_of_versions(tree: Tree, session: dict[str, Any], show: Display) -> None:
-    """Other versions of these may give slightly other pixels."""
+    """Warn if the last session used other versions of libraries, which may give slightly different pixels."""
     for earlier in tree.manifest.get("sessions", [])[-1:]:
         for name in ("torch", "torchvision", "numpy", "pillow"):
             was, now = earlier["versions"].get(name), session["versions"][name]
@@ -173,10 +179,10 @@ def _warn_of_versions(tree: Tree, session: dict[str, Any], show: Display) -> Non
 
 
 def _check_images(images: FileImages, workers: int, show: Display) -> None:
-    """Decode every image once, a few percent of the whole work, before anything is written.
+    """Decode every image once before anything is written. This takes a few percent of the time of the whole work.
 
     Raises:
-        UserError: images that cannot be read.
+        UserError: an image cannot be read.
     """
     batches = _batches(len(images), workers)
     bad: list[BadImage] = []
@@ -209,16 +215,19 @@ def _batches(count: int, workers: int) -> list[range]:
 def _fill(
     tree: Tree, source: Source, found: dict[Cell, np.ndarray], options: Options, show: Display
 ) -> tuple[dict[Cell, Files], int]:
-    """Make what is missing of some cells, each given by which of its images were found, bool (N,).
+    """Make the missing files of the cells in `found`.
+
+    Args:
+        found: cell -> whether each of its images is there already, bool (N,).
 
     Returns:
-        All their files, and how many were made.
+        The digests and sizes of all files of these cells, old and new, and the number of new files.
     """
     count = len(source.names)
     files = {cell: Files(np.zeros((count, 32), dtype=np.uint8), np.zeros(count, dtype=np.int64)) for cell in found}
     new = seen = 0
     with ExitStack() as stack:
-        if options.device == "cuda":  # one process for the GPU, threads for decoding and encoding
+        if options.device == "cuda":  # one process uses the GPU, and its threads decode and encode images
             many: Callable[..., Iterator[Any]] = stack.enter_context(ThreadPoolExecutor(options.workers)).map
             workers, batches = 1, _batches(count, 1)
         else:
@@ -240,7 +249,7 @@ def _fill(
 
 @dataclass(frozen=True)
 class _Maker:
-    """Makes all cells of a batch of source images; `many` is map, or a thread pool's."""
+    """Makes the missing files of all cells for a batch of source images. `many` is `map`, or the map of a thread pool."""
 
     tree: Tree
     source: Source
@@ -249,7 +258,7 @@ class _Maker:
     many: Callable[..., Iterator[Any]]
 
     def __call__(self, ids: range) -> Iterator[WrittenBatch]:
-        """Raises UserError: an unreadable image, a file that cannot be written."""
+        """Yield the batch's files cell by cell. Raises UserError if an image cannot be read or a file cannot be written."""
         images_B3HW: torch.Tensor | None = None
         for cell, found_N in self.found.items():
             paths = [self.tree.path(cell, self.source.names[i]) for i in ids]
@@ -275,9 +284,9 @@ class _Maker:
         return eval_transform(SIZE, RESIZE)(image)
 
     def _save(self, path: Path, pixels_HW3: np.ndarray) -> bytes:
-        """Write one image; the file's content."""
+        """Write one image, uint8 (H, W, 3), as a JPEG file. Returns the file's content."""
         with io.BytesIO() as file:
-            # optimize, as in the reference: smaller files, the same pixels
+            # The reference generator sets optimize, too. It makes the files smaller and changes no pixel.
             Image.fromarray(pixels_HW3).save(file, "JPEG", quality=self.options.quality, optimize=True)
             data = file.getvalue()
         write_atomic(path, lambda file: file.write(data), ELSEWHERE, durable=False)  # millions of fsyncs would take hours
@@ -285,7 +294,11 @@ class _Maker:
 
 
 def verify(options: Options) -> None:
-    """Compare the files of DEST with their checksums; SRC is not looked at. Raises UserError on the first that differs."""
+    """Compare the files of DEST with their checksums. SRC is not read.
+
+    Raises:
+        UserError: a file differs from its checksum or is missing (the first one found), a chosen cell is unfinished or missing.
+    """
     show = Display(main=True)
     with locked(options.dest):
         tree = Tree(options.dest)

@@ -1,6 +1,7 @@
-"""Work handed out to processes of one torch thread each, which end with the run however it ends.
+"""Distributes work over processes with one torch thread each. The processes end when the run ends, in whatever way it ends.
 
-Plain pipes, one a process: nothing is shared that a process could take with it when it is stopped in the middle.
+Each process has a pipe of its own to the main process. A queue shared by all would have a lock, and a process that is stopped
+while it holds this lock would block the others.
 """
 
 import multiprocessing
@@ -27,12 +28,16 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 def in_processes(
     function: Callable[[Item], Iterator[Result]], items: Sequence[Item], workers: int
 ) -> Iterator[Iterator[Result]]:
-    """Within the context, the results of `function(item)` for every item, in no certain order.
+    """Within the context, an iterator over the results that `function(item)` yields for every item, in no certain order.
 
-    One worker is this process. Enter before a progress bar, which has a thread: the others may be forked.
+    With one worker everything runs in this process. Enter the context before a progress bar starts, because that has a thread,
+    and a process with threads should not be forked.
+
+    Args:
+        workers: number of processes; no more are started than there are items.
 
     Raises:
-        UserError: a worker was killed. What the function raises.
+        UserError: a worker process was killed. Exceptions of `function` are raised again here.
     """
     workers = min(workers, len(items))
     if workers <= 1:
@@ -40,7 +45,8 @@ def in_processes(
         return
     pipes: dict[Connection, multiprocessing.Process] = {}
     try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # until the new process has its own handlers
+        # The new processes inherit this block, and lift it when they have handlers of their own.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
         try:
             for _ in range(workers):
                 ours, theirs = multiprocessing.Pipe()
@@ -59,7 +65,10 @@ def in_processes(
 
 
 def _results(pipes: Iterable[Connection], items: Sequence[Any]) -> Iterator[Any]:
-    """Every process gets an item whenever it has finished one; its messages are (result,), None at an item's end, an error."""
+    """The results of all processes. A process gets its next item when it has finished one.
+
+    Its messages are `(result,)` for every result, None at the end of an item, or an exception.
+    """
     left = iter(items)
     busy = set(pipes)
     for pipe in busy:
@@ -93,7 +102,7 @@ def _alive() -> Iterator[None]:
 
 
 def _work(function: Callable[[Any], Iterator[Any]], pipe: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the main process too, which then ends this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C also reaches the main process, which then ends this one
     signal.signal(signal.SIGTERM, _leave)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     threading.Thread(target=_leave_with, args=(multiprocessing.parent_process(),), daemon=True).start()
@@ -105,17 +114,17 @@ def _work(function: Callable[[Any], Iterator[Any]], pipe: Connection) -> None:
             pipe.send(None)
     except Exception as error:
         if not isinstance(error, UserError):
-            error.add_note(traceback.format_exc())  # the main process knows only where it raised it again
+            error.add_note(traceback.format_exc())  # the traceback itself is lost when the exception is pickled
         pipe.send(error)
 
 
 def _leave(number: int, frame: object) -> None:
-    """Tidy up, as for any exception, and exit."""
+    """Exit through an exception, so that `finally` blocks run; a second SIGTERM does not interrupt them."""
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     sys.exit()
 
 
 def _leave_with(parent: Any) -> None:
-    """Exit when the main process was killed."""
+    """Wait for the end of the main process and exit then, so that no worker outlives a main process that was killed."""
     parent.join()
     os._exit(1)

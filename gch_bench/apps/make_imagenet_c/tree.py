@@ -1,10 +1,12 @@
-"""A corrupted copy of a data set on disk, DEST/<corruption>/<severity>/<class>/<stem>.JPEG: whose it is and what it holds.
+"""The folder DEST of a corrupted data set, DEST/<corruption>/<severity>/<class>/<stem>.JPEG: what it is made from and holds.
 
-manifest.json                    what the files are made from; of each finished cell how many files and bytes, and the sha256 of
-<corruption>/<severity>.sha256   one line a file: cd DEST && sha256sum -c --quiet */*.sha256
+manifest.json                    what the files are made from, and for each finished cell the number of its files and bytes and
+                                 the SHA-256 of its list of checksums
+<corruption>/<severity>.sha256   this list, one line per file; check it by cd DEST && sha256sum -c --quiet */*.sha256
 
-A file under its final name is whole: it was renamed to it. (After a power failure it may be cut: sizes tell.) A cell is
-finished when the manifest counts its files and bytes; files of an unfinished one are kept.
+A file is written under a temporary name and then renamed, so a file with its final name is whole. (After a power failure it may
+be cut, which its size shows.) A cell is finished when the manifest holds its numbers. The files of an unfinished cell are kept,
+and the next run adds the missing ones.
 """
 
 import hashlib
@@ -25,21 +27,21 @@ MANIFEST = "manifest.json"
 FORMAT = "gch-bench corrupted images, 1"
 ELSEWHERE = "choose another DEST; the same command continues"
 _CELL = re.compile(r"\w+/[1-5]")
-_TEMPORARY = re.compile(r"\.(.+)\.\d+\.tmp")  # records.write_atomic's
+_TEMPORARY = re.compile(r"\.(.+)\.\d+\.tmp")  # the temporary names of files.write_atomic
 
 
 class Files(NamedTuple):
-    """Some or all files of one cell."""
+    """The digests and sizes of N files of one cell."""
 
-    sha256_N32: np.ndarray  # uint8
-    sizes_N: np.ndarray  # int64, bytes
+    sha256_N32: np.ndarray  # uint8 (N, 32)
+    sizes_N: np.ndarray  # int64 (N,), in bytes
 
 
 class Tree:
-    """One DEST, which this process has locked. Nothing is written before `begin`."""
+    """One folder DEST, which the caller has locked. Nothing is written before `begin`; `scan` removes half-written files."""
 
     def __init__(self, folder: Path) -> None:
-        """Read the manifest. Raises UserError if it is damaged or somebody else's."""
+        """Read the manifest, if there is one. Raises UserError if it cannot be read or has another format."""
         self.folder = folder
         self.manifest: dict[str, Any] = {}
         path = folder / MANIFEST
@@ -56,7 +58,7 @@ class Tree:
 
     @property
     def cells(self) -> list[Cell]:
-        """The cells ever begun."""
+        """The cells that the manifest names: those that are finished, and those that a run has begun."""
         return [Cell(name, int(severity)) for name, severity in (key.split("/") for key in self.manifest.get("cells", {}))]
 
     def path(self, cell: Cell, name: str) -> Path:
@@ -66,7 +68,7 @@ class Tree:
         return self.folder / cell.corruption / f"{cell.severity}.sha256"
 
     def check(self, identity: dict[str, Any]) -> None:
-        """Raises UserError if the files here are made from something else than `identity`."""
+        """Raise UserError if the files here are made from anything else than `identity` (see generate.Source)."""
         theirs = self.manifest.get("identity", identity)
         for fact, value in identity.items():
             if theirs.get(fact) != value:
@@ -76,10 +78,15 @@ class Tree:
                 )
 
     def scan(self, names: Sequence[str]) -> dict[Cell, np.ndarray]:
-        """Of each begun cell the sizes in bytes of the images, 0 if not there, int64 (N,). Removes half-written files.
+        """Cell -> the sizes of its files in bytes, int64 (N,), 0 where a file is missing, for every cell in `self.cells`.
+
+        Half-written files are removed.
+
+        Args:
+            names: the N images' names, <class>/<stem>.JPEG.
 
         Raises:
-            UserError: a file that is not this tree's; nothing is removed then.
+            UserError: DEST holds a file that does not belong to it. Nothing is removed then.
         """
         numbers = {name: i for i, name in enumerate(names)}
         sizes = {_key(cell): np.zeros(len(names), dtype=np.int64) for cell in self.cells}
@@ -107,12 +114,12 @@ class Tree:
         return {cell: sizes[_key(cell)] for cell in self.cells}
 
     def finished(self, cell: Cell) -> bool:
-        """Whether the manifest counts the cell's files and knows their checksums."""
+        """Whether the manifest has an entry for the cell that fits the cell's list of checksums on disk."""
         entry = self._entry(cell)
         return bool(entry) and entry["sha256"] == file_digest(self.checksums(cell))
 
     def complete(self, cell: Cell, sizes_N: np.ndarray) -> bool:
-        """Whether the cell is finished and its files are there, in number and size."""
+        """Whether the cell is finished and its files, of `sizes_N` bytes, have the number and total size of the manifest."""
         entry = self._entry(cell)
         return self.finished(cell) and entry == {**entry, **_counts(sizes_N)}
 
@@ -120,7 +127,7 @@ class Tree:
         return self.manifest.get("cells", {}).get(_key(cell)) or {}
 
     def begin(self, identity: dict[str, Any], cells: Sequence[Cell], session: dict[str, Any]) -> None:
-        """Write the manifest that announces these cells."""
+        """Write a manifest that names these cells as begun. `session` holds the facts of the run that makes them."""
         old = self.manifest
         self.manifest = {
             "format": FORMAT,
@@ -131,7 +138,7 @@ class Tree:
         self._write_manifest()
 
     def finish(self, cells: dict[Cell, Files], names: Sequence[str], session: dict[str, Any]) -> None:
-        """Write checksums and manifest of finished cells.
+        """Write the lists of checksums of finished cells, and the manifest. `session` is added to the facts given to `begin`.
 
         Raises:
             UserError: a file differs from the checksum that an earlier run wrote.
@@ -162,11 +169,15 @@ class Tree:
         write_atomic(self.folder / MANIFEST, lambda file: file.write(text.encode()), ELSEWHERE)
 
     def names(self, cell: Cell) -> list[str]:
-        """The images' names by a finished cell's checksums."""
+        """The images' names, <class>/<stem>.JPEG, read from a finished cell's list of checksums."""
         return [os.fsdecode(line[66:]).split("/", 2)[2] for line in self.checksums(cell).read_bytes().splitlines()]
 
     def compare(self, cell: Cell, start: int, stop: int) -> tuple[int, str | None]:
-        """Lines start..stop-1 of a finished cell's checksums: how many these are, and the first that does not hold."""
+        """Compare lines start to stop - 1 of a finished cell's list of checksums with the files.
+
+        Returns:
+            The number of these lines, and in words the first file that differs or is missing, None if there is none.
+        """
         lines = self.checksums(cell).read_bytes().splitlines()[start:stop]
         for line in lines:
             path = self.folder / os.fsdecode(line[66:])
@@ -177,7 +188,7 @@ class Tree:
 
 
 def file_digest(path: Path) -> str | None:
-    """sha256 in hex; None if there is no such file. Raises UserError if it cannot be read."""
+    """The SHA-256 of a file in hex; None if there is no such file. Raises UserError if it cannot be read."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -188,7 +199,7 @@ def file_digest(path: Path) -> str | None:
 
 
 def whole_jpeg(path: Path) -> bytes | None:
-    """A JPEG file from its first to its last marker; None if it is cut or cannot be read."""
+    """The content of a JPEG file; None if it lacks the first or the last marker of a JPEG or cannot be read."""
     try:
         data = path.read_bytes()
     except OSError:
