@@ -32,19 +32,20 @@ def make_job(folder: Path, *overrides: str, world: World = ALONE) -> TrainingJob
 
 def save_gates(folder: Path) -> None:
     """Train one epoch in this process of the group, and write what it drew and where it ended to `folder`/RANK.pt."""
-    world = distributed.start("cpu")
-    gates: list[torch.Tensor] = []
-    transform = Gate.transform
+    with distributed.group("cpu") as world:
+        gates: list[torch.Tensor] = []
+        transform = Gate.transform
 
-    def noted(self: Gate, psi_BHW: torch.Tensor) -> torch.Tensor:
-        gates.append(transform(self, psi_BHW))
-        return gates[-1]
+        def noted(self: Gate, psi_BHW: torch.Tensor) -> torch.Tensor:
+            gates.append(transform(self, psi_BHW))
+            return gates[-1]
 
-    job = make_job(folder, "noise=gch", "recipe.epochs=1", "recipe.batch_size=32", "recipe.recalibrate_bn=true", world=world)
-    Gate.transform = noted  # type: ignore[method-assign]
-    trained = train(job, lambda progress: None, [], warn=print)
-    torch.save({"gates": gates, "weights": trained.state_dict()}, folder / f"{world.rank}.pt")
-    distributed.stop()
+        job = make_job(
+            folder, "noise=gch", "recipe.epochs=1", "recipe.batch_size=32", "recipe.recalibrate_bn=true", world=world
+        )
+        Gate.transform = noted  # type: ignore[method-assign]
+        trained = train(job, lambda progress: None, [], warn=print)
+        torch.save({"gates": gates, "weights": trained.state_dict()}, folder / f"{world.rank}.pt")
 
 
 if __name__ == "__main__":
