@@ -162,7 +162,7 @@ class TrainLoader:
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """The batches ``start_step`` to ``steps_per_epoch - 1`` of an epoch; the images of earlier ones are not read.
 
-        Finish one epoch before you start the next.
+        Only one epoch at a time can be iterated over.
         """
         if not 0 <= start_step <= self.steps_per_epoch:
             raise ValueError(f"start_step must be 0..{self.steps_per_epoch}, got {start_step}")
