@@ -25,7 +25,7 @@ class Realised(NamedTuple):
 
     drop_rate: float  # share of sites that are set to zero
     nominal_drop_rate: float  # the mechanism's option p; 0 for gates that never drop a site
-    inner_drop_rate: float  # drop_rate without the map's outermost ring, which a mask with boundary="inside" hardly ever drops
+    inner_drop_rate: float  # drop_rate without the map's outermost ring, where boundary="inside" pins psi to 0
     gate_variance: float  # mean over sites of Var xi(x); additive noise: variance of what is added to a map of ones
     expected_gate_variance: float | None
     pooled_distortion: float  # E (mean_x xi(x) - 1)^2: what the noise does to the pooled feature of a constant map
