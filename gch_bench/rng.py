@@ -1,4 +1,4 @@
-"""Random generators named by keys: a draw depends on its keys alone, never on batch size, order, workers or ranks."""
+"""Random generators named by keys: their draws depend on the keys alone, never on batch size, order, workers or ranks."""
 
 import contextlib
 import hashlib
@@ -26,14 +26,14 @@ def generators(ids: Iterable[int], *keys: Key, device: torch.device | str = "cpu
 
 
 def seed_global(device: torch.device, *keys: Key) -> None:
-    """Seed torch's global generator of ``device`` by the keys, and no other device's, as torch.manual_seed would."""
+    """Seed torch's global generator of ``device`` by the keys. Unlike torch.manual_seed, this leaves other devices' alone."""
     source = torch.cuda if device.type == "cuda" else torch.default_generator
     source.manual_seed(seed_of(*keys))
 
 
 @contextlib.contextmanager
 def own_draws(device: torch.device, *keys: Key) -> Iterator[None]:
-    """Within the context torch's global generator of ``device`` starts from the keys; afterwards it is as it was before."""
+    """Within the context torch's global generator of ``device`` is seeded by the keys; afterwards it is as it was before."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         seed_global(device, *keys)
         yield

@@ -1,4 +1,8 @@
-"""Threads that run torch side by side, one torch thread each: for work that comes in many independent pieces on a CPU."""
+"""A pool of threads that run torch operations side by side on a CPU, for work that consists of many independent pieces.
+
+Torch itself may use several threads for one operation. In the threads of the pool it uses one, because the pool keeps all cores
+busy already.
+"""
 
 import os
 from collections import deque
@@ -17,7 +21,7 @@ Result = TypeVar("Result")
 
 @contextmanager
 def torch_threads(count: int | None) -> Iterator[None]:
-    """Within the context torch computes with this many CPU threads (None: as it does anyway), afterwards as before."""
+    """Within the context torch uses ``count`` CPU threads (None: no change); afterwards as many as before."""
     before = torch.get_num_threads()
     try:
         if count is not None:
@@ -28,28 +32,33 @@ def torch_threads(count: int | None) -> Iterator[None]:
 
 
 def pool() -> ThreadPoolExecutor:
-    """As many threads as torch may use, kept from call to call. Threads of the process that start while a first call makes them
-    see one torch thread."""
+    """The pool of as many threads as torch may use here; it is made by the first call and kept.
+
+    Other threads of the process that start just while the pool is made see one torch thread.
+    """
     return _pool(torch.get_num_threads(), os.getpid())
 
 
 @lru_cache(maxsize=1)
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """A forked process has none of its parent's threads and makes its own."""
+    """``process`` is a key of the cache because a forked process has none of its parent's threads and must make its own."""
     made, together = ThreadPoolExecutor(threads, initializer=_take_one_torch_thread), Barrier(threads)
-    for _ in made.map(lambda _: together.wait(), range(threads)):  # all of them start now
+    for _ in made.map(lambda _: together.wait(), range(threads)):  # makes all threads start now
         pass
-    torch.set_num_threads(threads)  # they have set that of threads still to come as well
+    torch.set_num_threads(threads)  # the pool's threads have also set the number for threads that start later
     return made
 
 
 def _take_one_torch_thread() -> None:
     torch.set_num_threads(1)
-    torch.get_num_threads()  # torch's first look at a thread gives it the number set last by any thread: now, not later
+    torch.get_num_threads()  # torch fixes a thread's number at its first use, to the one that any thread set last: fix it now
 
 
 def few_at_a_time(function: Callable[[Piece], Result], pieces: Iterable[Piece]) -> Iterator[Result]:
-    """``function`` of every piece, in order; no more pieces than threads are taken ahead, so they may be large."""
+    """Apply ``function`` to every piece in threads, and yield the results in order.
+
+    Only about as many pieces as there are threads are taken ahead of the result that is yielded, so pieces may be large.
+    """
     threads = torch.get_num_threads()
     if threads == 1:
         yield from map(function, pieces)

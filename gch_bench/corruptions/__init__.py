@@ -1,4 +1,4 @@
-"""The corruptions of ImageNet-C, batched, on CPU and GPU, reproducible per image. The table of them is in table.py."""
+"""The corruptions of ImageNet-C, for batches of images on CPU and GPU, reproducible per image. table.py lists them all."""
 
 from gch_bench.corruptions.parameters import ALEXNET_CLEAN_ERROR_PERCENT, ALEXNET_ERROR_PERCENT, PARAMETER_SETS, ParameterSet
 from gch_bench.corruptions.table import CORRUPTIONS, SEVERITIES, Corruption, corrupt, jpeg_roundtrip, parameters_for

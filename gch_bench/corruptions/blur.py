@@ -1,9 +1,11 @@
-"""Blurs. Source: hendrycks/robustness, make_imagenet_c.py.
+"""The five blurs. Source: hendrycks/robustness, make_imagenet_c.py.
 
-Every function takes uint8 images (B, 3, H, W) and one severity's level, where random also one generator per image, and
-returns new uint8 images. The rounding of a matrix product or an FFT may depend on its shape, and the result must not depend on
-the batch: each image has a product, an FFT of its own. Most else takes all images of a part at once: two threads then seldom
-want Python's lock at the same time. Motion blur goes image by image, as each has its own angle.
+Every corruption takes uint8 images (B, 3, H, W) and the level of one severity; the random ones also take one generator per
+image. All return new uint8 images.
+
+The rounding of a matrix product or an FFT may depend on its shape, but the result for an image must not depend on the batch.
+Therefore each image has a matrix product or an FFT of its own. Motion blur also goes image by image, because each image has its
+own angle. Most other operations take all given images at once, so that threads seldom compete for Python's global lock.
 """
 
 import math
@@ -19,30 +21,38 @@ from torch import Generator, Tensor
 
 from gch_bench.corruptions.pixel import product_dtype, truncate
 
-# A flat area is a tie for truncation: its blur is a whole level plus rounding of either sign (below 2e-4 in float32), and the
-# reference mostly keeps it. This much is added before truncating; it moves 1 value in 2000 up by one level.
+# In a flat area the blurred value is a whole grey level plus a rounding error of either sign (below 2e-4 in float32), which
+# truncation would turn into a difference of one level; the reference mostly keeps the level. Therefore this margin is added
+# before truncation. It moves 1 value in 2000 up by one level.
 TIE_MARGIN = 5e-4
-GAUSSIAN_BLOCK = 56  # rows of a filter matrix multiplied at a time
-# Planes are enlarged together as channels, last in memory: 10 times as quick as one by one on a CPU. Always a multiple of so
-# many, that of a processor's vectors, empty ones too: the rounding of a plane cannot depend on how many others there are.
+GAUSSIAN_BLOCK = 56  # how many rows of a filter matrix are multiplied at a time
+# Zoom blur enlarges many planes (channels of images) together, with the planes last in memory: on a CPU this is 10 times as
+# quick as one plane at a time. Their number is filled up with empty planes to a multiple of this one, which the processor's
+# vectors divide, so that the rounding of a plane does not depend on how many others there are.
 ZOOM_PLANES = 16
 
 
 def truncate_blur(field: Tensor, margin: float = TIE_MARGIN) -> Tensor:
-    """uint8 of a blurred field in grey levels, which is overwritten."""
+    """Turn a blurred field in grey levels into uint8, with TIE_MARGIN added before truncation. The field is overwritten."""
     return truncate(field.add_(margin))
 
 
 def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
-    """Gaussian filter of standard deviation ``sigma`` pixels, cut at 4 sigma, edge pixels repeated outwards."""
+    """Gaussian filter with standard deviation ``sigma`` in pixels, cut at 4 sigma; the edge pixels are repeated outwards."""
     return truncate_blur(gaussian_filter(images, sigma)).contiguous()
 
 
 def gaussian_filter(field_BCHW: Tensor, sigma: float, border: str = "edge", cut: float = 4.0) -> Tensor:
-    """float32 (B, C, H, W) filtered with a Gaussian of ``sigma`` pixels cut at ``cut`` sigma; ``border``: a mode of numpy.pad.
+    """Filter a field (B, C, H, W) with a Gaussian; returns float32 of the same shape.
 
-    Separable, so two matrix products, x @ S_WW.T along the rows, S_HH @ x along the columns, by blocks: away from its diagonal
-    a matrix is 0. Both are products of plain matrices, one for each image, in the order of axes B, H, C, W.
+    The filter is separable, so it is two matrix products, x @ S_WW.T along the rows and S_HH @ x along the columns. Away from
+    the diagonal these matrices are 0, so only blocks around it are multiplied. With the axes in the order B, H, C, W both
+    products are of plain matrices, one for each image.
+
+    Args:
+        sigma: standard deviation in pixels.
+        border: how the field continues outside, a mode of numpy.pad.
+        cut: where the Gaussian ends, in units of ``sigma``.
     """
     height, width, device = *field_BCHW.shape[2:], str(field_BCHW.device)
     x_BHCW = field_BCHW.transpose(1, 2).contiguous().to(product_dtype(field_BCHW.device))
@@ -58,7 +68,11 @@ def gaussian_filter(field_BCHW: Tensor, sigma: float, border: str = "edge", cut:
 
 @lru_cache(maxsize=64)
 def gaussian_blocks(n: int, sigma: float, border: str, cut: float, device: str) -> list[tuple[slice, slice, Tensor]]:
-    """The filter matrix (n, n) in blocks of rows without their zero columns: the rows, the columns, float32 (rows, columns)."""
+    """The filter matrix (n, n) in blocks of rows, from which the zero columns at both sides are left out.
+
+    Returns:
+        For each block its rows, its columns and its values, float32 (rows, columns).
+    """
     radius = int(cut * sigma + 0.5)
     offset = np.arange(-radius, radius + 1)
     weight = np.exp(-0.5 * (offset / sigma) ** 2)
@@ -76,9 +90,10 @@ def gaussian_blocks(n: int, sigma: float, border: str, cut: float, device: str) 
 
 
 def defocus_blur(images: Tensor, radius_alias: tuple[float, float]) -> Tensor:
-    """Convolved with a disk of ``radius`` pixels whose edge is smoothed with ``alias``; borders reflected without the edge.
+    """Convolution with a disk whose edge is smoothed; level in pixels: (``radius`` of the disk, ``alias``, a Gaussian's sigma).
 
-    By FFT: a disk of 21 x 21 weights has no short separable form.
+    The image is reflected about the centres of its edge pixels. The convolution is done by FFT, because a disk of up to 21 x 21
+    weights is not separable.
     """
     height, width = images.shape[2:]
     spectrum, side, margin = _disk_spectrum(*radius_alias, height, width, str(images.device))
@@ -87,7 +102,8 @@ def defocus_blur(images: Tensor, radius_alias: tuple[float, float]) -> Tensor:
     padded = images.flatten(2).gather(2, source.flatten().expand(len(images), 3, -1)).to(torch.float32)
     blurred = torch.empty(images.shape, dtype=torch.float32, device=images.device)
     for padded_3HW, out_3HW in zip(padded.unflatten(2, source.shape), blurred, strict=True):
-        # One axis at a time, each the last one in memory, and back only for the rows wanted: faster than rfft2 and irfft2.
+        # Each axis is transformed while it is the last one in memory, and only the wanted rows are transformed back: this is
+        # faster than rfft2 and irfft2.
         waves_3WH = torch.fft.rfft(padded_3HW, size[1]).transpose(1, 2).contiguous()
         waves_3WH = torch.fft.ifft(torch.fft.fft(waves_3WH, size[0]).mul_(spectrum))
         out_3HW.copy_(torch.fft.irfft(waves_3WH[..., :height].transpose(1, 2).contiguous(), size[1])[..., :width])
@@ -100,20 +116,28 @@ def _fft_size(height: int, width: int, side: int) -> tuple[int, int]:
 
 @lru_cache(maxsize=64)
 def _disk_spectrum(radius: float, alias: float, height: int, width: int, device: str) -> tuple[Tensor, int, float]:
-    """The disk's real FFT (W, H) at the padded size; its side in pixels, 17 or more for a radius above 8; the tie margin."""
+    """The smoothed disk in the form that ``defocus_blur`` needs.
+
+    Returns:
+        The disk's real FFT at the padded size, complex64 with the axes (frequencies of W, frequencies of H); the side of the
+        array that holds the disk, in pixels: 17 up to radius 8, more above; the margin to add before truncation.
+    """
     half, smooth = (8, 1) if radius <= 8 else (math.ceil(radius), 2)
     grid = np.arange(-half, half + 1)
     disk = (grid[:, None] ** 2 + grid**2 <= radius**2).astype(np.float32)
     disk /= disk.sum()
-    # The edge is smoothed with 3 x 3 or 5 x 5 Gaussian weights, the array reflected: the sum exceeds 1 where the disk fills it.
+    # The edge is smoothed with 3 x 3 or 5 x 5 Gaussian weights, and the array is reflected at its border: if the disk reaches
+    # the border, the sum of the weights exceeds 1, as in the reference.
     weight = np.exp(-0.5 * (np.arange(-smooth, smooth + 1) / alias) ** 2)
     weight = (weight / weight.sum()).astype(np.float32)
     kernel = disk
     for axis in (1, 0):
         kernel = scipy.ndimage.correlate1d(kernel, weight, axis, mode="mirror")
-    # All this in float32, as the reference: the sign of the rounding of the weights' sum decides the ties.
+    # All this is done in float32, as in the reference: whether the rounded weights add up to more or less than 1 decides
+    # whether truncation keeps the level of a flat area.
     margin = math.copysign(TIE_MARGIN, kernel.astype(float).sum() - 1)
-    # The disk's corner at the origin, mirrored: output (0, 0) is the sum over the padded image's first side x side pixels.
+    # The disk's corner lies at the origin, and the conjugate mirrors the disk: output (0, 0) is then the weighted sum over the
+    # first side x side pixels of the padded image.
     at_origin = np.zeros(_fft_size(height, width, len(grid)))
     at_origin[: len(grid), : len(grid)] = kernel
     spectrum = torch.fft.rfft2(torch.from_numpy(at_origin)).conj().resolve_conj()
@@ -122,12 +146,15 @@ def _disk_spectrum(radius: float, alias: float, height: int, width: int, device:
 
 @lru_cache(maxsize=64)
 def _reflected(height: int, width: int, margin: int, device: str) -> Tensor:
-    """int64 (H + 2 margin, W + 2 margin): the pixel that each place of a padded image shows; reflected about the edges."""
+    """int64 (H + 2 margin, W + 2 margin): which pixel (row-major number) a reflected image shows at each place."""
     return torch.from_numpy(np.pad(np.arange(height * width).reshape(height, width), margin, mode="reflect")).to(device)
 
 
 def glass_blur(images: Tensor, level: tuple[float, int, int], generators: Sequence[Generator]) -> Tensor:
-    """Gaussian blur, pixels displaced by up to ``max_delta``, Gaussian blur; level: (sigma, max_delta, iterations)."""
+    """Gaussian blur, random displacement of the pixels, and Gaussian blur again.
+
+    Level: (``sigma`` of the blurs in pixels, largest displacement ``max_delta`` in pixels, number of ``iterations``).
+    """
     sigma, max_delta, iterations = level
     blurred = gaussian_blur(images, sigma)
     batch, _, height, width = images.shape
@@ -144,16 +171,19 @@ def glass_blur(images: Tensor, level: tuple[float, int, int], generators: Sequen
 
 
 def scan_sources(height: int, width: int, max_delta: int, draw_BHW: Tensor) -> Tensor:
-    """int32 (B H W,): where each pixel's value comes from after one scan, among the pixels of all images.
+    """One scan of glass blur: the number of the pixel, among those of all images, from which each pixel gets its value.
 
-    The scan goes from the bottom right to the top left pixel, a margin left out, and gives each the value that a random
-    neighbour has at that time (the reference means to swap the two, but copies). A neighbour met earlier in the scan has been
-    replaced already: its value comes from its own neighbour, and so on. These links form a forest; pointer doubling resolves
-    all its paths in log2(longest path) steps.
+    The scan goes from the bottom right to the top left pixel, without a margin at the border. It gives each pixel the value
+    that a random neighbour has at that time (the reference means to swap the two values, but copies one). If the scan has
+    passed the neighbour already, that neighbour has got the value of a neighbour of its own, and so on. These links from pixel
+    to pixel form a forest; pointer doubling resolves all its paths in log2(longest path) steps.
 
     Args:
-        draw_BHW: uint8 (B, H - 2 max_delta, W - 2 max_delta), the neighbour of each scanned pixel: row by row, of the square
-            from -max_delta to max_delta - 1.
+        draw_BHW: uint8 (B, H - 2 max_delta, W - 2 max_delta), the neighbour of each scanned pixel, as a row-major number in the
+            square of displacements from -max_delta to max_delta - 1 in both directions.
+
+    Returns:
+        int32 (B H W,).
     """
     batch, device = len(draw_BHW), draw_BHW.device
     count = batch * height * width
@@ -164,8 +194,9 @@ def scan_sources(height: int, width: int, max_delta: int, draw_BHW: Tensor) -> T
     inside = (..., slice(max_delta + 1, height - max_delta + 1), slice(max_delta + 1, width - max_delta + 1))
     link[inside] += moves.index_select(0, draw_BHW.flatten().int()).view(draw_BHW.shape)
     link = link.flatten()
-    # A link to a pixel scanned before, or never scanned, whose link is itself, is followed on; any other ends: it becomes the
-    # pixel's number + count. The shift gives -1 where link > here, else 0.
+    # A link must be followed on if it leads to a larger number, because the scan has passed that pixel before (a pixel in the
+    # margin links to itself). Any other link is final, which is marked by adding `count`. The shift gives -1 where link > here,
+    # and 0 elsewhere.
     link += (here - link).bitwise_right_shift_(31).add_(1).mul_(count)
     while int(link.min()) < count:
         link = torch.cat([link, ends]).index_select(0, link)
@@ -173,13 +204,13 @@ def scan_sources(height: int, width: int, max_delta: int, draw_BHW: Tensor) -> T
 
 
 def motion_blur(images: Tensor, radius_sigma: tuple[float, float], generators: Sequence[Generator]) -> Tensor:
-    """ImageMagick's motion blur at an angle uniform in -45..45 degrees."""
+    """ImageMagick's motion blur at a uniform random angle in -45..45 degrees; level in pixels: (``radius``, ``sigma``)."""
     angles = draw_angles(-45, 45, generators, images.device)
     return torch.stack([motion_blur_at(image, *radius_sigma, angle) for image, angle in zip(images, angles, strict=True)])
 
 
 def draw_angles(low: float, high: float, generators: Sequence[Generator], device: torch.device) -> list[float]:
-    """Degrees, uniform."""
+    """One angle in degrees per generator, uniform between ``low`` and ``high``."""
     angles = torch.empty(len(generators), dtype=torch.float32, device=device)
     for angle, generator in zip(angles, generators, strict=True):
         angle.uniform_(low, high, generator=generator)
@@ -187,10 +218,11 @@ def draw_angles(low: float, high: float, generators: Sequence[Generator], device
 
 
 def motion_blur_at(image: Tensor, radius: float, sigma: float, angle: float) -> Tensor:
-    """uint8 (C, H, W) -> the same: a mean along the ray at ``angle`` degrees with one-sided Gaussian weights.
+    """Weighted mean of the pixels along a ray at ``angle`` degrees: uint8 (C, H, W) -> the same.
 
-    Facts of ImageMagick's kernel, from its outputs: tap i = 0..2 ceil(radius) has weight exp(-i^2 / (2 sigma^2)), normalised,
-    and reads the pixel ceil(i cos(angle) - 1/2) columns and ceil(i sin(angle) - 1/2) rows away, edges repeated.
+    The kernel is ImageMagick's, as found from its outputs. Tap i = 0..2 ceil(radius) has the weight exp(-i^2 / (2 sigma^2)),
+    normalised, and reads the pixel ceil(i cos(angle) - 1/2) columns and ceil(i sin(angle) - 1/2) rows away; the edge pixels
+    are repeated outwards.
     """
     taps = np.arange(2 * math.ceil(radius) + 1)
     weights = np.exp(-0.5 * (taps / sigma) ** 2)
@@ -202,14 +234,14 @@ def motion_blur_at(image: Tensor, radius: float, sigma: float, angle: float) -> 
     padded = F.pad(image.to(torch.float32)[None], margins, mode="replicate")[0].contiguous()
     blurred = torch.zeros(image.shape, dtype=torch.float32, device=image.device)
     starts = ((top + rows) * padded.stride(1) + left + columns).tolist()
-    windows = padded.as_strided((max(starts) + 1, *image.shape), (1, *padded.stride()))  # that start at each pixel
+    windows = padded.as_strided((max(starts) + 1, *image.shape), (1, *padded.stride()))  # one image for each start
     for weight, start in zip(weights.tolist(), starts, strict=True):
         blurred.add_(windows[start], alpha=weight)
     return truncate_blur(blurred)
 
 
 def zoom_blur(images: Tensor, start_stop_step: tuple[float, float, float]) -> Tensor:
-    """The mean of the image and its enlargements by the factors ``numpy.arange(start, stop, step)``."""
+    """The mean of the image and of its enlargements by ``numpy.arange(*level)``; level: (start, stop, step) of the factors."""
     factors = np.arange(*start_stop_step).tolist()
     batch, _, height, width = images.shape
     planes = -(-3 * batch // ZOOM_PLANES) * ZOOM_PLANES
@@ -223,7 +255,7 @@ def zoom_blur(images: Tensor, start_stop_step: tuple[float, float, float]) -> Te
 
 
 def clipped_zoom(field: Tensor, factor: float) -> Tensor:
-    """float32 (C, H, W) -> the same: the middle enlarged by ``factor`` >= 1, bilinear between the corner pixels' centres."""
+    """Enlarge the middle by ``factor`` >= 1, bilinear between the corner pixels' centres: float32 (C, H, W) -> the same."""
     if factor == 1:
         return field
     height, width = field.shape[1:]
@@ -234,12 +266,12 @@ def clipped_zoom(field: Tensor, factor: float) -> Tensor:
 
 
 def zoom_crop(n: int, factor: float) -> int:
-    """How many of ``n`` pixels are left to enlarge."""
+    """How many of ``n`` pixels in a row or column are enlarged by ``factor`` to fill about ``n`` pixels again."""
     return math.ceil(n / factor)
 
 
 def enlarge(crops: Tensor, factor: float, size: tuple[int, int]) -> Tensor:
-    """float32 (B, C, h, w) enlarged by ``factor``, then trimmed to ``size``."""
+    """Enlarge float32 (B, C, h, w) by ``factor``, then cut out the middle of ``size`` = (height, width) pixels."""
     enlarged = [round(n * factor) for n in crops.shape[2:]]
     field = F.interpolate(crops, enlarged, mode="bilinear", align_corners=True)
     top, left = ((n - wanted) // 2 for n, wanted in zip(enlarged, size, strict=True))

@@ -1,7 +1,7 @@
 """Digital corruptions: pixelate, JPEG compression, elastic transform. Source: hendrycks/robustness, make_imagenet_c.py.
 
-Every function takes uint8 images (B, 3, H, W) and one severity's level, where random also one generator per image, and
-returns new uint8 images.
+Every corruption takes uint8 images (B, 3, H, W) and the level of one severity; the random one also takes one generator per
+image. All return new uint8 images.
 """
 
 import io
@@ -19,17 +19,18 @@ from torch import Generator, Tensor
 from gch_bench.corruptions import jpeg
 from gch_bench.corruptions.blur import gaussian_filter, truncate_blur
 
-_FIXED_POINT_BITS = 22  # of Pillow's 8-bit resampling weights
+_FIXED_POINT_BITS = 22  # after the binary point of Pillow's weights for resampling 8-bit images
 
 
 def pixelate(images: Tensor, scale: float) -> Tensor:
-    """Box-shrunk to int(side ``scale``) pixels, at least 1, then box-enlarged to the old size.
+    """Shrink each side to int(side * ``scale``) pixels, at least 1, and enlarge it again, both with a box filter.
 
-    Equal to Pillow's, bit by bit, unless an image is over twice as tall as wide (Pillow 13 then takes the columns first).
-    Enlarging by a box filter copies the nearest pixel.
+    The result equals Pillow's bit by bit, unless an image is over twice as tall as wide (Pillow 13 then takes the columns
+    first). Enlarging by a box filter copies the nearest pixel.
     """
     height, width = images.shape[2:]
-    # Pillow's order: along the rows, rounded to 8 bits, then along the columns. Rows of a transposed image are taken quickest.
+    # As in Pillow: first along the rows, with rounding to 8 bits, then along the columns. Shrinking the number of rows is
+    # quicker than that of columns, so the image is transposed for the first step.
     shrunk = _box_shrink_rows(images.transpose(2, 3).contiguous(), max(1, int(width * scale)))
     shrunk = _box_shrink_rows(shrunk.transpose(2, 3).contiguous(), max(1, int(height * scale)))
     rows = _nearest(shrunk.shape[2], height, str(images.device))
@@ -38,8 +39,10 @@ def pixelate(images: Tensor, scale: float) -> Tensor:
 
 
 def _box_shrink_rows(images: Tensor, size: int) -> Tensor:
-    """Box filter over the rows, down to ``size`` rows, in Pillow's fixed point (int32). A row has one weight for all its taps,
-    so their sum comes first, in int16."""
+    """Box filter from H rows down to ``size`` rows, in Pillow's fixed point (int32).
+
+    All input rows (taps) of an output row have the same weight, so they are added first, in int16, and multiplied once.
+    """
     source, present, weight = _box_taps(images.shape[2], size, str(images.device))
     total = images.index_select(2, source[0]).to(torch.int16)
     for tap_source, tap_present in zip(source[1:], present[1:], strict=True):
@@ -50,12 +53,12 @@ def _box_shrink_rows(images: Tensor, size: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _box_taps(size_in: int, size_out: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """The taps of each output row, as in Pillow's Resample.c: at most 5 where an image shrinks to a quarter.
+    """The input rows (taps) of each output row, as in Pillow's Resample.c: at most 5 if an image shrinks to a quarter.
 
     Returns:
-        source: int64 (taps, size_out), the first of each row always present.
-        present: int16 (taps, size_out, 1), 1 or 0.
-        weight: int32 (size_out, 1), 2**22 / number of taps.
+        source: int64 (taps, size_out), the input rows; the first tap of each output row is always present.
+        present: int16 (taps, size_out, 1), 1 if the output row has this tap, else 0.
+        weight: int32 (size_out, 1), 2**22 / number of taps of the output row.
     """
     scale = size_in / size_out
     center = (np.arange(size_out) + 0.5) * scale
@@ -72,13 +75,15 @@ def _box_taps(size_in: int, size_out: int, device: str) -> tuple[Tensor, Tensor,
 
 @lru_cache(maxsize=64)
 def _nearest(size_in: int, size_out: int, device: str) -> Tensor:
-    """int64 (size_out,): the input pixel under each output pixel's centre."""
+    """int64 (size_out,): the input pixel that lies under the centre of each output pixel."""
     return torch.from_numpy(((np.arange(size_out) + 0.5) * (size_in / size_out)).astype(np.int64)).to(device)
 
 
 def jpeg_compression(images: Tensor, quality: int) -> Tensor:
-    """Saved as JPEG of this ``quality`` (libjpeg scale, 4:2:0) and read back: on a CPU by Pillow, one image at a time; on a GPU
-    by jpeg.py, which gives the same pixels."""
+    """Save the images as JPEG of this ``quality`` (libjpeg's scale 1..100, chroma 4:2:0) and read them back.
+
+    On a CPU Pillow does this, one image at a time. On a GPU jpeg.py does it, which gives the same pixels.
+    """
     if images.device.type != "cpu":
         return jpeg.jpeg_compression(images, quality)
     decoded = np.empty(images.shape, dtype=np.uint8)
@@ -95,15 +100,16 @@ def jpeg_compression(images: Tensor, quality: int) -> Tensor:
 
 
 def _file_in_memory() -> BinaryIO:
-    """Of the operating system where it can be (Linux): other threads run while Pillow compresses into such a file."""
+    """A file in memory; on Linux the operating system's, because other threads can run while Pillow compresses into it."""
     return os.fdopen(os.memfd_create("jpeg"), "w+b", buffering=0) if hasattr(os, "memfd_create") else io.BytesIO()
 
 
 def elastic_transform(images: Tensor, level: tuple[float, float, float], generators: Sequence[Generator]) -> Tensor:
     """A random affine map, then a smooth random displacement; level in pixels: (``alpha``, ``sigma``, ``affine``).
 
-    Three points around the middle move by U(-affine, affine). Then each pixel moves by alpha times U(-1, 1) blurred with
-    ``sigma``. Both steps sample bilinearly; the first reflects about the edge pixels' centres, the second about their sides.
+    Three points around the middle move by U(-affine, affine) in each direction, which determines the affine map. Then each
+    pixel moves in each direction by alpha times a field of U(-1, 1) draws that is blurred with ``sigma``. Both steps sample
+    bilinearly; the first reflects the image about the centres of its edge pixels, the second about their outer sides.
     """
     alpha, sigma, affine = level
     height, width = images.shape[2:]
@@ -126,21 +132,22 @@ def elastic_transform(images: Tensor, level: tuple[float, float, float], generat
 
 
 def _affine_from_points(height: int, width: int, shift: np.ndarray) -> np.ndarray:
-    """(3, 2) A with (x, y, 1) A = the place in the old image that pixel (x, y) of the new one shows.
+    """The matrix A (3, 2) for which (x, y, 1) A is the place in the old image that pixel (x, y) of the new image shows.
 
-    The middle, moved along the diagonals by a third of the shorter side, gives three points; they move by ``shift`` (3, 2).
+    The map is determined by three points, which lie from the middle of the image along its diagonals by a third of the shorter
+    side in each direction. The map moves them by ``shift`` (3, 2).
     """
-    middle = np.array([height // 2, width // 2], dtype=float)  # as the reference, which takes (height, width) for (x, y)
+    middle = np.array([height // 2, width // 2], dtype=float)  # as in the reference, which uses (height, width) as (x, y)
     reach = max(1, min(height, width) // 3)
     old = middle + reach * np.array([[1, 1], [1, -1], [-1, -1]])
     return np.linalg.lstsq(np.column_stack([old + shift, np.ones(3)]), old, rcond=None)[0]
 
 
 def _sample(field_B3HW: Tensor, x_BHW: Tensor, y_BHW: Tensor, about_centres: bool) -> Tensor:
-    """The field at pixel coordinates (x, y), bilinear; reflected about the edge pixels' centres or about their outer sides."""
+    """Bilinear values at pixel coordinates (x, y) of the field, reflected about its edge pixels' centres or outer sides."""
     height, width = x_BHW.shape[1:]
-    # grid_sample counts -1..1 from the first to the last pixel's centre, or from outer side to outer side.
-    # As the real and imaginary parts of complex numbers: on a CPU 6 times as quick as torch.stack.
+    # The coordinates of grid_sample run from -1 to 1, either between the centres of the first and last pixel, or between their
+    # outer sides. Joining x and y as a complex number is, on a CPU, 6 times as quick as torch.stack.
     if about_centres:
         grid_BHW = torch.complex(x_BHW * (2 / max(width - 1, 1)) - 1, y_BHW * (2 / max(height - 1, 1)) - 1)
     else:

@@ -1,13 +1,16 @@
-"""JPEG compression, batched: what libjpeg-turbo loses and returns, bit by bit, without the lossless entropy code between.
+"""JPEG compression and decompression of a batch, with the same pixels as libjpeg-turbo bit by bit.
 
-Sources: ITU-T T.81 (1992), and the arithmetic of libjpeg's jccolor.c, jcsample.c, jcprepct.c, jfdctint.c, jcdctmgr.c,
+The entropy coding, which comes between the two and loses nothing, is left out.
+
+Sources: ITU-T T.81 (1992) and the arithmetic of libjpeg's jccolor.c, jcsample.c, jcprepct.c, jfdctint.c, jcdctmgr.c,
 jcparam.c, jidctint.c, jdsample.c, jdcolor.c as Pillow uses them: 4:2:0, islow DCT, triangle ("fancy") chroma upsampling.
 
-libjpeg computes in fixed point: whole sums, shifted right. Here a sum is a float that holds it exactly, scaled by a power of 2,
-and the shift is ``floor``. float32 holds whole numbers to 2**24 and carries most sums; the DCT's larger ones are split in two.
+libjpeg computes in fixed point: it adds whole numbers and shifts the sum to the right. Here a sum is a float that holds it
+exactly, scaled by a power of 2, and ``floor`` takes the place of the shift. float32 holds whole numbers up to 2**24 exactly,
+which is enough for most sums; the larger ones of the DCT are split in two.
 
-Shapes: B images, N planes (B of luma, 2B of chroma); H, W height and width; h, w those of halved chroma. Where the DCT works,
-a plane's rows and columns are whole blocks of 8.
+Shapes: B images, N planes (B of luma, 2B of chroma); H, W height and width; h, w height and width of the halved chroma. In the
+DCT the height and width of a plane are multiples of 8.
 """
 
 from dataclasses import dataclass
@@ -19,13 +22,14 @@ from torch import Tensor
 
 from gch_bench.corruptions.pixel import product_dtype
 
-# The 8 x 8 DCT of jfdctint.c, times 2**13, from its even and odd halves: rows are frequencies, columns samples 0..3.
-# The inverse is the transposed matrix. The odd numbers come from libjpeg's sums of rounded constants; rounding gives others.
+# The 8 x 8 DCT matrix of jfdctint.c times 2**13, given by the rows of its even and of its odd frequencies. The columns are the
+# samples 0..3; those of the samples 4..7 mirror them. The inverse DCT is the transposed matrix. Some numbers differ from the
+# rounded entries of the exact matrix, because libjpeg adds constants that are rounded one by one.
 _EVEN = ((8192, 8192, 8192, 8192), (10703, 4433, -4433, -10703), (8192, -8192, -8192, 8192), (4433, -10704, 10704, -4433))
 _ODD = ((11363, 9633, 6437, 2260), (9633, -2259, -11362, -6436), (6437, -11362, 2261, 9633), (2260, -6436, 9633, -11363))
-_SPLIT_BITS = 7
+_SPLIT_BITS = 7  # see _Matrices
 
-# T.81, tables K.1 and K.2: quantisation of luma and chroma at quality 50.
+# The quantisation steps of luma and chroma at quality 50: T.81, tables K.1 and K.2.
 _LUMA = (
     (16, 11, 10, 16, 24, 40, 51, 61),
     (12, 12, 14, 19, 26, 58, 60, 55),
@@ -44,14 +48,15 @@ _CHROMA = (
     *((99,) * 8,) * 4,
 )
 
-# (bias, red, green, blue) times 2**16 of jccolor.c; luma and chroma shifted to -128..127, chroma's halves rounded down.
+# (bias, weight of red, of green, of blue) times 2**16, from jccolor.c. The biases also shift luma and chroma to -128..127 and
+# decide the rounding: luma rounds halves up, chroma rounds them down.
 _LUMA_OF_RGB = (32768 - (128 << 16), 19595, 38470, 7471)
 _BLUE_OF_RGB = (32767, -11059, -21709, 32768)
 _RED_OF_RGB = (32767, 32768, -27439, -5329)
 
 
 def jpeg_compression(images: Tensor, quality: int) -> Tensor:
-    """uint8 (B, 3, H, W), saved as JPEG of this ``quality`` (1..100) and read back as Pillow does, on the images' device."""
+    """What Pillow reads after saving the images, uint8 (B, 3, H, W), as JPEG of ``quality`` 1..100; on the images' device."""
     height, width = images.shape[2:]
     dtype = product_dtype(images.device)
     with torch.autocast(images.device.type, enabled=False):
@@ -64,7 +69,7 @@ def jpeg_compression(images: Tensor, quality: int) -> Tensor:
 
 
 def _mix(rgb: list[Tensor], weights: tuple[int, int, int, int]) -> Tensor:
-    """(B, H, W): one of luma, blue difference and red difference."""
+    """(B, H, W): luma, blue difference or red difference, according to ``weights`` = (bias, red, green, blue)."""
     bias, *of_rgb = (weight / 65536 for weight in weights)
     red, green, blue = rgb
     mixed = torch.add(torch.tensor(bias), red, alpha=of_rgb[0])
@@ -72,25 +77,30 @@ def _mix(rgb: list[Tensor], weights: tuple[int, int, int, int]) -> Tensor:
 
 
 def _extend(planes_NHW: Tensor, height: int, width: int) -> Tensor:
-    """(N, ``height``, ``width``): the last row and column repeated downwards and to the right."""
+    """Extend planes to (N, ``height``, ``width``) by repeating the last row downwards and the last column to the right."""
     down, right = height - planes_NHW.shape[1], width - planes_NHW.shape[2]
     return F.pad(planes_NHW[:, None], (0, right, 0, down), "replicate")[:, 0] if down or right else planes_NHW
 
 
 def _halve(chroma_NHW: Tensor) -> Tensor:
-    """(N, h, w): mean of each 2 x 2 pixels; its half is rounded down in even columns, up in odd ones."""
+    """(N, h, w): the mean of every 2 x 2 pixels; halves are rounded down in even columns and up in odd ones."""
     rows = chroma_NHW[:, ::2] + chroma_NHW[:, 1::2]
     bias_w = torch.tensor([0.25, 0.5], dtype=rows.dtype, device=rows.device).repeat(rows.shape[2] // 4)
     return torch.add(bias_w, rows[..., ::2] + rows[..., 1::2], alpha=0.25).floor_()
 
 
 def _transform_and_quantise(planes_NHW: Tensor, table: tuple[tuple[int, ...], ...], quality: int) -> Tensor:
-    """Whole numbers -128..127 -> 0..255 after DCT, quantisation and inverse DCT; rows extended to whole blocks."""
+    """DCT, quantisation and inverse DCT of planes (N, H, W) of whole numbers -128..127; returns whole numbers 0..255.
+
+    ``table`` holds the quantisation steps at quality 50. The planes are extended downwards to a multiple of 8 rows, and so is
+    the result.
+    """
     height, width = planes_NHW.shape[1:]
     planes_NHW = _extend(planes_NHW, -(-height // 8) * 8, width)
     m = _matrices(planes_NHW.dtype, str(planes_NHW.device))
     step_8W, per_step_8W, bias_8W = _steps(table, quality, width, planes_NHW.dtype, str(planes_NHW.device))
-    # Rows of two blocks: products with 16 columns are quicker than with 8. Products start from the halves for rounding.
+    # The rows of two blocks are multiplied at once, because products with 16 columns are quicker than with 8. A product is
+    # added to 1/2, so that floor rounds it.
     rows = torch.full_like(planes_NHW.view(-1, 16), 0.5).addmm_(planes_NHW.view(-1, 16), m.forward_rows).floor_()
     blocks = rows.view(-1, 8, width)
     high, low = (factor.expand(len(blocks), 8, 8) for factor in m.forward_columns)
@@ -105,9 +115,12 @@ def _transform_and_quantise(planes_NHW: Tensor, table: tuple[tuple[int, ...], ..
 
 @dataclass(frozen=True)
 class _Matrices:
-    """The DCT's factors. A sum S >> s that may pass 2**24 is taken as ``high x + floor(low x) / 2**(s - 7)``, then floored:
-    high holds the matrix's multiples of 2**7, low the rest, so that both products are exact. Passes along columns have high
-    before low, (8, 8) each; passes along rows treat two blocks at once, (16, 16).
+    """The matrices of the DCT and its inverse, along the rows and along the columns.
+
+    A sum S >> s that may exceed 2**24 is computed as ``floor(high x + floor(low x) / 2**(s - 7))``. ``high`` holds the
+    multiples of 2**7 in the matrix, divided by 2**s, and ``low`` the rest, divided by 2**7, so that both products are exact. A
+    pair of matrices is (high, low). Along the columns the matrices are (8, 8); along the rows they treat two blocks at once and
+    are (16, 16).
     """
 
     forward_rows: Tensor
@@ -139,13 +152,15 @@ def _matrices(dtype: torch.dtype, device: str) -> _Matrices:
 def _steps(
     table: tuple[tuple[int, ...], ...], quality: int, width: int, dtype: torch.dtype, device: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantisation steps, their inverses and what is added to the coefficients, all (8, width), one block beside the other."""
+    """Quantisation steps, their inverses, and a bias for the coefficients: each (8, width), a block repeated side by side."""
     scale = 5000 // quality if quality < 50 else 200 - 2 * quality
     step = torch.tensor(table).mul(scale).add(50).div(100, rounding_mode="floor").clamp(1, 255).double()
-    # The DCT's output is 8 times the coefficient. Halves round away from zero: a little more than the inverse, and no half is
-    # left; the next number is at least 1 / (8 step) away, a relative 2**-14.
+    # The DCT's output is 8 times the coefficient. libjpeg rounds halves away from zero: an inverse that is slightly too large
+    # leaves no halves to round. It moves nothing else, because the next number is at least 1 / (8 step) away, a relative
+    # 2**-14.
     per_step = (1 + 2**-18) / (8 * step)
-    # What the first frequency holds goes to all samples alike: the halves for rounding in both passes, the level shift by 128.
+    # What is added to frequency 0 reaches all samples alike, so the bias adds the halves for rounding in both passes of the
+    # inverse DCT, and the shift of the levels by 128.
     bias = torch.zeros(8, 8, dtype=torch.float64)
     bias[0] = 2**10 / 2**13
     bias[0, 0] += (128 + 0.5) * 8
@@ -154,8 +169,11 @@ def _steps(
 
 
 def _double(chroma_Nhw: Tensor) -> Tensor:
-    """0..255 -> -128..127 (N, 2h, 2w): each new pixel is 9/16 its own, 3/16 the neighbour beside and below or above, 1/16 the
-    one across; the edges repeated. Planes of 1 or 2 columns repeat their pixels instead.
+    """Enlarge chroma planes (N, h, w) of 0..255 to (N, 2h, 2w), minus 128.
+
+    Each new pixel is 9/16 of the old pixel in which it lies, 3/16 of each of the two nearest neighbours beside and above or
+    below it, and 1/16 of the nearest one across the corner; edges are repeated. In planes of 1 or 2 columns pixels are only
+    repeated.
     """
     count, height, width = chroma_Nhw.shape
     if width <= 2:
@@ -170,16 +188,19 @@ def _double(chroma_Nhw: Tensor) -> Tensor:
     own = own * 3
     even = torch.add(left, own).add_(8).bitwise_right_shift_(4)
     odd = own.add_(right).add_(7).bitwise_right_shift_(4)
-    # Columns by turns: an even one's byte, then an odd one's, make a little-endian int16.
+    # Even and odd columns must alternate: the byte of an even one and that of an odd one are joined to a little-endian int16.
     return odd.mul_(256).add_(even.bitwise_and_(255)).view(torch.int8).to(chroma_Nhw.dtype)
 
 
 def _to_rgb(luma_BHW: Tensor, blue_BHW: Tensor, red_BHW: Tensor) -> Tensor:
-    """uint8 (B, 3, H, W). Sums of 25 bits, one too many, are at least 256 and are clamped."""
+    """uint8 (B, 3, H, W) from luma (0..255) and blue and red difference (-128..127), each (B, H, W).
+
+    Some sums need 25 bits, one more than float32 holds exactly; they are all at least 256, so clamping hides the error.
+    """
     rgb = torch.empty(len(luma_BHW), 3, *luma_BHW.shape[1:], dtype=torch.uint8, device=luma_BHW.device)
     luma_BHW = luma_BHW + 0.5
     for channel, of_blue, of_red in ((1, -22554, -46802), (0, 0, 91881), (2, 116130, 0)):
         level = torch.add(luma_BHW, red_BHW, alpha=of_red / 65536) if of_red else luma_BHW
         level = torch.add(level, blue_BHW, alpha=of_blue / 65536) if of_blue else level
-        rgb[:, channel] = level.clamp_(0, 255).to(torch.int16)  # float to uint8 is several times as slow as by way of int16
+        rgb[:, channel] = level.clamp_(0, 255).to(torch.int16)  # conversion by way of int16 is several times as quick
     return rgb

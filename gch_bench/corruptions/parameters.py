@@ -1,6 +1,6 @@
-"""The published severities of ImageNet-C, Tiny-ImageNet-C and CIFAR-10-C, and AlexNet's errors: numbers only.
+"""The published levels of each severity in ImageNet-C, Tiny-ImageNet-C and CIFAR-10-C, and the errors of AlexNet.
 
-Source of the severities: hendrycks/robustness (Apache-2.0), make_imagenet_c.py, make_tinyimagenet_c.py and make_cifar_c.py.
+Source of the levels: hendrycks/robustness (Apache-2.0), make_imagenet_c.py, make_tinyimagenet_c.py and make_cifar_c.py.
 """
 
 from collections.abc import Mapping
@@ -10,9 +10,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ParameterSet:
-    """Severities 1..5 of every corruption, tuned for square images of ``size`` pixels a side.
+    """The levels of every corruption at the severities 1..5, tuned for square images with sides of ``size`` pixels.
 
-    The function that takes a level says what it means: ``levels["gaussian_noise"][severity - 1]`` is a standard deviation.
+    What the numbers of a level mean is in the docstring of the corruption's function. For example,
+    ``levels["gaussian_noise"][severity - 1]`` is a standard deviation.
     """
 
     size: int
@@ -20,7 +21,7 @@ class ParameterSet:
 
 
 def _elastic(unit: int, *levels: tuple[float, float, float]) -> tuple[tuple[float, ...], ...]:
-    """(alpha, sigma, affine) in pixels, from the reference's fractions of ``unit`` pixels."""
+    """Levels (alpha, sigma, affine) in pixels; the reference gives them as fractions of ``unit`` pixels."""
     return tuple(tuple(unit * value for value in level) for level in levels)
 
 
@@ -141,7 +142,7 @@ PARAMETER_SETS: dict[str, ParameterSet] = {
     ),
 }
 
-# Top-1 error in percent of AlexNet, the mean over the five severities of stored ImageNet-C: the denominators of mCE.
+# AlexNet's top-1 errors in percent, each the mean over the five severities of the stored ImageNet-C: the denominators of mCE.
 # Source: facebookresearch/augmentation-corruption, experiments/overlap/baseline_data; the 15 reported corruptions agree with
 # google-research/augmix, imagenet.py.
 ALEXNET_CLEAN_ERROR_PERCENT = 43.5

@@ -1,8 +1,9 @@
-"""Corruptions of single pixels: four noises, brightness, contrast, saturation.
+"""Corruptions that neither move pixels nor mix neighbours: four noises, brightness, contrast and saturation.
 
-Source: hendrycks/robustness, make_imagenet_c.py. Every function takes uint8 images (B, 3, H, W) and one severity's level,
-the noises also one generator per image on the images' device, and returns new uint8 images. The reference works on x / 255,
-clips to [0, 1], scales by 255 and truncates. The noises work in grey levels instead, with the same result in distribution.
+Source: hendrycks/robustness, make_imagenet_c.py. Every corruption takes uint8 images (B, 3, H, W) and the level of one
+severity; the noises also take one generator per image, on the images' device. All return new uint8 images. The reference
+works on x / 255, clips to [0, 1], scales by 255 and truncates. The noises here work in grey levels; their results have the
+same distribution.
 
 Shapes: B images, 3 channels, H x W pixels; B1HW holds one value per pixel.
 """
@@ -15,13 +16,16 @@ from torch import Generator, Tensor
 
 
 def truncate(field: Tensor) -> Tensor:
-    """uint8 of a field in grey levels, which is overwritten: clipped to 0..255, fractions dropped."""
-    return field.clamp_(0, 255).to(torch.int16).to(torch.uint8)  # torch converts to uint8 directly 4 times more slowly
+    """Clip a field in grey levels to 0..255 and drop the fractions: uint8 of the same shape. The field is overwritten."""
+    return field.clamp_(0, 255).to(torch.int16).to(torch.uint8)  # direct conversion to uint8 takes torch 4 times as long
 
 
 def product_dtype(device: torch.device) -> torch.dtype:
-    """Of matrix products whose rounding must not show: float64 where the user's settings may make those of float32 coarser
-    (TF32, bfloat16), and on a GPU, which may choose a kernel by the size of the batch."""
+    """The dtype for matrix products whose rounding must not depend on the user's settings or on the batch.
+
+    It is float64 on a GPU, which may choose a matrix-product kernel by the size of the batch, and wherever the user's settings
+    may make float32 products coarser (TF32, bfloat16). Otherwise it is float32.
+    """
     exact = device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
     return torch.float32 if exact else torch.float64
 
@@ -29,7 +33,7 @@ def product_dtype(device: torch.device) -> torch.dtype:
 def _draw(
     images: Tensor, generators: Sequence[Generator], dtype: torch.dtype, fill: Callable[[Tensor, Generator], Tensor]
 ) -> Tensor:
-    """A contiguous tensor of the images' shape, each image filled from its own generator."""
+    """A contiguous tensor of the images' shape, in which ``fill`` draws each image's values from the image's own generator."""
     draws_B3HW = torch.empty(images.shape, dtype=dtype, device=images.device)
     for draws_3HW, generator in zip(draws_B3HW, generators, strict=True):
         fill(draws_3HW, generator)
@@ -41,19 +45,22 @@ def _normal(images: Tensor, generators: Sequence[Generator], mean: float, sd: fl
 
 
 def gaussian_noise(images: Tensor, sd: float, generators: Sequence[Generator]) -> Tensor:
-    """x + N(0, sd) per value, x in [0, 1]."""
+    """x + N(0, sd^2) for each value x in [0, 1]; ``sd`` is in the same unit."""
     return truncate(_normal(images, generators, 0, 255 * sd).add_(images))
 
 
 def speckle_noise(images: Tensor, sd: float, generators: Sequence[Generator]) -> Tensor:
-    """x + x N(0, sd) per value, x in [0, 1]."""
+    """x + x N(0, sd^2) for each value x in [0, 1]."""
     return truncate(_normal(images, generators, 1, sd).mul_(images))
 
 
 def impulse_noise(images: Tensor, amount: float, generators: Sequence[Generator]) -> Tensor:
-    """A share ``amount`` of the values, each drawn by itself, becomes 0 or 255, half each; ``amount`` to 1 in 65536."""
+    """Each value becomes 0 or 255 with probability ``amount`` / 2 each, independently of the others.
+
+    The probabilities are rounded to multiples of 1 / 65536.
+    """
     values = images[0].numel()
-    bits = torch.empty(len(images), -(-values // 4), dtype=torch.int64, device=images.device)  # four draws each
+    bits = torch.empty(len(images), -(-values // 4), dtype=torch.int64, device=images.device)  # four draws in each
     for bits_N, generator in zip(bits, generators, strict=True):
         bits_N.random_(-(2**63), None, generator=generator)
     draw_B3HW = bits.view(torch.int16)[:, :values].reshape(images.shape)  # uniform over -2^15..2^15 - 1
@@ -64,10 +71,11 @@ def impulse_noise(images: Tensor, amount: float, generators: Sequence[Generator]
 
 
 def shot_noise(images: Tensor, photons: int, generators: Sequence[Generator]) -> Tensor:
-    """Poisson(x ``photons``) / ``photons`` per value, x in [0, 1].
+    """Poisson(x ``photons``) / ``photons`` for each value x in [0, 1].
 
-    An image holds 256 rates at most, so each value is one draw of a discrete law (Walker's alias method): a column, kept with
-    the column's probability, else replaced by the column's alias; about 3 times faster on a CPU than ``torch.poisson``.
+    An image has at most 256 different rates, so each value is drawn from one of 256 tables by Walker's alias method: draw a
+    column of the table, keep it with the column's probability, or else take the column's alias. On a CPU this is about 3 times
+    as fast as ``torch.poisson``.
     """
     threshold, outcomes, column_bits = _poisson_alias(photons, str(images.device))
     bits_B3HW = _draw(images, generators, torch.int32, lambda out, generator: out.random_(generator=generator))
@@ -80,14 +88,15 @@ def shot_noise(images: Tensor, photons: int, generators: Sequence[Generator]) ->
 
 @lru_cache(maxsize=64)
 def _poisson_alias(photons: int, device: str) -> tuple[Tensor, Tensor, int]:
-    """Alias tables of the grey level trunc(255 min(k / photons, 1)), k ~ Poisson(v photons / 255), for v = 0..255.
+    """The alias tables of the grey level trunc(255 min(k / photons, 1)), k ~ Poisson(v photons / 255), one for each v = 0..255.
 
     Returns:
-        threshold: int32 (256 C,), C = 2**column_bits: a draw from 0..2**(31 - column_bits) - 1 below it keeps its column.
-        outcomes: uint8 (256 C 2,), the grey level of (v, column, kept or aliased).
+        threshold: int32 (256 C,), where C = 2**column_bits is the number of columns. A column is kept if a uniform draw from
+            0..2**(31 - column_bits) - 1 is below its threshold.
+        outcomes: uint8 (256 C 2,), the grey level for (v, column, kept or aliased).
         column_bits: log2 of the number of columns.
     """
-    column_bits = max(photons.bit_length(), 1)  # k = 0..photons, where the last stands for all k >= photons
+    column_bits = max(photons.bit_length(), 1)  # a column for each k = 0..photons; the last stands for all k >= photons
     columns = 1 << column_bits
     k = torch.arange(photons, dtype=torch.float64)
     rate = torch.arange(256, dtype=torch.float64)[:, None] * photons / 255
@@ -98,7 +107,7 @@ def _poisson_alias(photons: int, device: str) -> tuple[Tensor, Tensor, int]:
     keep = torch.ones(256, columns, dtype=torch.float64)
     alias = torch.arange(columns).repeat(256, 1)
     row = torch.arange(256)
-    for _ in range(columns - 1):  # the poorest column is filled up by the richest, in all rows at once
+    for _ in range(columns - 1):  # in all rows at once, the richest column fills up the poorest
         poor, rich = mass.argmin(1), mass.argmax(1)
         need = 1 - mass[row, poor]
         need[need < 1e-12] = 0  # this row is done
@@ -114,15 +123,18 @@ def _poisson_alias(photons: int, device: str) -> tuple[Tensor, Tensor, int]:
 
 
 def brightness(images: Tensor, added: float) -> Tensor:
-    """The V of HSV raised by ``added`` and clipped, V in [0, 1]; hue and saturation stay."""
+    """Add ``added`` to the V of HSV, V in [0, 1], and clip; hue and saturation stay."""
     cell = images.to(torch.int32).add_(images.amax(1, keepdim=True).to(torch.int32).mul_(256))
     return _brightness_table(added, str(images.device)).index_select(0, cell.flatten()).view(images.shape)
 
 
 @lru_cache(maxsize=64)
 def _brightness_table(added: float, device: str) -> Tensor:
-    """uint8 (65536,): what x becomes at 256 V + x. A channel is V (1 - S k) in HSV, where k = 0 at the largest of the three and
-    1 at the smallest, and S k = 1 - x / V."""
+    """uint8 (65536,): at the index 256 V + x, the new level of a channel of level x in a pixel whose largest channel is V.
+
+    In HSV a channel is V (1 - S k), where k is 0 for the largest of the three channels and 1 for the smallest. S and k
+    stay, so S k = 1 - x / V gives the new level.
+    """
     x = torch.arange(256, dtype=torch.float64) / 255
     V = x[:, None]
     share = (V - x) / V.clamp(min=1 / 255)
@@ -132,9 +144,10 @@ def _brightness_table(added: float, device: str) -> Tensor:
 def saturate(images: Tensor, factor_offset: tuple[float, float]) -> Tensor:
     """The S of HSV becomes clip(S factor + offset); hue and V stay.
 
-    A channel is V (1 - S k), where k = 0 at the largest of the three and 1 at the least; so only the middle one takes more than
-    tables. A grey pixel has hue 0, so an offset turns it red, as in the reference. In float64: a result often is a whole grey
-    level, where the reference's rounding decides the truncation.
+    A channel is V (1 - S k), where k is 0 for the largest of the three channels and 1 for the smallest; both come from tables,
+    and only the middle one must be computed. A grey pixel has hue 0, so an offset turns it red, as in the reference. The work
+    is done in float64, because many results are whole grey levels but for rounding, and truncation must treat them as the
+    reference does.
     """
     most, least = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
     cell = most.to(torch.int32).mul_(256).add_(least).flatten()
@@ -148,14 +161,17 @@ def saturate(images: Tensor, factor_offset: tuple[float, float]) -> Tensor:
     of_middle = k.mul_(S_B1HW).neg_().add_(1).mul_(V).mul_(255).to(torch.int16).to(torch.uint8)
     of_most = V.mul_(255).to(torch.int16).to(torch.uint8)
     is_most, is_least = ((1 - each.clamp_(max=1)) for each in (most - images, images - least))
-    is_most[:, 1:].mul_((most - least).clamp_(max=1))  # of a grey pixel red alone is the largest channel
+    is_most[:, 1:].mul_((most - least).clamp_(max=1))  # in a grey pixel red alone counts as the largest channel
     saturated = of_least * is_least + of_middle * (1 - is_least)
     return saturated.mul_(1 - is_most).add_(of_most * is_most)
 
 
 @lru_cache(maxsize=64)
 def _saturation_tables(factor: float, offset: float, device: str) -> tuple[Tensor, Tensor]:
-    """(65536,) each, at 256 V + the least of the three channels: the new S, float64, and the least's grey level, uint8."""
+    """Two tables (65536,) with the index 256 V + the smallest of the three channels.
+
+    They give the new S (float64) and the new grey level of the smallest channel (uint8).
+    """
     x = torch.arange(256, dtype=torch.float64) / 255
     V = x[:, None]
     saturation = ((V - x) / V.clamp(min=1 / 255)).mul_(factor).add_(offset).clamp_(0, 1)
@@ -164,9 +180,10 @@ def _saturation_tables(factor: float, offset: float, device: str) -> tuple[Tenso
 
 
 def contrast(images: Tensor, factor: float) -> Tensor:
-    """(x - mean) ``factor`` + mean, with the mean of each channel of each image."""
+    """(x - mean) ``factor`` + mean for each value x; the mean is taken over each channel of each image."""
     batch, channels, height, width = images.shape
-    # An image's channel has one mean, hence a table of 256 outputs; sums of integers do not depend on the order.
+    # Each channel of an image has one mean, so a table of 256 outputs serves it. The sums are of integers, because these do not
+    # depend on the order of summation.
     total = images.sum(3, dtype=torch.int32).sum(2, dtype=torch.int64)
     mean = total.to(torch.float64).view(-1, 1) / (255 * height * width)
     x = torch.arange(256, dtype=torch.float64, device=images.device) / 255

@@ -1,7 +1,8 @@
-"""The corruptions of ImageNet-C, batched, on CPU and GPU, reproducible per image.
+"""The table of the corruptions of ImageNet-C, and the functions that apply them to a batch of images on a CPU or GPU.
 
 Source: Hendrycks and Dietterich, Benchmarking Neural Network Robustness to Common Corruptions and Perturbations, ICLR 2019;
-hendrycks/robustness, make_imagenet_c.py. A new corruption is a function, its levels in parameters.py and a line in CORRUPTIONS.
+hendrycks/robustness, make_imagenet_c.py. To add a corruption, write its function, its levels in parameters.py and its line in
+CORRUPTIONS.
 """
 
 import math
@@ -32,18 +33,23 @@ from gch_bench.threads import pool
 
 SEVERITIES = (1, 2, 3, 4, 5)
 STORED_QUALITY = 85  # JPEG quality of the published ImageNet-C
-# How many pixels are corrupted together: on a CPU what stays in a core's cache, on a GPU what keeps it busy and bounds memory.
+# How many pixels are corrupted together. On a CPU they should fit into a core's cache; on a GPU they should keep it busy, in
+# bounded memory.
 PART_PIXELS = {"cpu": 8 * 224 * 224, "cuda": 1 << 23}
 
 
 @dataclass(frozen=True)
 class Corruption:
-    """One row of the table: ``function(images, level)``, or ``function(images, level, generators)`` where it is random."""
+    """One row of the table.
+
+    ``function`` is called as ``function(images, level)``, and a random one as ``function(images, level, generators)`` with one
+    generator per image.
+    """
 
     function: Callable[..., Tensor]
     group: Literal["noise", "blur", "weather", "digital", "extra"]
     random: bool = False
-    parts: float = 1  # of PART_PIXELS that it takes at a time on a CPU
+    parts: float = 1  # how many times PART_PIXELS it takes at a time on a CPU
 
 
 CORRUPTIONS: dict[str, Corruption] = {
@@ -73,7 +79,7 @@ def parameters_for(size: int) -> str:
     """The name of the parameter set whose image side is nearest to ``size`` pixels on a logarithmic scale.
 
     Raises:
-        ValueError: ``size`` is below 1.
+        ValueError: ``size`` is less than 1.
     """
     if size < 1:
         raise ValueError(f"image size must be at least 1 pixel, got {size}")
@@ -81,22 +87,24 @@ def parameters_for(size: int) -> str:
 
 
 def corrupt(images: Tensor, name: str, severity: int, ids: Tensor, seed: int = 0, parameters: str = "imagenet_224") -> Tensor:
-    """The images, corrupted. An image's result depends on its pixels and on (seed, id, name, severity) alone: not on the
-    batch's size, order or other images. Draws differ between CPU and CUDA.
+    """Corrupt a batch of images.
+
+    The result for an image depends on its pixels, the level of the corruption and (seed, id, name, severity) alone, not on the
+    size or order of the batch or on its other images. The random draws differ between CPU and CUDA.
 
     Args:
-        images: uint8 (B, 3, H, W), grey levels 0..255, on a CPU or CUDA device; left as they are.
+        images: uint8 (B, 3, H, W), grey levels 0..255, on a CPU or CUDA device; they are not changed.
         name: a key of CORRUPTIONS.
         severity: 1..5.
-        ids: int64 (B,), each image's number in its data set.
-        seed: of the whole corrupted data set.
-        parameters: a key of PARAMETER_SETS; see ``parameters_for``.
+        ids: int64 (B,), the number of each image in its data set.
+        seed: the seed of the whole corrupted data set.
+        parameters: a key of PARAMETER_SETS, which gives the levels; see ``parameters_for``.
 
     Returns:
         uint8 (B, 3, H, W) on the images' device, truncated to whole levels as in the reference.
 
     Raises:
-        ValueError: an argument breaks its rule; one line gives rule and value.
+        ValueError: an argument breaks its rule; the message gives name, rule and value in one line.
     """
     severity, seed = _whole("severity", severity), _whole("seed", seed)
     if not isinstance(name, str) or name not in CORRUPTIONS:
@@ -133,7 +141,10 @@ def _check_images(images: Tensor) -> None:
 
 
 def _whole(name: str, value: int) -> int:
-    """A Python int: draws are named by their keys' text, where True, 1.0 and 1 would differ."""
+    """``value`` as a Python int.
+
+    Generators are named by the text of their keys, so that True, 1.0 and 1 would give different draws.
+    """
     try:
         if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
             raise TypeError
@@ -143,24 +154,25 @@ def _whole(name: str, value: int) -> int:
 
 
 def jpeg_roundtrip(images: Tensor) -> Tensor:
-    """uint8 (B, 3, H, W) -> the same after JPEG at quality 85, as ImageNet-C is stored. Raises ValueError for other images."""
+    """uint8 (B, 3, H, W) -> the same after JPEG at quality 85, as in stored ImageNet-C. Raises ValueError on other images."""
     _check_images(images)
     return in_parts(lambda of: jpeg_compression(images[of], STORED_QUALITY), images)
 
 
 def in_parts(part: Callable[[slice], Tensor], images: Tensor, parts: float = 1) -> Tensor:
-    """A tensor like ``images`` with ``part(slice)`` in each slice of the batch, on a CPU by as many threads as torch may use.
+    """Compute a tensor like ``images`` in slices of the batch: ``part(slice)`` returns the result of one slice.
 
-    Each thread runs its operations alone: no thread waits for others after each operation, what torch does in one thread
-    (random draws) runs side by side too, and no result depends on the number of threads.
+    On a CPU as many threads as torch may use work side by side, each on slices of its own. No thread therefore waits for the
+    others after each operation; work that torch does in one thread (random draws) is done in parallel, too; and no result
+    depends on the number of threads. ``parts`` scales the size of a slice on a CPU, see PART_PIXELS.
     """
     out = torch.empty(images.shape, dtype=images.dtype, device=images.device)
     on_cpu, threads = images.device.type == "cpu", torch.get_num_threads()
     pixels = PART_PIXELS[images.device.type] * (parts if on_cpu else 1)
     size = max(1, int(pixels / (images.shape[2] * images.shape[3])))
     if on_cpu:
-        size = min(size, max(1, -(-len(images) // threads)))  # something for every thread
-    inference = torch.is_inference_mode_enabled()  # each thread has its own mode
+        size = min(size, max(1, -(-len(images) // threads)))  # so that every thread gets a slice
+    inference = torch.is_inference_mode_enabled()  # the mode belongs to a thread, so the workers must be given it
 
     def fill(start: int) -> None:
         with torch.inference_mode(inference), torch.autocast(images.device.type, enabled=False):

@@ -1,6 +1,7 @@
-"""Snow, frost, fog. Source: hendrycks/robustness, make_imagenet_c.py.
+"""Snow, frost and fog. Source: hendrycks/robustness, make_imagenet_c.py.
 
-Every function takes uint8 images (B, 3, H, W), one severity's level and one generator per image, and returns new uint8 images.
+Every corruption takes uint8 images (B, 3, H, W), the level of one severity and one generator per image, and returns new uint8
+images.
 """
 
 import importlib.metadata
@@ -22,10 +23,11 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 def snow(images: Tensor, level: Snow, generators: Sequence[Generator]) -> Tensor:
-    """A flake layer and the same turned by 180 degrees, on the image made whiter.
+    """A layer of snowflakes, and the same layer turned by 180 degrees, added to a whitened image.
 
-    Level: flakes N(``mean``, ``sd``), enlarged by ``zoom``, 0 below ``threshold``, motion-blurred (``radius``, ``sigma``) at
-    -135..-45 degrees; weight ``keep`` of the image against its whitened version.
+    Level: (``mean`` and ``sd`` of the flakes' normal draws, factor ``zoom`` of their enlargement, ``threshold`` below which the
+    layer is 0, ``radius`` and ``sigma`` in pixels of its motion blur, weight ``keep`` of the image against its whitened
+    version). The angle of the motion blur is uniform in -135..-45 degrees.
     """
     mean, sd, zoom, threshold, radius, sigma, keep = level
     height, width = images.shape[2:]
@@ -47,9 +49,10 @@ def snow(images: Tensor, level: Snow, generators: Sequence[Generator]) -> Tensor
 
 
 def frost(images: Tensor, level: tuple[float, float, float], generators: Sequence[Generator]) -> Tensor:
-    """A weighted sum of the image and a random crop of a photograph of frost, clipped.
+    """The weighted sum of the image and a random crop of a photograph of frost, clipped.
 
-    Level: the two weights, and the scale of the photographs. Five photographs of the reference's six: it never draws the last.
+    Level: (weight of the image, weight of the frost, scale of the photographs). A photograph that is too small for the image is
+    enlarged further. Five photographs are used: the reference has a sixth, but never draws it.
     """
     image_weight, frost_weight, scale = level
     height, width = images.shape[2:]
@@ -72,9 +75,9 @@ def frost(images: Tensor, level: tuple[float, float, float], generators: Sequenc
 
 @lru_cache(maxsize=32)
 def _frost_texture(number: int, scale: float, device: str) -> Tensor:
-    """A photograph at ``scale``, uint8 (3, h, w)."""
+    """The photograph of this number, scaled by ``scale``: uint8 (3, h, w)."""
     photograph = frost_photographs()[number]
-    # Bilinear without averaging, as the reference shrinks them for small images.
+    # Bilinear without antialiasing, as in the reference, which shrinks the photographs for small images.
     size = (round(photograph.height * scale), round(photograph.width * scale))
     texture = torch.tensor(np.asarray(photograph), dtype=torch.float32).permute(2, 0, 1)[None]
     return F.interpolate(texture, size, mode="bilinear", align_corners=False)[0].round().to(device, torch.uint8)
@@ -82,12 +85,12 @@ def _frost_texture(number: int, scale: float, device: str) -> Tensor:
 
 @lru_cache(maxsize=1)
 def frost_photographs() -> list[Image.Image]:
-    """The first five frost photographs of the reference, RGB, read from the files of the installed ``imagecorruptions``.
+    """The first five frost photographs of the reference, RGB, read from the files of the package ``imagecorruptions``.
 
-    The package itself is not imported: it cannot be on a current stack.
+    The package is not imported, because it fails to import with current versions of its dependencies.
 
     Raises:
-        ValueError: it is not installed.
+        ValueError: the package is not installed, or its photographs cannot be read.
     """
     names = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
     try:
@@ -101,7 +104,10 @@ def frost_photographs() -> list[Image.Image]:
 
 
 def fog(images: Tensor, level: tuple[float, float], generators: Sequence[Generator]) -> Tensor:
-    """Plasma of ``strength`` added, then scaled so that the brightest value stays the brightest; level: (strength, decay)."""
+    """A random map of fog (plasma) added to the image; the sum is scaled so that it cannot exceed the image's brightest value.
+
+    Level: (``strength`` of the plasma in units of the full range of levels, ``decay`` of its finer details, see ``plasma``).
+    """
     strength, decay = level
     height, width = images.shape[2:]
     side = 1 << max(1, (max(height, width) - 1).bit_length())
@@ -116,11 +122,15 @@ def fog(images: Tensor, level: tuple[float, float], generators: Sequence[Generat
 
 
 def plasma(draws_BN: Tensor, decay: float) -> Tensor:
-    """float32 (B, side, side): diamond-square plasma shifted and scaled to [0, 1], from N = side^2 draws of U(-1, 1) per map.
+    """Diamond-square plasma, shifted and scaled to [0, 1]: float32 (B, side, side), where ``side`` is a power of two.
 
-    Level by level, each midpoint is the mean of its four neighbours (with wrap-around) plus wibble U(-wibble, wibble); wibble
-    starts at 100 and is divided by ``decay`` per level. ``side`` is a power of two. Doubling a map of k x k points takes draws
-    k^2 to 4 k^2: first of the middles, then of the points above them, then of the points to their left.
+    A map is doubled again and again. Each new point is the mean of its four neighbours (with wrap-around) plus
+    ``wibble`` * U(-``wibble``, ``wibble``); ``wibble`` starts at 100 and is divided by ``decay`` at each doubling.
+
+    Args:
+        draws_BN: N = side^2 draws of U(-1, 1) per map. Doubling a map of k x k points uses the draws k^2 to 4 k^2 - 1: first
+            for the points in the middle of four old ones, then for the points above these, then for those to their left.
+        decay: see above.
     """
     batch, size = draws_BN.shape
     corners = torch.zeros(batch, 1, 1, dtype=draws_BN.dtype, device=draws_BN.device)
@@ -132,7 +142,7 @@ def plasma(draws_BN: Tensor, decay: float) -> Tensor:
         top = (corners + right).add_(middle).add_(middle.roll(1, 1)).mul_(0.25).add_(draws[:, 1])
         left = (corners + below).add_(middle).add_(middle.roll(1, 2)).mul_(0.25).add_(draws[:, 2])
         finer = torch.empty(batch, side, 2, side, 2, dtype=draws_BN.dtype, device=draws_BN.device)
-        pairs = torch.view_as_complex(finer)  # two columns by turns are written quickest as real and imaginary parts
+        pairs = torch.view_as_complex(finer)  # the quickest way to write two columns that alternate
         torch.complex(corners, top, out=pairs[:, :, 0])
         torch.complex(left, middle, out=pairs[:, :, 1])
         corners = finer.view(batch, 2 * side, 2 * side)

@@ -1,5 +1,6 @@
-"""Data sets, transforms, loaders and the protocol id.
+"""Data sets, transforms and loaders.
 
-options.py (configs, no torch) -> source.py (config -> DataSource) -> transforms.py, loaders.py (DataSource -> batches);
-images.py says what a set of images is, digits.py and folders.py where they come from, protocol.py what a number depends on.
+sets.py holds the table of data sets and turns a DataConfig into a DataSource. images.py defines what a set of images is;
+digits.py, folders.py and stored.py read such sets. transforms.py turns an image into a tensor, and loaders.py makes batches of
+tensors.
 """

@@ -10,18 +10,19 @@ from sklearn.model_selection import train_test_split
 from gch_bench.config.data import DataConfig
 from gch_bench.data.images import ArrayImages, Subset
 
-SPLIT_SEED = 0  # the split belongs to the data set: no seed of a run changes it
+SPLIT_SEED = 0  # the split is part of the data set, so no seed of a run changes it
 CLASSES = [str(digit) for digit in range(10)]
 
 
 def read(config: DataConfig, split: str, other: str | None) -> Subset:
-    """1,437 train or 360 val images, stratified by class: grey uint8 (N, size, size), upscaled from 8x8 by Pillow's bicubic.
+    """The 1,437 training or 360 validation images, split so that each class has the same share in both.
 
-    The fingerprint is over the 8x8 scans, so it does not depend on ``config.size``.
+    They are grey uint8 (N, size, size), enlarged from 8x8 by Pillow's bicubic filter. The fingerprint is a hash of the 8x8
+    scans and their labels, so it does not depend on ``config.size``. ``other`` is not used.
     """
     assert config.size is not None
     scans = load_digits()
-    scans_N88 = np.rint(scans.images * (255 / 16)).astype(np.uint8)  # the scans count ink in 0..16
+    scans_N88 = np.rint(scans.images * (255 / 16)).astype(np.uint8)  # the scans measure ink from 0 to 16
     labels_N = scans.target.astype(np.int64)
     train_ids, val_ids = train_test_split(np.arange(len(labels_N)), test_size=0.2, random_state=SPLIT_SEED, stratify=labels_N)
     ids = np.sort(train_ids if split == "train" else val_ids)

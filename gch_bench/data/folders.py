@@ -17,29 +17,38 @@ from gch_bench.errors import UserError
 
 
 def root_of(config: DataConfig) -> Path:
-    """The folder of a data set that has one."""
+    """The folder ``config.root`` of a data set on disk, with ~ expanded."""
     return Path(str(config.root)).expanduser()
 
 
 def check_root(root: Path) -> None:
-    """Raises UserError if the data root is not a folder."""
+    """Raise UserError if ``root`` is not a folder that can be read."""
     if not os.path.isdir(root) or not os.access(root, os.R_OK | os.X_OK):
         found = "no permission to read it" if os.path.isdir(root) else "a file" if os.path.exists(root) else "no such folder"
         raise UserError(f"data.root must be an existing folder, got {root} ({found}); pass data.root=/path")
 
 
 def read_tree(config: DataConfig, split: str, other: str | None) -> Subset:
-    """A data set of class folders: see ``image_folder``. The validation split was compared with the other one already."""
+    """A data set of class folders, see ``image_folder``."""
+    # load_data reads val first and compares its classes with those of train, so the comparison is not made again for train.
     return image_folder(root_of(config), split, other if split == "val" else None)
 
 
 def image_folder(root: Path, split: str, other: str | None, field: str = "data.root") -> Subset:
-    """The images of ``root/split``, checked against the class folders of ``root/other``.
+    """The images of ``root/split``, which has one folder per class.
 
-    ``field`` is what the user calls ``root`` in messages.
+    The fingerprint is a hash of the sorted relative paths and the labels. For val it also covers the size and first 4 KiB of
+    each file; for train it does not, because reading a million files takes too long.
 
-    Fingerprint: sha256 over the sorted relative paths; for val also sizes and heads (train may have a million files).
-    Raises UserError on a missing or empty folder, images outside class folders, an empty class, or other classes than expected.
+    Args:
+        root: the folder that holds the splits.
+        split: the name of the split's folder.
+        other: another split, which must have the same class folders; None: no comparison.
+        field: what the user calls ``root``, for messages.
+
+    Raises:
+        UserError: a folder is missing or empty, images lie outside of class folders, a class is empty, or the classes of the
+            two splits differ.
     """
     classes = _class_names(root, split, field)
     if other is not None:
@@ -63,7 +72,7 @@ def image_folder(root: Path, split: str, other: str | None, field: str = "data.r
 
 
 def read_cifar10(config: DataConfig, split: str, other: str | None) -> Subset:
-    """50,000 train or 10,000 test images of 32x32. Raises UserError if absent, corrupted or not downloadable."""
+    """The 50,000 train or 10,000 test images of 32x32. Raises UserError if they are absent, corrupted or not downloadable."""
     root, download = root_of(config), config.download
     data = _torchvision("CIFAR-10", root, download, lambda: CIFAR10(root, train=split == "train", download=download))
     labels_N = np.array(data.targets, dtype=np.int64)
@@ -72,7 +81,7 @@ def read_cifar10(config: DataConfig, split: str, other: str | None) -> Subset:
 
 
 def read_pets(config: DataConfig, split: str, other: str | None) -> Subset:
-    """37 breeds, trainval or test images. Raises UserError if absent, malformed or not downloadable."""
+    """The trainval or test images of 37 breeds. Raises UserError if they are absent, malformed or not downloadable."""
     root, download = root_of(config), config.download
     data = _torchvision("Oxford-IIIT Pet", root, download, lambda: OxfordIIITPet(root, split=split, download=download))
     order = sorted(range(len(data)), key=lambda i: data._images[i].name)  # torchvision has no public list of its files
@@ -82,7 +91,11 @@ def read_pets(config: DataConfig, split: str, other: str | None) -> Subset:
 
 
 def _torchvision(title: str, root: Path, download: bool, make: Callable[[], Any]) -> Any:
-    """torchvision's data set, its errors in one line (OSError: network, disk; RuntimeError: absent; the others: malformed)."""
+    """The data set that ``make`` returns; torchvision's errors become a UserError of one line.
+
+    torchvision raises OSError if the network or the disk fails, RuntimeError if the data is absent, and the others if the
+    data is malformed.
+    """
     try:
         return make()
     except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
@@ -97,7 +110,7 @@ def _torchvision(title: str, root: Path, download: bool, make: Callable[[], Any]
 
 
 def fingerprint_of(images: FileImages, sizes: bool) -> str:
-    """16 hex digits of sha256 over the sorted (relative path, label[, size and head]) of the files."""
+    """16 hex digits of the sha256 over each file's relative path and label, sorted; with ``sizes`` also over its `_head`."""
     digest = hashlib.sha256()
     for i in sorted(range(len(images)), key=images.names.__getitem__):
         line = [images.names[i].replace(os.sep, "/"), str(images.labels[i])]
@@ -106,12 +119,12 @@ def fingerprint_of(images: FileImages, sizes: bool) -> str:
 
 
 def _head(path: str) -> str:
-    """Size and a checksum of the first 4 KiB: tells files apart without reading all of ImageNet."""
+    """The file's size and a checksum of its first 4 KiB, which tell files apart without reading all of ImageNet."""
     try:
         with open(path, "rb") as file:
             return f"{os.fstat(file.fileno()).st_size}-{zlib.crc32(file.read(4096))}"
     except OSError:
-        return "unreadable"  # reported by name when the image is used
+        return "unreadable"  # the error is reported with the file's name when the image is used
 
 
 def _class_names(root: Path, split: str, field: str) -> list[str]:
@@ -121,7 +134,7 @@ def _class_names(root: Path, split: str, field: str) -> list[str]:
         raise UserError(f"{field} must hold {split}/CLASS/* images, got {root} without a folder {split}/ (it holds {held})")
     try:
         return find_classes(folder)[0]
-    except FileNotFoundError:  # no folder inside
+    except FileNotFoundError:  # the folder holds no folders
         files = sum(has_file_allowed_extension(name, IMG_EXTENSIONS) for name in os.listdir(folder))
         if files:
             raise UserError(
@@ -145,7 +158,7 @@ def _check_same_classes(root: Path, split: str, classes: list[str], other: str, 
 
 
 def check_num_classes(found: int, expected: int | None) -> None:
-    """Raises UserError if the data has another number of classes than ``data.num_classes`` says."""
+    """Raise UserError if the data has another number of classes than the configuration's ``data.num_classes``."""
     if expected is not None and found != expected:
         raise UserError(
             f"data.num_classes must be the number of classes in the data, {found}, got {expected}; correct it or data.root"

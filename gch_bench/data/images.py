@@ -1,4 +1,7 @@
-"""What a set of images is: names, labels, and one RGB image per id: the index in sorted order, so it is stable."""
+"""Sets of images: the names, the labels and one RGB image for each id.
+
+The id of an image is its index in the sorted list of the set, so it is the same in every run.
+"""
 
 import os
 from abc import ABC, abstractmethod
@@ -10,19 +13,22 @@ from PIL import Image, UnidentifiedImageError
 
 
 class BadImage(NamedTuple):
-    """An image that could not be decoded. A result, as an exception from a loader process arrives wrapped in a traceback."""
+    """An image that could not be decoded.
+
+    It is returned and not raised, because an exception from a loader process would arrive wrapped in a traceback.
+    """
 
     path: str
     reason: str
 
 
 class WrongSize(BadImage):
-    """An image that could be decoded, and whose size its protocol forbids: it is never skipped."""
+    """An image that could be decoded but has a size that the protocol forbids. It is an error even with data.skip_bad=true."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet(ABC):
-    """``names`` (N,) and ``labels`` (N,) int64; ``load(id)`` gives the image."""
+    """Base of the sets of N images: ``names`` (N,), ``labels`` (N,) int64, and ``load(id)``, which returns an image."""
 
     names: list[str]
     labels: np.ndarray
@@ -32,14 +38,14 @@ class ImageSet(ABC):
 
     @abstractmethod
     def load(self, index: int) -> Image.Image:
-        """The image as RGB. Raises what Pillow raises on an unreadable one."""
+        """The image with this id as RGB. Raises what Pillow raises if the image is unreadable."""
 
     def path(self, index: int) -> str:
-        """Where the image is, for messages."""
+        """The path or name of the image, for messages."""
         return self.names[index]
 
     def load_or_bad(self, index: int) -> Image.Image | BadImage:
-        """The image as RGB, or why it cannot be read."""
+        """The image with this id as RGB, or the reason why it cannot be read."""
         try:
             return self.load(index)
         except (
@@ -61,12 +67,12 @@ class Subset(NamedTuple):
 
     classes: list[str]
     images: ImageSet
-    fingerprint: str  # 16 hex digits over what the images are
+    fingerprint: str  # 16 hex digits of a hash that identifies the images
 
 
 @dataclass(frozen=True, eq=False)
 class ArrayImages(ImageSet):
-    """Images in memory; ``pixels`` uint8, (N, H, W) grey or (N, H, W, 3) RGB."""
+    """Images in memory: ``pixels`` is uint8, (N, H, W) if grey or (N, H, W, 3) if RGB."""
 
     pixels: np.ndarray
 
@@ -76,7 +82,7 @@ class ArrayImages(ImageSet):
 
 @dataclass(frozen=True, eq=False)
 class FileImages(ImageSet):
-    """Images on disk; names are paths relative to ``folder``."""
+    """Images on disk: ``names`` are paths relative to ``folder``."""
 
     folder: str
 
@@ -89,22 +95,25 @@ class FileImages(ImageSet):
 
 
 def image_sizes(images: ImageSet, most: int = 64) -> set[tuple[int, int]]:
-    """(width, height) in pixels of up to ``most`` images spread evenly over the set; unreadable ones do not count."""
+    """The sizes (width, height) in pixels that occur among up to ``most`` images, spread evenly over the set.
+
+    Unreadable images are left out.
+    """
     found = {peek(images, index) for index in spread(len(images), most)}
     return {size for size in found if size is not None}
 
 
 def spread(count: int, most: int = 64) -> list[int]:
-    """Up to ``most`` of the ids 0..count-1, spread evenly."""
+    """Up to ``most`` of the ids 0..count-1, evenly spaced."""
     return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int)).tolist()
 
 
 def peek(images: ImageSet, index: int) -> tuple[int, int] | None:
-    """(width, height) in pixels, of a file by its header alone; None if it is unreadable."""
+    """(width, height) of the image in pixels; None if its file is unreadable. Of a file only the header is read."""
     if isinstance(images, FileImages):
         try:
             with Image.open(images.path(index)) as image:  # reads the header only
                 return image.size
-        except Exception:  # reported by name when the image is used
+        except Exception:  # the error is reported with the file's name when the image is used
             return None
     return images.load(index).size

@@ -1,4 +1,8 @@
-"""Batches of images that depend on (seed, epoch, image id) alone: not on workers, batch size, ranks or global generators."""
+"""Loaders that make batches of images for training and evaluation.
+
+The augmentation of an image depends on (seed, epoch, image id) alone, and the order of an epoch on (seed, epoch): not on
+workers, batch size, ranks or the global generators.
+"""
 
 import contextlib
 import random
@@ -16,21 +20,21 @@ from gch_bench.data.images import ArrayImages, BadImage, ImageSet, WrongSize
 from gch_bench.data.transforms import Transform
 from gch_bench.errors import UserError
 
-FEW_IMAGES = 10_000  # of fewer images in memory a pass takes less time than starting loader processes
-MOST_WORKERS = 32  # loader processes that are worth their memory: each keeps batches ready
+FEW_IMAGES = 10_000  # a pass over fewer images in memory takes less time than starting loader processes
+MOST_WORKERS = 32  # more loader processes would not be worth the memory: each keeps batches ready
 
 
 class Sample(NamedTuple):
     image: torch.Tensor
     label: int
     id: int
-    bad: tuple[BadImage, ...] = ()  # unreadable images that this one stands in for
+    bad: tuple[BadImage, ...] = ()  # the unreadable images that this one replaces
 
 
 class Batch(NamedTuple):
-    """The good images of a batch, and which could not be read.
+    """The readable images of a batch, and ``bad``, those that could not be read.
 
-    ``images`` (B, 3, H, W), float32 normalised (train) or uint8 (eval); ``labels`` and ``ids`` (B,) int64.
+    ``images`` is (B, 3, H, W), normalised float32 for training and uint8 for evaluation; ``labels`` and ``ids`` are (B,) int64.
     """
 
     images: torch.Tensor
@@ -40,7 +44,7 @@ class Batch(NamedTuple):
 
 
 class EvalDataset(Dataset):
-    """id -> Sample or BadImage."""
+    """Returns the Sample of an image id, or BadImage if the image cannot be used."""
 
     def __init__(self, images: ImageSet, transform: Transform) -> None:
         self.images = images
@@ -54,7 +58,10 @@ class EvalDataset(Dataset):
 
 
 class TrainDataset(EvalDataset):
-    """(epoch, id) -> Sample, augmented with the draws of (seed, epoch, id); the next readable image stands in for a bad one."""
+    """Returns the Sample of (epoch, image id), augmented by random draws that depend on (seed, epoch, id) alone.
+
+    The next readable image takes the place of an unreadable one; BadImage is returned only if no image is readable.
+    """
 
     def __init__(self, images: ImageSet, transform: Transform, seed: int) -> None:
         super().__init__(images, transform)
@@ -66,7 +73,7 @@ class TrainDataset(EvalDataset):
         with seeded(rng.seed_of(self.seed, "augment", epoch, index)):
             for id_ in (index, *range(index + 1, len(self.images)), *range(index)):
                 sample = super().__getitem__(id_)
-                if isinstance(sample, Sample):  # all batches keep their size, or processes would get out of step
+                if isinstance(sample, Sample):  # so all batches keep their size, and processes stay in step
                     return sample._replace(bad=tuple(bad))
                 bad.append(sample)
         return bad[0]
@@ -74,9 +81,10 @@ class TrainDataset(EvalDataset):
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Inside, the global CPU generators of ``random``, numpy and torch start from ``seed``; afterwards they are as before.
+    """Within the context the global CPU generators of ``random``, numpy and torch start from ``seed``; then they are as before.
 
-    torchvision and timm draw from these. ``torch.manual_seed`` would also reset the GPU's generator, which noise may use.
+    torchvision and timm draw from these generators. ``torch.manual_seed`` is not used, because it would also reset the GPU's
+    generator, from which noise may be drawn.
     """
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
@@ -91,7 +99,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def collate(samples: list[Sample | BadImage]) -> Batch:
-    """Samples -> Batch; with no good image the image tensor is empty."""
+    """Join samples to a batch. If no image is readable, the tensor of images is empty."""
     good = [sample for sample in samples if isinstance(sample, Sample)]
     return Batch(
         images=torch.stack([sample.image for sample in good]) if good else torch.empty(0),
@@ -102,9 +110,12 @@ def collate(samples: list[Sample | BadImage]) -> Batch:
 
 
 def checked(batches: Iterable[Batch], skip_bad: bool, skipped: list[BadImage]) -> Iterator[Batch]:
-    """The batches that hold good images. Bad ones raise UserError, or with ``skip_bad`` are added to ``skipped``, each once.
+    """The batches that hold readable images.
 
-    An image of a forbidden size always raises it.
+    With ``skip_bad`` each unreadable image is added once to ``skipped``.
+
+    Raises:
+        UserError: an image is unreadable and ``skip_bad`` is false, or an image has a forbidden size.
     """
     for batch in batches:
         for bad in batch.bad:
@@ -119,7 +130,10 @@ def checked(batches: Iterable[Batch], skip_bad: bool, skipped: list[BadImage]) -
 
 
 class _EpochOrder:
-    """Batch sampler of (epoch, id) pairs; the same permutation on all ranks, of which each takes every ``world``-th."""
+    """Batch sampler of (epoch, image id) pairs.
+
+    All ``world`` ranks draw the same permutation of the images, and each takes every ``world``-th id from its own offset.
+    """
 
     def __init__(self, num_images: int, batch_size: int, seed: int, rank: int, world: int) -> None:
         self.num_images, self.batch_size, self.seed, self.rank, self.world = num_images, batch_size, seed, rank, world
@@ -138,7 +152,7 @@ class _EpochOrder:
 
 
 class TrainLoader:
-    """See ``train_loader``."""
+    """Batches of training images, epoch by epoch; made by ``train_loader``."""
 
     def __init__(self, dataset: TrainDataset, order: _EpochOrder, workers: int) -> None:
         self._order = order
@@ -146,7 +160,10 @@ class TrainLoader:
         self.steps_per_epoch = order.steps
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Batches ``start_step`` to ``steps_per_epoch - 1``; earlier ones are not decoded. One epoch at a time."""
+        """The batches ``start_step`` to ``steps_per_epoch - 1`` of an epoch; the images of earlier ones are not read.
+
+        Only one epoch at a time can be iterated over.
+        """
         if not 0 <= start_step <= self.steps_per_epoch:
             raise ValueError(f"start_step must be 0..{self.steps_per_epoch}, got {start_step}")
         self._order.epoch, self._order.start_step = epoch, start_step
@@ -156,9 +173,10 @@ class TrainLoader:
 def train_loader(
     images: ImageSet, transform: Transform, batch_size: int, seed: int, workers: int = 0, rank: int = 0, world: int = 1
 ) -> TrainLoader:
-    """Shuffled, augmented batches of ``batch_size`` images per rank, N // (batch_size * world) steps per epoch.
+    """A loader of shuffled and augmented batches of ``batch_size`` images per rank.
 
-    Incomplete last batches are dropped. Raises UserError if no step is left.
+    An epoch of N images has N // (batch_size * world) steps; the incomplete last batch is dropped. Raises UserError if that
+    leaves no step.
     """
     order = _EpochOrder(len(images), batch_size, seed, rank, world)
     if order.steps == 0:
@@ -173,14 +191,18 @@ def train_loader(
 def eval_loader(
     images: ImageSet, transform: Transform, batch_size: int, workers: int = 0, rank: int = 0, world: int = 1
 ) -> DataLoader:
-    """Batches of ids rank, rank + world, ... in order: each image on exactly one rank, no padding. Iterate repeatedly."""
+    """A loader of the images with the ids rank, rank + world, ..., in this order; it may be iterated over repeatedly.
+
+    Each image is on exactly one rank, and nothing is padded.
+    """
     return _data_loader(EvalDataset(images, transform), workers, batch_size=batch_size, sampler=range(rank, len(images), world))
 
 
 def loader_workers(wanted: int | None, images: ImageSet, processes: int) -> int:
-    """The loader processes of one of ``processes`` processes on this host: ``wanted``, else one a core that it may use.
+    """How many loader processes each of the ``processes`` processes on this host starts.
 
-    A few images in memory (the embedded digits) are loaded by the process itself: 0.
+    It is ``wanted`` if that is given, otherwise one for each core that the process may use. A few images in memory (the
+    embedded digits) are loaded by the process itself; the number is then 0.
     """
     if wanted is not None:
         return wanted
@@ -190,7 +212,7 @@ def loader_workers(wanted: int | None, images: ImageSet, processes: int) -> int:
 
 
 def workers_warning(wanted: int | None, processes: int) -> str | None:
-    """What to tell a user who wants more loader processes than there are cores; None if all is well."""
+    """A warning for a user who asks for more loader processes than the process may use cores; None otherwise."""
     cores = usable_cores(processes)
     if wanted is None or wanted <= cores:
         return None
@@ -202,13 +224,13 @@ def workers_warning(wanted: int | None, processes: int) -> str | None:
 
 def _data_loader(dataset: Dataset, workers: int, **options: object) -> DataLoader:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="This DataLoader will create")  # too many: workers_warning has said so
+        warnings.filterwarnings("ignore", message="This DataLoader will create")  # see workers_warning
         return DataLoader(
             dataset,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
             collate_fn=collate,
-            generator=torch.Generator(),  # each pass draws a worker seed: not from the global generator
+            generator=torch.Generator(),  # from it each pass draws a seed for the workers, and not from the global one
             **options,  # type: ignore[arg-type]
         )

@@ -1,6 +1,6 @@
-"""The table of data sets, and what a run gets from it: the images to train on and to evaluate on, and what identifies them.
+"""The table of data sets, and ``load_data``, which reads the training and evaluation images of a run.
 
-A new data set is a row of DATASETS, a function that reads it, and a file configs/data/NAME.yaml.
+To add a data set, write a row of DATASETS, a function that reads the images, and a file configs/data/NAME.yaml.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,21 +14,21 @@ from gch_bench.data.images import ImageSet, Subset, image_sizes
 from gch_bench.data.transforms import default_resize
 from gch_bench.errors import FieldError, UserError
 
-LARGEST_NATIVE = 512  # pixels: a folder of larger square images is resized and cropped to 224 like photographs
+LARGEST_NATIVE = 512  # pixels; larger square images of a folder are resized and cropped to 224, as photographs are
 TREE = "train/CLASS/* and val/CLASS/*"
 
 
 class DataSet(NamedTuple):
-    """What belongs to a data set itself, whatever a run chooses. A run's DataConfig overrides size and resize."""
+    """The properties of a data set that do not depend on a run. A run's DataConfig may override size and resize."""
 
     read: Callable[[DataConfig, str, str | None], Subset]  # (config, split, the other split if both are read) -> its images
-    size: int | None  # side in pixels of what the network sees; None: read from the images
-    resize: int | None = None  # shorter side before the centre crop; None: only images of another size are resized
+    size: int | None  # side in pixels of the network's input; None: found from the images
+    resize: int | None = None  # shorter side in pixels before the centre crop; None: only images of another size are resized
     root: str | None = TREE  # what data.root must hold; None: the data set ships inside a package and has no root
-    num_classes: int | None = None  # None: as many as the folders say
+    num_classes: int | None = None  # None: as many as there are class folders
     download: bool = False  # whether data.download=true can fetch it
-    splits: tuple[str, str] = ("train", "val")  # the data set's own names of what is trained on and what is evaluated
-    class_ids: Sequence[int] | None = None  # its classes among the 1,000 of ImageNet-1k; None: other classes
+    splits: tuple[str, str] = ("train", "val")  # the data set's own names for the training and the evaluation images
+    class_ids: Sequence[int] | None = None  # which of ImageNet-1k's 1,000 classes it has; None: its classes are others
 
 
 DATASETS: dict[str, DataSet] = {
@@ -47,7 +47,7 @@ DATASETS: dict[str, DataSet] = {
 
 @dataclass(frozen=True, eq=False)
 class DataSource:
-    """What a run trains and evaluates on; ``size`` in pixels is the side of the images the network sees."""
+    """The data of a run. ``size`` is the side in pixels of the square images that the network gets."""
 
     name: str
     description: str
@@ -55,23 +55,23 @@ class DataSource:
     size: int
     resize: int | None  # see transforms.eval_transform
     interpolation: str
-    train: ImageSet | None  # None if not asked for
+    train: ImageSet | None  # None if only evaluation images were asked for
     val: ImageSet
-    fingerprint: str  # 16 hex digits over the val images: what the numbers are measured on, whether or not train was loaded
+    fingerprint: str  # 16 hex digits of a hash of the val images, the same whether or not train was loaded
     train_fingerprint: str | None
-    geometry: str  # "none", or e.g. "resize256-bilinear-centercrop224": goes into the protocol id
+    geometry: str  # "none" or, e.g., "resize256-bilinear-centercrop224"; part of the protocol id
 
     @property
     def is_imagenet_1k(self) -> bool:
-        """Whether the classes are those of ImageNet-1k, so that AlexNet's published errors are a baseline."""
+        """Whether the classes are those of ImageNet-1k, so that errors may be compared with AlexNet's published ones."""
         return DATASETS[self.name].class_ids == range(1000)
 
 
 def load_data(config: DataConfig, train: bool = True) -> DataSource:
-    """The data of ``config``; with ``train=False`` only val, and train/ need not exist.
+    """Read the data that ``config`` chooses. With ``train=False`` only the val images are read, and train/ need not exist.
 
     Raises:
-        UserError: a choice that does not fit the data set, or data that is not there or malformed.
+        UserError: a choice does not fit the data set, or the data is missing or malformed.
     """
     try:
         config = _fitting(config)
@@ -84,7 +84,7 @@ def load_data(config: DataConfig, train: bool = True) -> DataSource:
     val = row.read(config, split_val, split_train if train else None)
     trained = row.read(config, split_train, split_val) if train else None
     where = folders.root_of(config) if row.root else "embedded"
-    if trained and trained.classes != val.classes:  # image folders were compared by name already
+    if trained and trained.classes != val.classes:  # in image folders the reader has compared them already
         raise UserError(
             f"data.root: train and val images of {where} must have the same classes, got {trained.classes} and {val.classes}"
         )
@@ -108,10 +108,10 @@ def load_data(config: DataConfig, train: bool = True) -> DataSource:
 
 
 def _fitting(config: DataConfig) -> DataConfig:
-    """The choices with the data set's own size, resize and number of classes where they are null.
+    """The configuration, in which the data set's own values replace a size, resize or number of classes of null.
 
     Raises:
-        FieldError: a choice that does not fit the data set.
+        FieldError: a choice does not fit the data set.
     """
     check_choice("name", config.name, DATASETS)
     row, root = DATASETS[config.name], config.root
@@ -133,7 +133,7 @@ def _fitting(config: DataConfig) -> DataConfig:
 
 
 def _native_size(sizes: set[tuple[int, int]]) -> int:
-    """The one square size that all looked-at images have, up to 512 pixels; else 224."""
+    """The side of the images if all of ``sizes`` are one square size of at most LARGEST_NATIVE pixels, otherwise 224."""
     if len(sizes) == 1:
         width, height = next(iter(sizes))
         if width == height <= LARGEST_NATIVE:
@@ -142,7 +142,7 @@ def _native_size(sizes: set[tuple[int, int]]) -> int:
 
 
 def _geometry(config: DataConfig, size: int, sizes: set[tuple[int, int]]) -> str:
-    """Name of what ``eval_transform(size, config.resize, config.interpolation)`` does to these images."""
+    """The name of what ``eval_transform(size, config.resize, config.interpolation)`` does to images of these sizes."""
     if config.resize is None and sizes == {(size, size)}:
         return "none"
     return f"resize{config.resize or default_resize(size)}-{config.interpolation}-centercrop{size}"

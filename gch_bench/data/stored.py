@@ -1,7 +1,7 @@
 """Stored corrupted images: ROOT/CORRUPTION/SEVERITY/CLASS/NAME.JPEG, as ImageNet-C is published.
 
-They are the network's input as they lie there: neither resized nor cropped again. Ids and labels are those of the clean images
-of the same CLASS/NAME, and every cell must hold them all.
+The network gets them as they are stored: they are neither resized nor cropped again. A stored image has the id and label of the
+clean image with the same CLASS/NAME. Every cell, that is every corruption at every severity, must hold all images.
 """
 
 import os
@@ -16,22 +16,22 @@ from gch_bench.data.folders import fingerprint_of
 from gch_bench.data.images import BadImage, FileImages, ImageSet, WrongSize, peek, spread
 from gch_bench.errors import UserError
 
-SUFFIXES = (".jpeg", ".jpg")  # of any case
+SUFFIXES = (".jpeg", ".jpg")  # compared without regard to case
 
 
 @dataclass(frozen=True, eq=False)
 class StoredImages(FileImages):
-    """One cell's images, in the order of the clean ids."""
+    """The images of one cell, in the order of the ids of the clean images."""
 
-    size: int | None  # pixels; the side every image must have. None: any, because they are resized
-    fingerprint: str  # 16 hex digits over 64 images spread over the cell: path, size and first 4 KiB
+    size: int | None  # side in pixels that every image must have; None: any size, because the images will be resized
+    fingerprint: str  # 16 hex digits of a hash of 64 images spread over the cell, see `fingerprint_of`
 
     def load_or_bad(self, index: int) -> Image.Image | BadImage:
         image = super().load_or_bad(index)
         return image if isinstance(image, BadImage) else self._misfit(index, image.size) or image
 
     def check_sizes(self) -> None:
-        """Raises UserError if one of 64 images spread over the cell has another size; the others are checked when loaded."""
+        """Raise UserError if one of 64 images spread over the cell has another size; the others are checked when loaded."""
         for index in spread(len(self)):
             found = peek(self, index)
             misfit = self._misfit(index, found) if found else None
@@ -51,12 +51,18 @@ class StoredImages(FileImages):
 def stored_images(
     root: Path, cells: Iterable[tuple[str, int]], clean: ImageSet, size: int | None
 ) -> dict[tuple[str, int], StoredImages]:
-    """The images of each (corruption, severity), matched with the clean ones by their relative path without its suffix.
+    """The stored images of each cell, matched with the clean images by their relative paths without the suffix.
 
-    Lists every folder and reads 64 images of each cell. ``size``: see StoredImages.
+    This lists every folder, and reads the size and first 4 KiB of 64 images of each cell.
+
+    Args:
+        root: the folder that holds CORRUPTION/SEVERITY/CLASS/NAME.JPEG.
+        cells: pairs (corruption, severity).
+        clean: the clean images, which give ids and labels.
+        size: the side in pixels that the images must have; None: any size.
 
     Raises:
-        UserError: a folder or an image is missing, there is an image too many, or one has another size.
+        UserError: a folder or an image is missing, a folder holds other images, too, or an image has another size.
     """
     if not os.path.isdir(root) or not os.access(root, os.R_OK | os.X_OK):
         raise UserError(f"corruptions.root must be an existing, readable folder, got {root}; pass corruptions.root=/path")

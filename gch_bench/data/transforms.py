@@ -1,4 +1,7 @@
-"""Image -> tensor. Training: timm's augmentation, normalised. Evaluation: uint8, so that corruptions come before normalisation.
+"""Transforms that turn an image into a tensor.
+
+The one for training augments with timm and normalises. The one for evaluation returns uint8, because corruptions act on grey
+levels and come before the normalisation.
 
 Legend: B batch, H W height and width in pixels.
 """
@@ -21,7 +24,7 @@ RGB = tuple[float, float, float]
 
 
 class Normalisation(NamedTuple):
-    """Mean and standard deviation of each colour channel, for pixels in [0, 1]: what a network's images are normalised with."""
+    """Mean and standard deviation of each colour channel, for pixels in [0, 1], by which a network's images are normalised."""
 
     mean: RGB
     std: RGB
@@ -30,9 +33,12 @@ class Normalisation(NamedTuple):
 def train_transform(
     augment: AugmentConfig, size: int, normalisation: Normalisation, interpolation: str = "bilinear"
 ) -> Transform:
-    """RGB image -> float32 (3, size, size), augmented and normalised. Raises UserError on an auto_augment timm rejects.
+    """A transform from an RGB image to float32 (3, size, size), augmented and normalised.
 
-    Draws from the global generators of ``random``, numpy and torch: ``loaders.train_loader`` seeds them per image.
+    It draws from the global generators of ``random``, numpy and torch, which ``loaders.TrainDataset`` seeds for each image.
+
+    Raises:
+        UserError: timm rejects ``augment.auto_augment``.
     """
     try:
         transform: Transform = create_transform(
@@ -57,13 +63,13 @@ def train_transform(
 
 
 def default_resize(size: int) -> int:
-    """Shorter side in pixels before a centre crop of ``size``: 256 for 224, in proportion for the others."""
+    """Shorter side in pixels before a centre crop of ``size`` pixels: 256 for 224, and in proportion for other sizes."""
     return round(size * 256 / 224)
 
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """See ``eval_transform``."""
+    """The transform for evaluation; made by ``eval_transform``."""
 
     size: int
     resize: int | None
@@ -77,15 +83,19 @@ class EvalTransform:
 
 
 def eval_transform(size: int, resize: int | None = None, interpolation: str = "bilinear") -> EvalTransform:
-    """RGB image -> uint8 (3, size, size): torchvision's antialiased Resize(resize) on the PIL image, then CenterCrop(size).
+    """A transform from an RGB image to uint8 (3, size, size): torchvision's Resize(resize), antialiased, then CenterCrop(size).
 
-    With ``resize=None`` an image that is size x size already is left as it is, any other is resized to size*256/224.
+    With ``resize=None`` an image of size x size pixels is left as it is; any other is resized with ``default_resize(size)``.
     """
     return EvalTransform(size, resize, InterpolationMode(interpolation))
 
 
 def normalise(images: torch.Tensor, normalisation: Normalisation) -> torch.Tensor:
-    """uint8 (..., 3, H, W) -> float32 of the same shape and device, (images / 255 - mean) / std; the input is kept."""
+    """(images / 255 - mean) / std: uint8 (..., 3, H, W) -> float32 of the same shape on the same device.
+
+    Raises:
+        TypeError: the images are not uint8.
+    """
     if images.dtype != torch.uint8:
         raise TypeError(f"images must be uint8 in 0..255, got {images.dtype}")
     mean_3, std_3 = (torch.tensor(values, dtype=torch.float32, device=images.device).view(3, 1, 1) for values in normalisation)

@@ -1,11 +1,14 @@
-"""Internal noise: law x kernel x injection (VKD, arXiv 2603.17365). Knows nothing of configs; use it on its own."""
+"""Internal noise, composed of a law, a kernel and a way of injection (VKD, arXiv 2603.17365).
+
+This package does not import the configuration, so it can be used on its own.
+"""
 
 from gch_bench.noise.hooks import Placement
 from gch_bench.noise.inject import inject
 from gch_bench.noise.kernels import DirichletGreen, MassiveGreen, PeriodicGreen, White
 from gch_bench.noise.mechanism import Additive, Gate, GaussianChaosNoise, HardMask, Mechanism, make_mechanism
 
-Touched = Placement  # the former name, still imported by users
+Touched = Placement  # the former name of Placement, which users' code may still import
 
 __all__ = [
     "Additive",

@@ -1,7 +1,8 @@
-"""What a mechanism does on a map of a given size, measured by drawing from it: drop rate, gate variance, pooled distortion.
+"""The realised strength of a mechanism on a map of a given size: its drop rate, gate variance and pooled distortion.
 
-Nominal strengths are not comparable: timm's DropBlock with p = 0.1 and block size 3 drops 15% of a 7x7 map, 24% of a 4x4 map.
-These are the numbers to report, and to match when mechanisms are compared at equal strength (theory 1.3).
+The strengths are measured by drawing from the mechanism, because nominal ones are not comparable: timm's DropBlock with
+p = 0.1 and block size 3 drops 15% of a 7x7 map, but 24% of a 4x4 map. Report the realised strengths, and make them equal when
+mechanisms are to be compared at equal strength (docs/definitions.md, "Realised strength").
 """
 
 from typing import NamedTuple
@@ -12,31 +13,33 @@ from torch import Tensor
 from gch_bench.noise.mechanism import Mechanism
 from gch_bench.rng import own_draws
 
-VALUES = 2**21  # drawn in all: 42,799 draws of a 7x7 map
-FEWEST_DRAWS = 256
+VALUES = 2**21  # how many site values are drawn in all: 42,799 draws of a 7x7 map
+FEWEST_DRAWS = 256  # for large maps
 
 
 class Realised(NamedTuple):
-    """Measured strength on an H x W map, and beside each number what is expected of it: None where no closed form is known."""
+    """The measured strength on an H x W map, with the expected value beside each number.
+
+    An expected value is None where no closed form is known.
+    """
 
     drop_rate: float  # share of sites that are set to zero
-    nominal_drop_rate: float  # the option p; 0 for gates that never drop
-    inner_drop_rate: float  # the same without the map's outermost ring, where boundary="inside" never drops
-    gate_variance: (
-        float  # mean over sites of Var xi(x); additive noise: of what is added, in units of the features' mean square
-    )
+    nominal_drop_rate: float  # the mechanism's option p; 0 for gates that never drop a site
+    inner_drop_rate: float  # drop_rate without the map's outermost ring, where boundary="inside" pins psi to 0
+    gate_variance: float  # mean over sites of Var xi(x); additive noise: variance of what is added to a map of ones
     expected_gate_variance: float | None
     pooled_distortion: float  # E (mean_x xi(x) - 1)^2: what the noise does to the pooled feature of a constant map
     expected_pooled_distortion: float | None
 
 
 def draw_gates(mechanism: Mechanism, height: int, width: int) -> Tensor:
-    """Independent draws of what a constant map of ones becomes: (draws, H, W), float64. The global random state is kept.
+    """Apply the noise to many independent maps of ones: (draws, H, W), float64. The global random state is kept.
 
-    For a multiplicative mechanism these are its gates xi; for additive noise 1 + what is added at a feature RMS of one.
+    The result of a multiplicative mechanism is its gate xi. The result of additive noise is 1 + the noise, where the RMS of the
+    features is 1.
 
     Raises:
-        ValueError: the kernel cannot live on a map of this size.
+        ValueError: the map is too small for the mechanism's kernel.
     """
     draws = max(VALUES // (height * width), FEWEST_DRAWS)
     with torch.no_grad(), own_draws(torch.device("cpu"), "realised strength"):
@@ -44,10 +47,10 @@ def draw_gates(mechanism: Mechanism, height: int, width: int) -> Tensor:
 
 
 def realised(mechanism: Mechanism, height: int, width: int) -> Realised:
-    """The measured strength of `mechanism` on a height x width map, by seeded draws on the CPU.
+    """Measure the strength of `mechanism` on a height x width map by seeded draws on the CPU.
 
     Raises:
-        ValueError: the kernel cannot live on a map of this size.
+        ValueError: the map is too small for the mechanism's kernel.
     """
     gates_BHW = draw_gates(mechanism, height, width)
     dropped_HW = (gates_BHW == 0).double().mean(0)

@@ -1,7 +1,8 @@
-"""The forward hook that puts noise on a module's output, in any layout, and what finds these hooks again.
+"""The forward hook that puts noise on a module's output, and the functions that find these hooks in a network.
 
-Layouts: NCHW and NHWC feature maps, and NLC tokens (prefix tokens such as class and register tokens keep gate 1; the
-patch tokens form the grid). Hooks are objects, so a deep copy of the network (EMA) has its own.
+The output may be a feature map in the layout NCHW or NHWC, or a token sequence NLC. In a token sequence the patch tokens form
+the grid of sites, and the prefix tokens (class and register tokens) get no noise. The hook is an object and not a closure, so
+a deep copy of the network, such as its EMA, has hooks of its own.
 """
 
 import contextlib
@@ -17,14 +18,14 @@ from gch_bench.rng import seed_global
 
 
 class Placement(NamedTuple):
-    """One place where a mechanism was attached: the stage as named, and the module that carries the hook."""
+    """One place where noise is attached: the stage as the user named it, and the name of the module that carries the hook."""
 
     stage: str
     module: str
 
 
 class TokenGrid(NamedTuple):
-    """Where the patch grid lies in a token sequence: tokens before it, and its height and width."""
+    """Where the patch grid lies in a token sequence: the number of tokens before it, and its height and width in patches."""
 
     prefix: int
     height: int
@@ -32,7 +33,15 @@ class TokenGrid(NamedTuple):
 
 
 class StageHook:
-    """The forward hook on one stage: the module's output, in any layout, with noise (see `inject`)."""
+    """The forward hook on one stage: it returns the module's output with noise, in the output's own layout.
+
+    Args:
+        placement: the stage and its module.
+        model: the whole network, which tells the layout of its outputs.
+        mechanism: the noise.
+        train: whether the noise acts when the module is in training mode.
+        test: whether the noise acts when the module is in eval mode.
+    """
 
     def __init__(self, placement: Placement, model: nn.Module, mechanism: Mechanism, train: bool, test: bool) -> None:
         self.placement = placement
@@ -43,7 +52,7 @@ class StageHook:
         self.patch_grid = getattr(getattr(model, "patch_embed", None) or getattr(model, "stem", None), "grid_size", None)
         self.prefix_tokens = int(getattr(model, "num_prefix_tokens", 0))
         self.image_seeds: Sequence[int] | None = None
-        self.logit_change: float | None = None  # what `inject` measured; None where it could not
+        self.logit_change: float | None = None  # measured by `inject`; None where it could not be measured
 
     def __call__(self, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
         if not (self.train if module.training else self.test):
@@ -55,10 +64,10 @@ class StageHook:
         return noisy_BCHW.permute(0, 2, 3, 1) if self.output_format == "NHWC" else noisy_BCHW
 
     def grid(self, output: Tensor) -> tuple[int, Tensor]:
-        """The output as a feature map: (prefix tokens, view (B, C, H, W)).
+        """The output as a feature map: (number of prefix tokens, view of shape (B, C, H, W)).
 
         Raises:
-            ValueError: the module's output is no feature map and no token sequence with a patch grid.
+            ValueError: the module's output is neither a feature map nor a token sequence with a patch grid.
         """
         if not isinstance(output, Tensor) or output.ndim not in (3, 4):
             kind = f"{output.ndim}-d tensor" if isinstance(output, Tensor) else type(output).__name__
@@ -71,8 +80,14 @@ class StageHook:
         return 0, output.permute(0, 3, 1, 2) if self.output_format == "NHWC" else output
 
     def token_grid(self, tokens: int) -> TokenGrid:
-        """The patch grid in a sequence of `tokens`: the patch embedding's own, else the square that fits."""
-        prefixes = dict.fromkeys((self.prefix_tokens, 0))  # some blocks run before the class token joins
+        """Where the patch grid lies in a sequence of `tokens` tokens.
+
+        It is the grid of the patch embedding if that fits the number of tokens, else a square grid that does.
+
+        Raises:
+            ValueError: neither grid fits.
+        """
+        prefixes = dict.fromkeys((self.prefix_tokens, 0))  # 0: some blocks run before the class token is added
         for prefix in prefixes:
             if self.patch_grid is not None and math.prod(self.patch_grid) == tokens - prefix:
                 return TokenGrid(prefix, *self.patch_grid)
@@ -87,7 +102,10 @@ class StageHook:
 
     @torch.compiler.disable
     def _seeded(self, features_BCHW: Tensor) -> Tensor:
-        """Every image's noise from its own seed, so that a draw depends on no neighbour. Global RNG state is kept."""
+        """Draw each image's noise from the image's own seed, so that it does not depend on the other images of the batch.
+
+        The state of the global generators is kept.
+        """
         assert self.image_seeds is not None
         if len(self.image_seeds) != len(features_BCHW):
             raise ValueError(f"image_seeds must have one seed per image ({len(features_BCHW)}), got {len(self.image_seeds)}")
@@ -101,7 +119,7 @@ class StageHook:
 
 
 def stage_hooks(model: nn.Module) -> list[StageHook]:
-    """The hooks that `inject` attached to this network (also to a compiled or DDP-wrapped one), in module order."""
+    """The hooks that `inject` attached to this network, in module order; the network may be compiled or wrapped in DDP."""
     return [hook for module in model.modules() for hook in module._forward_hooks.values() if isinstance(hook, StageHook)]
 
 
@@ -119,10 +137,12 @@ def image_seeds(model: nn.Module, seeds: Sequence[int]) -> Iterator[None]:
 
 
 def stage_grids(model: nn.Module, images: Tensor) -> dict[str, tuple[int, int]]:
-    """Stage -> (H, W) of its map or patch grid, by one forward pass of `images` (B, C, H, W) in eval mode.
+    """The size (H, W) of the map or patch grid at each noisy stage, by name of the stage.
+
+    The sizes are read in one forward pass of `images` (B, C, H, W) in eval mode; the network's mode is kept.
 
     Raises:
-        ValueError: a stage without a grid, or one that this forward pass never reaches.
+        ValueError: a stage has no grid, or the forward pass never reaches it.
     """
     grids: dict[str, tuple[int, int]] = {}
     handles = []
@@ -148,5 +168,5 @@ def stage_grids(model: nn.Module, images: Tensor) -> dict[str, tuple[int, int]]:
 
 
 def never_called(placement: Placement, model: nn.Module) -> str:
-    """What to say of a stage that a forward pass never reaches."""
+    """The error message for a stage that a forward pass never reaches."""
     return f"stage {placement.stage} ({placement.module}) is never called by {type(model).__name__}'s forward"

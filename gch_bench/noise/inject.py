@@ -1,4 +1,4 @@
-"""Attach a mechanism to named stages of a network; state-dict keys stay the backbone's own."""
+"""Attach noise to named stages of a network. The keys of the network's state dict do not change."""
 
 import warnings
 from collections.abc import Sequence
@@ -20,24 +20,32 @@ def inject(
     test: bool = False,
     images: Tensor | None = None,
 ) -> list[Placement]:
-    """Attach `mechanism` to `stages`: L1..L4 (see `placement.stage_modules`; timm backbones) or module names.
+    """Attach `mechanism` to `stages` of the network by forward hooks.
 
-    Noise acts when the stage's module is in training mode (`train`) and/or in eval mode (`test`). Inject before
-    `torch.compile`, DDP and EMA copies. A network outside timm declares an NHWC layout by an attribute
-    `output_fmt = "NHWC"`, prefix tokens by `num_prefix_tokens`.
+    Call it before `torch.compile`, before DDP and before an EMA copies the network. A network that is not timm's may declare
+    the layout NHWC by an attribute `output_fmt = "NHWC"`, and its number of prefix tokens by an attribute `num_prefix_tokens`.
 
-    Noise that does not reach the logits is refused: a few forward passes on perturbed copies of the weights compare the
-    logits with and without it (`placement.logit_change`). They use `images` (B, C, H, W), B >= 2, normalised, where given;
-    else two random images of the size that a timm network was made for, or of 128 x 128 pixels. Where a network takes no such
-    images (it has no convolution, or its forward pass fails) a Python warning says that the noise was not checked.
-    A mechanism of strength 0 is no mistake and is not checked.
+    Noise that does not reach the logits is refused: a few forward passes on perturbed copies of the weights compare the logits
+    with and without the noise (`placement.logit_change`). If the network does not accept the images of these passes (it has no
+    convolution, or its forward pass fails), a Python warning says that the noise was not checked. A mechanism of strength 0
+    is what the user asked for, and is not checked.
+
+    Args:
+        model: the network; it is changed in place.
+        mechanism: the noise.
+        stages: L1..L4 of a timm backbone (see `placement.stage_modules`), or names of modules.
+        train: whether the noise acts when the stage's module is in training mode.
+        test: whether the noise acts when the stage's module is in eval mode.
+        images: normalised images (B, C, H, W), B >= 2, for the check. Default: two random images of the size that a timm
+            network was made for, or of 128 x 128 pixels.
 
     Returns:
-        Where it was attached, in the order of `stages`.
+        Where the noise was attached, in the order of `stages`.
 
     Raises:
-        ValueError: no stage given, an unknown stage (lists the choices), one module named twice, an output without a map or
-            token grid, or noise that does nothing (NoiseDoesNothing: names stages that work). Nothing is attached then.
+        ValueError: there is no stage, a stage is unknown (the message lists the choices), a module is named twice or has
+            noise already, or its output has no map and no token grid. Nothing is attached then.
+        NoiseDoesNothing: a ValueError, too; the message names the stages that work. Nothing is attached then.
     """
     if isinstance(stages, str) or not stages:
         raise ValueError(f"stages must be a non-empty list such as ['L4'], got {stages!r}")
@@ -57,7 +65,7 @@ def inject(
 def _changes(
     model: nn.Module, mechanism: Mechanism, places: list[Placement], images: Tensor | None
 ) -> list[float] | list[None]:
-    """The measured change of the logits at each place; None where it could not be measured."""
+    """The measured relative change of the logits at each place; 0 for noise of strength 0, None where it was not measured."""
     if mechanism.is_off:
         return [0.0] * len(places)
     if images is not None:
@@ -71,7 +79,7 @@ def _changes(
             return check_acts(model, mechanism, places, guess.to(convolution.weight))
         except NoiseDoesNothing:
             raise
-        except Exception as error:  # a foreign forward may raise anything at images that are not its own
+        except Exception as error:  # an unknown network may raise anything when the images do not fit it
             if size and isinstance(error, ValueError):
                 raise
             reason = error

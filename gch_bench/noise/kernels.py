@@ -1,9 +1,10 @@
-"""Correlation kernels of Gaussian fields on an H x W grid: which covariance psi has.
+"""Kernels: the covariances that a Gaussian field psi on an H x W grid may have.
 
-Shapes: B batch, H x W grid, N = H*W sites (row-major). Every kernel here is diagonal in a separable orthonormal basis,
-so a field is two small matrix products: psi_BHW = S_HH^T @ (amplitude_HW * z_BHW) @ S_WW with z iid N(0, 1) (on small grids
-one dense product), and Var psi and Cov psi are closed sums over the same amplitudes. Source: VKD (arXiv 2603.17365); the
-definitions that its abstract does not fix are this project's (docs/definitions.md).
+Shapes: B batch, H x W grid, N = H*W sites (row-major). Every kernel here is diagonal in a separable orthonormal basis. A field
+is therefore computed by two small matrix products, psi_BHW = S_HH^T @ (amplitude_HW * z_BHW) @ S_WW with z iid N(0, 1), or by
+one dense product on small grids; Var psi and Cov psi are finite sums over the same amplitudes.
+
+Source: VKD (arXiv 2603.17365). Definitions that its abstract does not fix are this project's (docs/definitions.md).
 """
 
 import math
@@ -18,11 +19,11 @@ from gch_bench.checks import check_choice, check_number
 from gch_bench.errors import FieldError
 
 BOUNDARIES = ("outside", "inside")
-DENSE_SITES = 256  # up to 16 x 16: one dense product is faster than two small ones and their launches
+DENSE_SITES = 256  # up to 16 x 16 sites one dense product is faster than two small ones, each of which must be launched
 
 
 class Spectrum(NamedTuple):
-    """A kernel on one grid: modes x sites bases (float64), and the sd of every mode's coefficient."""
+    """A kernel on one grid: two bases (modes x sites), and the standard deviation of each mode's coefficient."""
 
     basis_HH: Tensor
     basis_WW: Tensor
@@ -30,7 +31,7 @@ class Spectrum(NamedTuple):
 
 
 def _dense_root(spectrum: Spectrum) -> Tensor:
-    """The matrix R with Cov psi = R^T R on the free sites: modes x sites, float64."""
+    """The matrix R, modes x sites, for which Cov psi = R^T R on the free (not pinned) sites."""
     return spectrum.amplitude_HW.flatten()[:, None] * torch.kron(spectrum.basis_HH, spectrum.basis_WW)
 
 
@@ -50,14 +51,14 @@ def hartley_basis(n: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A law of Gaussian fields with energy scale ``beta``: Cov psi = G / beta.
+    """Base of all kernels: the covariance of a centred Gaussian field, Cov psi = G / beta. Subclasses define G by `_green`.
 
     Args:
         beta: inverse temperature, > 0.
-        match_variance: rescale so that the mean of Var psi over the free sites is 1 (beta then has no effect).
+        match_variance: rescale psi so that the mean of Var psi over the free sites is 1 (beta then has no effect).
 
     Raises:
-        ValueError: an argument out of range, or a grid too small for the kernel.
+        ValueError: an argument is out of range, or, in the methods, a grid is too small for the kernel.
     """
 
     beta: float = 1.0
@@ -66,9 +67,9 @@ class Kernel:
     def __post_init__(self) -> None:
         check_number("beta", self.beta, 0, strict=True)
 
-    # What a kernel has to say: the spectrum of G = Cov psi at beta = 1. Rings of pinned sites around it: `pinned`.
-    pinned = 0
+    pinned = 0  # how many rings of sites at the map's edge are pinned to psi = 0
 
+    # Every kernel defines this: the spectrum of G, which is Cov psi at beta = 1, on the free sites of a height x width map.
     def _green(self, height: int, width: int) -> Spectrum:
         raise NotImplementedError
 
@@ -84,7 +85,7 @@ class Kernel:
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Independent fields psi ~ N(0, Cov): (batch, height, width). Without ``generator``: torch's global one."""
+        """Independent fields psi ~ N(0, Cov psi): (batch, height, width). Default generator: the device's global one."""
         device = torch.device(device or (generator.device if generator is not None else "cpu"))
         spectrum, root_NN = _on_device(self, height, width, device, dtype)
         basis_HH, basis_WW, amplitude_HW = spectrum
@@ -98,18 +99,18 @@ class Kernel:
         return self._padded(psi_BHW)
 
     def variance(self, height: int, width: int) -> Tensor:
-        """Var psi(x) per site: (height, width), float64."""
+        """Var psi(x) at every site x: (height, width), float64."""
         basis_HH, basis_WW, amplitude_HW = _spectrum(self, height, width)
         return self._padded((basis_HH**2).T @ amplitude_HW**2 @ basis_WW**2)
 
     def covariance(self, height: int, width: int) -> Tensor:
-        """Cov(psi(x), psi(y)) = C: (N, N), N = height*width row-major sites, float64."""
+        """C(x, y) = Cov(psi(x), psi(y)): (N, N), float64, for N = height*width sites in row-major order."""
         return self._dense(_spectrum(self, height, width))
 
     def resistance(self, height: int, width: int) -> Tensor:
-        """R(x, y) = G_xx + G_yy - 2 G_xy with G at beta = 1, unmatched: (N, N), float64.
+        """R(x, y) = G_xx + G_yy - 2 G_xy: (N, N), float64. G is taken at beta = 1 and without match_variance.
 
-        For the Dirichlet kernel R is the effective resistance of the grid with its boundary grounded (theory 1.4.1)."""
+        For the Dirichlet kernel R is the effective resistance between two sites of the grid whose boundary is grounded."""
         green_NN = self._dense(self._green(height, width))
         diagonal_N = green_NN.diagonal()
         return diagonal_N[:, None] + diagonal_N[None, :] - 2 * green_NN
@@ -137,16 +138,19 @@ class White(Kernel):
 
 @dataclass(frozen=True)
 class DirichletGreen(Kernel):
-    """Maximum-entropy field under an energy budget: psi ~ N(0, (beta L)^-1), L the Dirichlet graph Laplacian.
+    """Dirichlet Green kernel: psi ~ N(0, (beta L)^-1), the field of maximum entropy under a budget of energy.
+
+    L is the Dirichlet graph Laplacian: L psi(x) = 4 psi(x) - the sum over the four neighbours, diagonal in the DST-I basis.
 
     Args:
         beta: inverse temperature, > 0.
-        boundary: "outside": the pinned ring (psi = 0) lies just outside the map, every site is free;
+        boundary: "outside": the pinned ring (psi = 0) lies just outside the map, and every site is free;
             "inside": the map's own outermost ring is pinned (needs H, W >= 3).
-        match_variance: rescale so that the mean of Var psi over the free sites is 1.
-        energy: the budget E[1/2 <psi, L psi>] in place of beta, > 0: beta = |U| / (2 energy), |U| the free sites.
+        match_variance: rescale psi so that the mean of Var psi over the free sites is 1.
+        energy: the budget E[1/2 <psi, L psi>] > 0, which may be given in place of beta: beta = |U| / (2 energy), where |U| is
+            the number of free sites.
 
-    Source: VKD, theory 1.1: L psi(x) = 4 psi(x) - sum of the neighbours, DST-I eigenbasis.
+    Source: VKD (arXiv 2603.17365).
     """
 
     boundary: str = "outside"
@@ -187,7 +191,10 @@ class DirichletGreen(Kernel):
 
 @dataclass(frozen=True)
 class MassiveGreen(DirichletGreen):
-    """psi ~ N(0, (beta (L + mass^2))^-1), L the Dirichlet Laplacian: correlations decay within about 1/mass sites."""
+    """Massive Green kernel: psi ~ N(0, (beta (L + mass^2))^-1) with the Dirichlet Laplacian L and a mass >= 0.
+
+    Correlations decay within about 1/mass sites. The other arguments are those of DirichletGreen.
+    """
 
     mass: float = field(default=1.0, kw_only=True)
 
@@ -201,12 +208,15 @@ class MassiveGreen(DirichletGreen):
 
 @dataclass(frozen=True)
 class PeriodicGreen(Kernel):
-    """psi ~ N(0, (beta L)^+) on the torus, the zero mode removed (every field sums to 0). A 1x1 grid has no other mode."""
+    """Periodic Green kernel: psi ~ N(0, (beta L)^+) with the Laplacian L of the torus and without its zero mode.
+
+    Every field therefore sums to 0. On a 1x1 grid, whose only mode is the zero mode, psi is 0.
+    """
 
     def _green(self, height: int, width: int) -> Spectrum:
         (basis_HH, eigen_H), (basis_WW, eigen_W) = hartley_basis(height), hartley_basis(width)
         eigen_HW = eigen_H[:, None] + eigen_W[None, :]
-        eigen_HW[0, 0] = math.inf  # the zero mode: amplitude 0
+        eigen_HW[0, 0] = math.inf  # gives the zero mode the amplitude 0
         return Spectrum(basis_HH, basis_WW, eigen_HW.rsqrt())
 
 
@@ -219,14 +229,14 @@ KERNELS: dict[str, type[Kernel]] = {
 
 
 @lru_cache(maxsize=256)
-@torch.inference_mode(False)  # a cached tensor outlives an evaluation's inference mode
+@torch.inference_mode(False)  # cached tensors are used again after an evaluation in inference mode, also by training
 def _spectrum(kernel: Kernel, height: int, width: int) -> Spectrum:
-    """Spectrum of Cov psi (beta and match_variance applied), float64, CPU."""
+    """The spectrum of Cov psi, after beta or match_variance: float64, on the CPU."""
     if min(height, width) < 1:
         raise ValueError(f"a grid must be at least 1x1, got {height}x{width}")
     basis_HH, basis_WW, amplitude_HW = kernel._green(height, width)
     if kernel.match_variance:
-        # Orthonormal bases: the variances of the free sites add up to the sum of amplitude^2.
+        # As the bases are orthonormal, the variances of the free sites add up to the sum of amplitude^2.
         power = amplitude_HW.square().mean()
         amplitude_HW = amplitude_HW / power.sqrt() if power > 0 else amplitude_HW
     else:
@@ -239,7 +249,7 @@ def _spectrum(kernel: Kernel, height: int, width: int) -> Spectrum:
 def _on_device(
     kernel: Kernel, height: int, width: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Spectrum, Tensor | None]:
-    """The spectrum in `dtype` on `device`, and on a small grid the dense root (modes x sites), which samples in one product."""
+    """The spectrum in `dtype` on `device`, and on a small grid the dense root (modes x sites) for sampling in one product."""
     spectrum = _spectrum(kernel, height, width)
     root_NN = _dense_root(spectrum).to(device, dtype) if spectrum.amplitude_HW.numel() <= DENSE_SITES else None
     return Spectrum(*(matrix.to(device, dtype) for matrix in spectrum)), root_NN
@@ -248,5 +258,5 @@ def _on_device(
 @lru_cache(maxsize=256)
 @torch.inference_mode(False)
 def variance_on(kernel: Kernel, height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """`kernel.variance` (H, W), cached per grid, device and dtype."""
+    """`kernel.variance(height, width)` (H, W) in `dtype` on `device`, cached."""
     return kernel.variance(height, width).to(device, dtype)

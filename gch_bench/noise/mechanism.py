@@ -1,7 +1,8 @@
-"""Noise mechanisms: law x kernel x injection, as layers on feature maps (B, C, H, W).
+"""Noise mechanisms, each a law, a kernel and a way of injection, as layers on feature maps (B, C, H, W).
 
-Each is the identity in eval mode, like dropout; `inject` attaches one to named stages of a network. Noise has no
-parameters and no buffers, so a state dict never shows it. Without a generator, draws come from torch's global one.
+Every mechanism is the identity in eval mode, like dropout; `inject` attaches one to named stages of a network. Mechanisms have
+no parameters and no buffers, so that they add nothing to a state dict. They draw from torch's global generator of the
+features' device; `FieldNoise.gate` also takes a generator.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,11 +20,14 @@ from gch_bench.noise.kernels import KERNELS, DirichletGreen, Kernel, PeriodicGre
 from gch_bench.noise.laws import hard_mask, samplewise_gate, sites_kept, wick_gate
 
 NORMALIZATIONS = ("samplewise", "wick")
-DENSE_COVARIANCE_SITES = 1024  # up to 32 x 32 the closed forms that need the sites x sites covariance are worked out
+DENSE_COVARIANCE_SITES = 1024  # on larger maps closed forms that need the covariance of all pairs are left out
 
 
 class Expected(NamedTuple):
-    """What is known in advance of a mechanism's strength on one map, see `describe.Realised`; None: no closed form is known."""
+    """The closed forms of a mechanism's strength on one map; the fields are explained in `describe.Realised`.
+
+    None means that no closed form is known, or that the map has more than DENSE_COVARIANCE_SITES sites.
+    """
 
     nominal_drop_rate: float = 0.0
     gate_variance: float | None = None
@@ -31,10 +35,10 @@ class Expected(NamedTuple):
 
 
 class Mechanism(nn.Module):
-    """Base of all mechanisms: `forward` is `apply_noise` in training mode and the identity in eval mode."""
+    """Base of all mechanisms: in training mode `forward` applies the noise, in eval mode it is the identity."""
 
     def apply_noise(self, features: Tensor) -> Tensor:
-        """Noisy features, whatever the mode: (B, C, H, W) -> (B, C, H, W)."""
+        """The features with noise, in training mode as in eval mode: (B, C, H, W) -> (B, C, H, W)."""
         raise NotImplementedError
 
     def forward(self, features: Tensor) -> Tensor:
@@ -42,18 +46,21 @@ class Mechanism(nn.Module):
 
     @property
     def is_off(self) -> bool:
-        """Whether its strength is 0, so that it is the identity everywhere, as asked for."""
+        """Whether the mechanism is the identity because the user set its strength (gamma, p or sigma) to 0."""
         return False
 
     def expected(self, height: int, width: int) -> Expected:
-        """Closed forms of its strength on a map of this size, to compare the measured ones with."""
+        """The closed forms of the mechanism's strength on a height x width map, for comparison with the measured strength."""
         return Expected()
 
 
 class FieldNoise(Mechanism):
-    """Base of the mechanisms that draw a Gaussian field; injection is multiplicative unless `apply_noise` says otherwise.
+    """Base of the mechanisms that draw a Gaussian field. The noise multiplies the features unless a subclass overrides
+    `apply_noise`.
 
-    The kernel's matrices are cached per (H, W, device, dtype).
+    Args:
+        kernel: the covariance of the field. Its matrices are cached per (H, W, device, dtype).
+        per_channel: whether every channel has a draw of its own; default: one draw per sample, shared by all channels.
     """
 
     def __init__(self, kernel: Kernel, per_channel: bool = False) -> None:
@@ -62,7 +69,7 @@ class FieldNoise(Mechanism):
         self.per_channel = per_channel
 
     def transform(self, psi_BHW: Tensor) -> Tensor:
-        """The law: Gaussian fields (B, H, W) -> gates (or additive noise) (B, H, W)."""
+        """The law: turns Gaussian fields (B, H, W) into gates, or into additive noise, (B, H, W)."""
         raise NotImplementedError
 
     def gate(
@@ -76,9 +83,9 @@ class FieldNoise(Mechanism):
         """`batch` independent draws of the law on a height x width grid: (B, H, W), float32."""
         return self.transform(self.kernel.sample(batch, height, width, generator, device))
 
-    @torch.compiler.disable  # cached matrices: traced, every compiled graph would rebuild them
+    @torch.compiler.disable  # if it were traced, every compiled graph would rebuild the cached matrices
     def draw(self, features: Tensor) -> Tensor:
-        """Draws for features (B, C, H, W): (B, 1, H, W), or (B, C, H, W) per channel; float32 whatever their dtype."""
+        """Draws of the law for features (B, C, H, W): (B, 1, H, W), or (B, C, H, W) if per channel. Always float32."""
         batch, channels, height, width = features.shape
         channels = channels if self.per_channel else 1
         noise = self.gate(batch * channels, height, width, device=features.device)
@@ -93,7 +100,7 @@ class FieldNoise(Mechanism):
 
 
 class Gate(FieldNoise):
-    """Multiplicative injection F~(c, x) = F(c, x) xi(x) of a positive, mean-one gate.
+    """A positive gate xi of mean one that multiplies the features: F~(c, x) = F(c, x) xi(x).
 
     Args:
         kernel: the covariance of psi.
@@ -137,19 +144,19 @@ class Gate(FieldNoise):
 class GaussianChaosNoise(Gate):
     """Gaussian Chaos Noise (GCh): a positive, mean-one, spatially correlated multiplicative gate.
 
-    Features (B, C, H, W) -> the same shape; identity in eval mode. `.gate(batch, height, width, generator=None)` gives
-    the gates themselves, (B, H, W).
+    Features (B, C, H, W) -> the same shape; the identity in eval mode. The method
+    `gate(batch, height, width, generator=None)` returns the gates alone, (batch, height, width).
 
     Args:
         gamma: strength, >= 0.
         beta: inverse temperature of psi ~ N(0, (beta L)^-1), > 0.
-        boundary: "outside" or "inside", see DirichletGreen.
-        normalization: "samplewise" (default; the gate used in practice) or "wick".
+        boundary: where psi is pinned to 0, "outside" or "inside" (see DirichletGreen).
+        normalization: "samplewise" (default; the gate used in practice) or "wick" (see Gate).
 
     Raises:
-        ValueError: an argument out of range; a map smaller than 3x3 with boundary="inside".
+        ValueError: an argument is out of range, or a map is smaller than 3x3 with boundary="inside".
 
-    Source: VKD (arXiv 2603.17365), theory 1.1-1.3. A patent application on GCh is in preparation (README, licence).
+    Source: VKD (arXiv 2603.17365). A patent application on GCh is in preparation (see the README's section on the licence).
     """
 
     def __init__(
@@ -159,7 +166,10 @@ class GaussianChaosNoise(Gate):
 
 
 class HardMask(FieldNoise):
-    """Thresholded Gaussian field: keep the 1-p share of sites where psi is largest, scaled to spatial mean one."""
+    """A mask that keeps the share 1 - p of the sites, those with the largest psi, and drops the others.
+
+    The kept sites are scaled so that the spatial mean of the mask is one in every sample (see `laws.hard_mask`).
+    """
 
     def __init__(self, kernel: Kernel, p: float = 0.1, per_channel: bool = False) -> None:
         super().__init__(kernel, per_channel)
@@ -176,7 +186,7 @@ class HardMask(FieldNoise):
     def expected(self, height: int, width: int) -> Expected:
         sites = height * width
         dropped = 1 - sites_kept(sites, self.p) / sites
-        exchangeable = isinstance(self.kernel, White | PeriodicGreen)  # every site is dropped equally often
+        exchangeable = isinstance(self.kernel, White | PeriodicGreen)  # every site is dropped with the same probability
         return Expected(self.p, theory.iid_mask_distortion(dropped) ** 2 if exchangeable else None, 0.0)
 
     def extra_repr(self) -> str:
@@ -184,12 +194,13 @@ class HardMask(FieldNoise):
 
 
 class Additive(FieldNoise):
-    """Additive injection F~ = F + sigma psi.
+    """A Gaussian field that is added to the features: F~ = F + sigma psi.
 
     Args:
         kernel: the covariance of psi.
-        sigma: strength, >= 0, in the features' units, or with `relative` in units of the sample's feature RMS
-            (over channels and sites; taken as a constant by the gradient).
+        sigma: strength, >= 0.
+        relative: whether sigma is in units of the root mean square (RMS) of each sample's features over channels and sites,
+            which the gradient treats as a constant; otherwise it is in the units of the features.
         per_channel: an independent field for every channel; default: one field per sample, shared by all channels.
     """
 
@@ -224,12 +235,17 @@ class Additive(FieldNoise):
 
 
 class LayerNoise(Mechanism):
-    """A library's own noise layer (torch's Dropout, timm's DropBlock2d) as a mechanism; `options` are its own."""
+    """The noise layer of a library (torch's Dropout and Dropout2d, timm's DropBlock2d) as a mechanism.
+
+    Args:
+        layer: the library's layer, with its options already set.
+        options: the same options, by the names that this project gives them.
+    """
 
     def __init__(self, layer: nn.Module, **options: float) -> None:
         super().__init__()
         self.layer = layer
-        self.options = options  # for the description and `is_off`: timm's layer does not print its own
+        self.options = options  # kept here for `repr` and `is_off`, because timm's layer does not print its options
 
     def __repr__(self) -> str:
         shown = [name if value is True else f"{name}={value:g}" for name, value in self.options.items() if value is not False]
@@ -243,13 +259,13 @@ class LayerNoise(Mechanism):
         p = self.options.get("p", 0.0)
         if isinstance(self.layer, nn.Dropout | nn.Dropout2d):
             variance = theory.iid_mask_distortion(p) ** 2
-            draws = height * width if isinstance(self.layer, nn.Dropout) else 1  # independent ones on a map
+            draws = height * width if isinstance(self.layer, nn.Dropout) else 1  # independent ones on the map of a channel
             return Expected(p, variance, variance / draws)
         return Expected(p)
 
     def train(self, mode: bool = True) -> "LayerNoise":
         super().train(mode)
-        self.layer.train()  # whether noise is on is decided outside the layer
+        self.layer.train()  # the layer must always act: the mechanism decides whether the noise is on
         return self
 
     @torch.compiler.disable
@@ -272,7 +288,7 @@ def _dropblock(p: float = 0.1, block_size: int = 7, per_channel: bool = False) -
     return LayerNoise(layer, p=p, block_size=block_size, per_channel=per_channel)
 
 
-# law -> (constructor, the options it takes, does it take a kernel)
+# law -> (what makes the mechanism, the options of the law, whether the law needs a kernel)
 LAWS: dict[str, tuple[Callable[..., Mechanism], tuple[str, ...], bool]] = {
     "samplewise": (Gate, ("gamma", "per_channel"), True),
     "wick": (lambda kernel, **options: Gate(kernel, normalization="wick", **options), ("gamma", "per_channel"), True),
@@ -285,10 +301,16 @@ LAWS: dict[str, tuple[Callable[..., Mechanism], tuple[str, ...], bool]] = {
 
 
 def make_mechanism(law: str, kernel: str, options: Mapping[str, Any]) -> Mechanism:
-    """A mechanism from names: `law` of LAWS, `kernel` of KERNELS, and flat options, of which each takes its own.
+    """Make a mechanism from the names of its law and kernel.
+
+    Args:
+        law: a key of LAWS.
+        kernel: a key of KERNELS; ignored by a law that needs no kernel.
+        options: options of the law and of the kernel together, by name.
 
     Raises:
-        ValueError: unknown name, or an option out of range (name, rule and value in one line).
+        ValueError: a name is unknown, neither law nor kernel has such an option, or an option is out of range; the message
+            gives name, rule and value in one line.
     """
     check_choice("law", law, LAWS)
     make, names, takes_kernel = LAWS[law]

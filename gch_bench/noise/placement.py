@@ -1,8 +1,9 @@
-"""Where noise goes in a network, and whether it does anything there: stages L1..L4, and the measured change of the logits.
+"""Where noise is placed in a network, and whether it does anything there.
 
-A gate is one scalar per site, and not every place lets it reach the logits: a normalisation of each site removes it, and a
-classifier that reads the class token alone never sees the patch tokens of the last block. Additive noise that all channels
-share is removed by the centring of such a normalisation. `stage_modules` says where L1..L4 are; `logit_change` measures.
+A gate multiplies each site by one scalar, and not every place lets this scalar reach the logits: a normalisation of each site
+removes it, and a classifier that reads only the class token never sees the patch tokens of the last block. Additive noise
+that all channels share is removed by the centring of such a normalisation. `stage_modules` says which modules the stages L1..L4
+are; `logit_change` measures how much the noise at a stage changes the logits.
 """
 
 import contextlib
@@ -20,23 +21,24 @@ from gch_bench.noise.hooks import Placement, StageHook, never_called, stage_hook
 from gch_bench.noise.mechanism import Mechanism
 from gch_bench.rng import generator, own_draws
 
-MINIMUM_CHANGE = 1e-4  # of the logits, relative; what is cancelled changes them by 3e-5 at most (docs/definitions.md)
-DRAWS = 2  # forward passes with noise, whose squared changes are averaged
-MOST_DRAWS = 32  # for noise that acts so rarely that it did nothing at all in the first draws
-PERTURBATION = 0.1  # standard deviation that is added to the weights, in units of 1 / sqrt(fan-in)
-IMAGES = 2  # BatchNorm needs two images where a map has one site
-HEAD = ("global_pool", "attn_pool", "fc_norm", "head_drop", "pre_logits", "head", "fc", "classifier")  # timm's names
+MINIMUM_CHANGE = 1e-4  # relative change of the logits; noise that is cancelled later changes them by at most 3e-5
+DRAWS = 2  # how many forward passes with noise are made; their squared changes are averaged
+MOST_DRAWS = 32  # if the noise changed nothing in the first draws, as some noise acts rarely, more are made
+PERTURBATION = 0.1  # standard deviation of what is added to the weights, in units of 1 / sqrt(fan-in)
+IMAGES = 2  # BatchNorm needs at least two where a map has one site only
+HEAD = ("global_pool", "attn_pool", "fc_norm", "head_drop", "pre_logits", "head", "fc", "classifier")  # timm's
 
 
 class NoiseDoesNothing(ValueError):
-    """The noise does not reach the logits from the stage that was asked for."""
+    """Noise at the requested stage does not reach the logits."""
 
 
 def feature_stages(model: nn.Module) -> dict[str, str]:
-    """L1..L4 (early..late) -> module names, from timm's `feature_info` alone; {} for a network that has none.
+    """The module names of L1..L4 (early..late) by timm's `feature_info`; {} for a network that has no `feature_info`.
 
-    Hierarchical backbones: the last four reductions. Isotropic ones (ViT, Mixer: one reduction throughout): the blocks
-    that end each quarter of the depth. Fewer than four: they end at L4.
+    In a hierarchical backbone these are the modules that end its last four resolutions. In a backbone with one resolution
+    throughout (ViT, Mixer) they are the blocks that end each quarter of the depth. A backbone with fewer than four such
+    modules has only the last stages, for example L3 and L4.
     """
     info = getattr(model, "feature_info", None) or []
     entries = list(getattr(info, "info", info))
@@ -48,20 +50,20 @@ def feature_stages(model: nn.Module) -> dict[str, str]:
 
 
 def stage_modules(model: nn.Module) -> dict[str, str]:
-    """L1..L4 -> the modules whose outputs carry the noise; {} for a network without timm's `feature_info`.
+    """The names of the modules whose outputs get the noise at L1..L4; {} for a network without timm's `feature_info`.
 
     L1..L3 are the backbone's own stages (`feature_stages`). L4 is the last place where one scalar per site still reaches the
-    logits. Definition of this project, docs/definitions.md.
+    logits. This is a definition of this project (docs/definitions.md).
     """
     stages = feature_stages(model)
     return stages | {"L4": _last_place(model, stages["L4"])} if stages else {}
 
 
 def _last_place(model: nn.Module, last_stage: str) -> str:
-    """The last module whose output holds one vector per site that the logits depend on.
+    """The name of the last module whose output holds one vector per site, each of which the logits depend on.
 
-    Where the classifier reads the class token alone: the first norm of the last block whose attention mixes tokens (CaiT and
-    XCiT: of the last class-attention block). Elsewhere: the last module before the pooling, which may be a final norm.
+    If the classifier reads only the class token, this is the first norm of the last block whose attention mixes tokens (in
+    CaiT and XCiT the last class-attention block). Otherwise it is the last module before the pooling, possibly a final norm.
     """
     children = dict(model.named_children())
     if getattr(model, "global_pool", None) == "token":
@@ -80,7 +82,7 @@ def find_stage(model: nn.Module, stage: str) -> str:
     """The module name of a stage: one of L1..L4, or a module's own name.
 
     Raises:
-        ValueError: no such stage; the message lists the choices.
+        ValueError: there is no such stage; the message lists the choices.
     """
     stages = stage_modules(model)
     name = stages.get(stage, stage)
@@ -95,27 +97,29 @@ def find_stage(model: nn.Module, stage: str) -> str:
 
 
 class Change(NamedTuple):
-    """Root mean square relative changes ||with noise - without|| / ||without|| over images and draws."""
+    """What the noise changes: root mean squares of ||with noise - without|| over images and draws, relative to ||without||."""
 
     logits: float
-    stage: float  # of the stages' own outputs, the largest
-    height: int  # of the first stage's map
+    stage: float  # the same of the stage's own output; of several stages the largest
+    height: int  # of the first stage's map, in sites
     width: int
 
 
 class Probe:
-    """A network that is looked at with and without noise, on perturbed weights and a few images; nothing of it changes.
+    """Compares the logits of a network with and without noise, on a few images and with perturbed weights.
 
-    The weights are perturbed because a network at initialisation may be degenerate (classifiers, last gammas and layer scales
-    that start at zero hide every noise): each gets N(0, (0.1 / sqrt(fan-in))^2) on top, vectors 0.1 N(0, 1). Everything is in
-    eval mode but BatchNorm, which normalises with the statistics of these images: at initialisation its running statistics
-    fit no network. Weights, buffers, modes, other noise and the global random state are as before afterwards.
+    The weights are perturbed because a network at initialisation may hide every noise: its classifier, its last gammas and its
+    layer scales may start at zero. Each weight gets N(0, (0.1 / sqrt(fan-in))^2) added, each component of a vector
+    N(0, 0.1^2). Everything is in eval mode except BatchNorm, which normalises with the statistics of these images, because the
+    running statistics of an untrained network fit nothing. Weights, buffers, modes, noise that is attached already and the
+    state of the global generators are left as they were.
 
     Args:
-        images: (B, C, H, W), B >= 2 where a BatchNorm sees a map of one site.
+        model: the network.
+        images: normalised images (B, C, H, W); B >= 2 if a BatchNorm sees a map of one site.
 
     Raises:
-        TypeError: the network gives no tensor.
+        TypeError: the network's output is not a tensor.
     """
 
     def __init__(self, model: nn.Module, images: Tensor) -> None:
@@ -125,10 +129,10 @@ class Probe:
         self.clean = self._logits()
 
     def change(self, mechanism: Mechanism, places: Sequence[Placement]) -> Change:
-        """What `mechanism` at `places` (all at once) changes.
+        """Measure what `mechanism` changes when it acts at all of `places` at once.
 
         Raises:
-            ValueError: a place whose output is no map or token grid, or that the forward pass never reaches.
+            ValueError: the output at a place is no map and no token grid, or the forward pass never reaches the place.
         """
         hooks = [_Recorder(place, self.model, mechanism) for place in places]
         handles = [self.model.get_submodule(hook.placement.module).register_forward_hook(hook) for hook in hooks]
@@ -157,7 +161,7 @@ class Probe:
 
 
 class _Recorder(StageHook):
-    """The hook that adds the noise, and sums how much it changed."""
+    """A noise hook that also sums the squares of the output and of what the noise changed in it."""
 
     def __init__(self, placement: Placement, model: nn.Module, mechanism: Mechanism) -> None:
         super().__init__(placement, model, mechanism, train=True, test=True)
@@ -174,7 +178,7 @@ class _Recorder(StageHook):
 
 
 def perturbed(model: nn.Module) -> dict[str, Tensor]:
-    """Perturbed copies of the parameters and plain copies of the buffers, by name (see `Probe`)."""
+    """Perturbed copies of the network's parameters and exact copies of its buffers, by name (see `Probe`)."""
     draws = generator("perturbed weights")
     tensors = {name: buffer.clone() for name, buffer in model.named_buffers()}
     for name, parameter in model.named_parameters():
@@ -189,7 +193,8 @@ def perturbed(model: nn.Module) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def _quiet(model: nn.Module) -> Iterator[None]:
-    """Eval mode, BatchNorm on the statistics of its batch, and the noise that is already attached switched off."""
+    """Within the context the network is in eval mode, but BatchNorm uses the statistics of the batch, and the noise that is
+    attached already is off."""
     modes = {module: module.training for module in model.modules()}
     switches = {hook: (hook.train, hook.test) for hook in stage_hooks(model) if not isinstance(hook, _Recorder)}
     try:
@@ -207,23 +212,26 @@ def _quiet(model: nn.Module) -> Iterator[None]:
 
 
 def logit_change(model: nn.Module, mechanism: Mechanism, stages: Sequence[str], images: Tensor) -> float:
-    """The relative change of the logits that `mechanism` makes at `stages` (all at once), on perturbed weights (see `Probe`).
+    """The relative change of the logits when `mechanism` acts at all of `stages` at once, on perturbed weights (see `Probe`).
 
-    Root mean square over images (B, C, H, W) and draws of ||logits with noise - without|| / ||logits without||. Under
-    MINIMUM_CHANGE the noise does nothing.
+    It is the root mean square over images and draws of ||logits with noise - logits without||, divided by that of
+    ||logits without||. Noise with a change under MINIMUM_CHANGE counts as doing nothing.
+
+    Args:
+        images: normalised images (B, C, H, W); B >= 2 if a BatchNorm sees a map of one site.
 
     Raises:
-        ValueError: an unknown stage, one without a map or token grid, or one that the forward pass never reaches.
+        ValueError: a stage is unknown, has no map and no token grid, or is never reached by the forward pass.
     """
     places = [Placement(stage, find_stage(model, stage)) for stage in stages]
     return Probe(model, images).change(mechanism, places).logits
 
 
 def check_acts(model: nn.Module, mechanism: Mechanism, places: Sequence[Placement], images: Tensor) -> list[float]:
-    """The relative change of the logits that the noise makes at each of `places` alone.
+    """The relative change of the logits when the noise acts at each of `places` alone, for images (B, C, H, W).
 
     Raises:
-        NoiseDoesNothing: a change under MINIMUM_CHANGE; the message says why, and which stages of this network work.
+        NoiseDoesNothing: a change is under MINIMUM_CHANGE; the message says why, and which stages of this network work.
     """
     probe = Probe(model, images)
     changes = []
@@ -255,10 +263,10 @@ def _refusal(probe: Probe, mechanism: Mechanism, place: Placement, change: Chang
 
 
 def _working(probe: Probe, mechanism: Mechanism, place: Placement) -> str:
-    """The stages L1..L4 of this network at which the noise acts, measured, in words."""
+    """A sentence that lists the stages L1..L4 of this network at which the noise acts, with the measured changes."""
     found = []
     for stage, module in stage_modules(probe.model).items():
-        with contextlib.suppress(ValueError):  # a map that is too small for the kernel is no stage that works
+        with contextlib.suppress(ValueError):  # of a stage whose map is too small for the kernel
             change = probe.change(mechanism, [Placement(stage, module)]).logits if module != place.module else 0.0
             if change >= MINIMUM_CHANGE:
                 found.append(f"{stage} ({module}, {change:.1e})")
@@ -266,12 +274,12 @@ def _working(probe: Probe, mechanism: Mechanism, place: Placement) -> str:
 
 
 def random_images(height: int, width: int, channels: int = 3) -> Tensor:
-    """Two random images to measure with: (2, channels, height, width), N(0, 1) like normalised ones, always the same."""
+    """Random images for measurements: (IMAGES, channels, height, width), N(0, 1) like normalised ones, always the same."""
     return torch.randn(IMAGES, channels, height, width, generator=generator("images"))
 
 
 def own_size(model: nn.Module) -> tuple[int, int] | None:
-    """Height and width of the images that a timm network was made for; None where it does not say."""
+    """Height and width in pixels of the images that a timm network was made for; None if the network does not tell."""
     facts: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     embedding = getattr(model, "patch_embed", None) or getattr(model, "stem", None)
     size = getattr(embedding, "img_size", None) or tuple(facts.get("input_size", ()))[1:]

@@ -1,6 +1,7 @@
-"""Closed forms of the exact statements about gates (theory 1.4), to test against and to report.
+"""Closed forms of what a gate xi does to features: log-ratios, order flips, roughness, variance and pooled distortion.
 
-Shapes: N = H*W row-major sites. Source: VKD (arXiv 2603.17365); Phi is the standard normal CDF.
+Tests and reports compare measured values with them. psi is the Gaussian field of the gate, gamma its strength, Phi the standard
+normal CDF. Shapes: N = H*W sites in row-major order. Source: VKD (arXiv 2603.17365).
 """
 
 import torch
@@ -10,45 +11,63 @@ from gch_bench.noise.kernels import DirichletGreen, Kernel
 
 
 def log_ratio_mean(kernel: Kernel, height: int, width: int, gamma: float, normalization: str = "samplewise") -> Tensor:
-    """E log(xi(x) / xi(y)): (N, N), float64. Sample-wise gate: 0. Wick gate: -gamma^2 (Var psi(x) - Var psi(y)) / 2."""
+    """E log(xi(x) / xi(y)): (N, N), float64.
+
+    It is 0 for the sample-wise gate, and -gamma^2 (Var psi(x) - Var psi(y)) / 2 for `normalization="wick"`.
+    """
     variance_N = kernel.variance(height, width).flatten()
     wick_NN = -0.5 * gamma**2 * (variance_N[:, None] - variance_N[None, :])
     return wick_NN if normalization == "wick" else torch.zeros_like(wick_NN)
 
 
 def log_ratio_variance(kernel: Kernel, height: int, width: int, gamma: float) -> Tensor:
-    """s^2 = Var log(xi(x) / xi(y)) = gamma^2 Var(psi(x) - psi(y)): (N, N), float64; gamma^2 R / beta when unmatched."""
+    """s^2 = Var log(xi(x) / xi(y)) = gamma^2 Var(psi(x) - psi(y)): (N, N), float64.
+
+    Without `match_variance` it equals gamma^2 R(x, y) / beta, where R is `kernel.resistance`.
+    """
     covariance_NN = kernel.covariance(height, width)
     variance_N = covariance_NN.diagonal()
     return gamma**2 * (variance_N[:, None] + variance_N[None, :] - 2 * covariance_NN)
 
 
 def flip_probability(log_margin: Tensor | float, log_ratio_sd: Tensor | float) -> Tensor:
-    """P(the order of two positive features flips) = Phi(-m / s): log-margin m > 0, log-ratio sd s (sample-wise gate)."""
+    """Probability Phi(-m / s) that a sample-wise gate flips the order of two positive features.
+
+    Args:
+        log_margin: m = log F(x) - log F(y) > 0.
+        log_ratio_sd: s, the square root of `log_ratio_variance` at (x, y).
+
+    Returns:
+        float64, of the shape to which the arguments broadcast.
+    """
     ratio = torch.as_tensor(log_margin, dtype=torch.float64) / torch.as_tensor(log_ratio_sd, dtype=torch.float64)
     return torch.special.ndtr(-ratio)
 
 
 def roughness(kernel: DirichletGreen, height: int, width: int, gamma: float) -> float:
-    """E sum over edges inside U of (log xi(x) - log xi(y))^2 of the sample-wise gate, free boundary outside.
+    """E sum of (log xi(x) - log xi(y))^2 over the edges of the map, for the sample-wise gate.
 
-    = (gamma^2 / beta) (|U| - sum_x b(x) G_xx), b(x) the number of boundary edges at x (Foster).
+    It equals (gamma^2 / beta) (|U| - sum_x b(x) G_xx) by Foster's theorem, where |U| is the number of sites and b(x) the number
+    of edges from site x to the pinned ring around the map.
 
     Raises:
-        ValueError: the kernel is not the Dirichlet Green kernel with boundary="outside" (the identity is stated for it).
+        ValueError: the kernel is not the Dirichlet Green kernel with boundary="outside", for which alone the formula holds.
     """
     if type(kernel) is not DirichletGreen or kernel.boundary != "outside":
         raise ValueError(f'roughness needs DirichletGreen(boundary="outside"), got {kernel}')
     boundary_HW = torch.zeros(height, width, dtype=torch.float64)
     for edge in (boundary_HW[0], boundary_HW[-1], boundary_HW[:, 0], boundary_HW[:, -1]):
         edge += 1
-    # sum_x b Var = (1/beta) sum_x b G_xx; the scale 1/beta of |U| follows from <psi, L psi> having mean |U| / beta.
+    # Var psi(x) = G_xx / beta. `scale` is 1 / beta, or with match_variance the factor that takes its place.
     scale = kernel.variance(height, width)[0, 0] / DirichletGreen().variance(height, width)[0, 0]
     return float(gamma**2 * (scale * height * width - (boundary_HW * kernel.variance(height, width)).sum()))
 
 
 def pooled_distortion(gate_covariance_NN: Tensor) -> float:
-    """E ||mean_x F~ - mean_x F||^2 / ||mean_x F||^2 on a constant map = (1/N^2) sum_xy Cov(xi(x), xi(y)); (N, N) -> float."""
+    """E ||mean_x F~ - mean_x F||^2 / ||mean_x F||^2 for a map F that is constant over the sites.
+
+    F~ is the map with noise. The value is the mean over x and y of Cov(xi(x), xi(y)), the matrix (N, N) that is given.
+    """
     return float(gate_covariance_NN.mean())
 
 
@@ -63,5 +82,8 @@ def wick_gate_covariance(kernel: Kernel, height: int, width: int, gamma: float) 
 
 
 def iid_mask_distortion(p: float) -> float:
-    """Relative L2 distortion sqrt(p / (1-p)) of an iid keep-mask with inverted scaling on a coherent map (theory 1.4.4)."""
+    """Relative L2 distortion sqrt(p / (1-p)) of a map that is constant over the sites, by an iid keep-mask with drop rate p.
+
+    The kept sites are scaled by 1 / (1-p), so the square of the distortion is also the variance of the gate.
+    """
     return (p / (1 - p)) ** 0.5

@@ -1,4 +1,4 @@
-"""Realised strengths: the figures of theory 1.3, closed forms worked out here, and every preset against its own words."""
+"""Realised strengths: known drop rates, closed forms worked out here, and every preset against its own words."""
 
 import numpy as np
 import pytest
