@@ -1,4 +1,4 @@
-"""Make the process keep freed memory for reuse, which makes torch's work on a CPU several times as fast on Linux.
+"""Make the process keep freed memory for reuse, which makes torch's work on a CPU about twice as fast on Linux.
 
 glibc, the C library of most Linux systems, asks the system for every large block of memory and gives the block back when it is
 freed. Each operation of a network therefore gets fresh pages, which the system must fill with zeros one by one when they are

@@ -169,7 +169,7 @@ def _described(job: Job) -> dict[str, Any]:
         "protocol_id": job.protocol.id,
         "protocol": asdict(job.protocol),
         "mechanism": job.noisy.mechanism,
-        "stages": [stage._asdict() for stage in job.noisy.stages],
+        "stages": [stage.facts() for stage in job.noisy.stages],
         "warnings": job.noisy.warnings,
         "data": {
             "description": data.description,
@@ -328,7 +328,7 @@ def _banner(job: Job) -> None:
     )
     show.line(f"noise:    {config.noise.name}{f': {job.noisy.mechanism}' if job.noisy.stages else ''}")
     for stage in job.noisy.stages:
-        show.line(f"          {stage_in_words(stage._asdict())}")
+        show.line(f"          {stage_in_words(stage.facts())}")
     if config.recipe is not None:
         trained = f"what lies after {config.recipe.freeze}" if config.recipe.freeze else "all weights"
         show.line(f"recipe:   {config.recipe.name} ({config.recipe.epochs} epochs, {trained})")
@@ -349,7 +349,7 @@ def _show(job: Job, summary: pd.DataFrame) -> None:
         numbers = [metric.text(row[key]) for key, metric in SHOWN.items()]
         rows.append([name, *numbers, *("" if pd.isna(row[key]) else f"{100 * row[key]:.2f}" for key in errors)])
     notes = [f"WARNING: {warning}" for warning in job.run_file.warnings]
-    notes += [f"noise at {stage_in_words(stage._asdict())}" for stage in job.noisy.stages]
+    notes += [f"noise at {stage_in_words(stage.facts())}" for stage in job.noisy.stages]
     if errors:
         notes.append("CE, relative CE: top-1 errors relative to AlexNet's published ones (100 is AlexNet); their means are mCE"
                      " and relative mCE (Hendrycks & Dietterich 2019)")  # fmt: skip

@@ -14,7 +14,7 @@ from gch_bench.data.transforms import Normalisation
 from gch_bench.errors import FieldError, UserError
 from gch_bench.model.packaged import PACKAGED, load_packaged
 from gch_bench.model.weights import head_keys, load_weights, zero_classifier
-from gch_bench.noise.describe import realised
+from gch_bench.noise.describe import Realised, realised
 from gch_bench.noise.hooks import stage_grids, stage_hooks
 from gch_bench.noise.inject import inject
 from gch_bench.noise.mechanism import Mechanism, make_mechanism
@@ -30,14 +30,14 @@ class Stage(NamedTuple):
     module: str  # the name of the module whose output carries the noise
     height: int  # of the stage's feature map or token grid, in sites
     width: int
-    logit_change: float  # relative change of the logits that the noise makes, see gch_bench/noise/placement.py
-    drop_rate: float
-    nominal_drop_rate: float
-    inner_drop_rate: float
-    gate_variance: float
-    expected_gate_variance: float | None
-    pooled_distortion: float
-    expected_pooled_distortion: float | None
+    logit_change: float  # relative change of the logits that the noise makes, see `placement.logit_change`
+    strength: Realised
+
+    def facts(self) -> dict[str, Any]:
+        """The stage as one flat mapping of plain values: an entry of run.json's `stages`."""
+        facts = self._asdict()
+        del facts["strength"]
+        return facts | self.strength._asdict()
 
 
 class NoisyNetwork(NamedTuple):
@@ -85,9 +85,10 @@ def _attach(network: nn.Module, mechanism: Mechanism, noise: NoiseConfig, size: 
     stages = []
     for place in places:
         height, width = grids[place.stage]
-        strength = realised(mechanism, height, width)  # raises ValueError where the map is too small for the kernel
-        measured = {"logit_change": changes[place], **strength._asdict()}
-        stages.append(Stage(place.stage, place.module, height, width, **measured))
+        strength = realised(mechanism, height, width)  # a map that the kernel cannot live on is refused here at the latest
+        change = changes[place]
+        assert change is not None, "inject measures it where it is given images"
+        stages.append(Stage(place.stage, place.module, height, width, change, strength))
     return stages
 
 

@@ -44,7 +44,7 @@ def test_noise_that_does_nothing_is_refused() -> None:
     with pytest.raises(UserError, match=r"stages of this network that work: L4 \(stages\.3, "):
         build(ModelConfig("convnext_atto"), replace(GCH, stages=["L2"]), 10, 64)
     (stage,) = build(ModelConfig("convnext_atto"), replace(GCH, stages=["L2"], gamma=0.0), 10, 64).stages
-    assert (stage.logit_change, stage.gate_variance) == (0, pytest.approx(0, abs=1e-10)), "strength 0 is no mistake"
+    assert (stage.logit_change, stage.strength.gate_variance) == (0, pytest.approx(0, abs=1e-10)), "strength 0 is no mistake"
 
 
 def test_stage_facts_are_measured() -> None:
@@ -60,9 +60,9 @@ def test_stage_facts_are_measured() -> None:
     assert all(torch.equal(value, built.network.state_dict()[key]) for key, value in network.state_dict().items())
     assert [stage[:4] for stage in built.stages] == [("L3", "layer3", 8, 8), ("L4", "layer4", 4, 4)]
     assert all(1e-3 < stage.logit_change < 2 for stage in built.stages)
-    assert built.stages[1].drop_rate == pytest.approx(0.245, abs=0.003)
-    assert 0.13 < built.stages[0].drop_rate < 0.16
-    assert json.loads(json.dumps([stage._asdict() for stage in built.stages]))[1]["nominal_drop_rate"] == 0.1
+    assert built.stages[1].strength.drop_rate == pytest.approx(0.245, abs=0.003)
+    assert 0.13 < built.stages[0].strength.drop_rate < 0.16
+    assert json.loads(json.dumps([stage.facts() for stage in built.stages]))[1]["nominal_drop_rate"] == 0.1
 
 
 def test_bad_models_and_noise() -> None:
