@@ -74,6 +74,15 @@ def signalled(overrides: list[str], file: Path, number: int) -> tuple[int, str]:
     return process.returncode, errors
 
 
+def one_line(stopped: SystemExit, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a user's mistake left on stderr, with exit code 2."""
+    lines = capsys.readouterr().err.splitlines()
+    assert stopped.code == 2
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """The one line that an entry point prints for these overrides; asserts exit code 2 and nothing more on stderr."""
@@ -81,10 +90,6 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     def run(*overrides: str, name: str = "train") -> str:
         with pytest.raises(SystemExit) as stopped, reported():
             train_and_evaluate(configuration(*overrides, name=name))
-        lines = capsys.readouterr().err.splitlines()
-        assert stopped.value.code == 2
-        assert len(lines) == 1, lines
-        assert lines[0].startswith("error: ")
-        return lines[0]
+        return one_line(stopped.value, capsys)
 
     return run

@@ -100,7 +100,7 @@ def _run(config: DiagnoseConfig, device: torch.device) -> None:
         for subject in subjects(config):
             display.line(f"{subject.label}: {subject.origin} (weights {subject.digest})")
             try:
-                found.append(_diagnose_subject(subject, config, named, images, device, display, Path(scratch)))
+                found.append(_diagnose_subject(_Work(config, device, display, Path(scratch)), subject, named, images))
             except ValueError as error:
                 raise UserError(f"{subject.label}: {error}") from error
         identity = _identity(config, named, found)
@@ -152,15 +152,19 @@ def _check_identity(folder: Path, identity: str) -> None:
         raise UserError(f"{folder} holds a diagnosis of other weights or chains: choose another output=")
 
 
+class _Work(NamedTuple):
+    """What every measurement of one diagnosis needs."""
+
+    config: DiagnoseConfig
+    device: torch.device
+    display: Display
+    scratch: Path  # the folder where matrices are kept until the diagnosis is whole
+
+
 def _diagnose_subject(
-    subject: Subject,
-    config: DiagnoseConfig,
-    named: list[Chain],
-    images: Callable[[Subject], list[tuple[str, Tensor]]] | None,
-    device: torch.device,
-    display: Display,
-    scratch: Path,
+    work: _Work, subject: Subject, named: list[Chain], images: Callable[[Subject], list[tuple[str, Tensor]]] | None
 ) -> Diagnosed:
+    """Everything that is measured of one subject: its chains, its block Jacobians where asked for, and its single weights."""
     wanted = named or chains.find_chains(subject.weights)
     warnings = list(subject.warnings)
     if not wanted:
@@ -168,52 +172,23 @@ def _diagnose_subject(
             f"no built-in chain fits these weights: only the weights themselves were looked at; give chain=FILE.yaml, or one of"
             f" {', '.join(chains.builtin_chains())}"
         )
-    reports = []
-
-    def report(factors: Iterable[Factor], count: int, name: str, description: str) -> None:
-        with display.bar(f"{subject.label} {name}", count, "factors") as advance:
-
-            def ticked() -> Iterator[Factor]:
-                for factor in factors:
-                    yield factor
-                    advance(factor.name, 1)
-
-            def keep(index: int, matrices: dict[str, Tensor]) -> None:
-                arrays: dict[str, Any] = {key: value.cpu().numpy() for key, value in matrices.items()}
-                path = scratch / "matrices" / _matrices_file(subject.label, name, index)
-                files.write_atomic(path, partial(np.savez_compressed, **arrays), durable=False)
-
-            done = analyse(
-                ticked(), name, description, config.spectral, config.alignment, keep if config.save_matrices else None
-            )
-        reports.append(done)
-
-    fitting = []
+    reports, fitting = [], []
     for chain in wanted:
         blocks = chains.chain_blocks(subject.weights, chain)
-        factors = chains.chain_factors(subject.weights, chain, device, subject.head_dim)
+        factors = chains.chain_factors(subject.weights, chain, work.device, subject.head_dim)
         try:
-            report(factors, len(blocks), chain.name, chain.description)
+            reports.append(_report_chain(work, subject.label, factors, len(blocks), (chain.name, chain.description)))
             fitting.append(chain)
         except ValueError as error:
             if named:
                 raise
             warnings.append(f"chain {chain.name} was left out: {error}")
     if images is not None and fitting:
-        assert subject.network is not None
-        blocks = chains.chain_blocks(subject.weights, fitting[0])
-        network = subject.network.to(device, torch.float64)
-        description = f"blocks of chain {fitting[0].name}, measured at one validation image"
-        for image_name, image in images(subject):
-            image = image.to(device, torch.float64)
-            found = network_jacobians(network, blocks, image, config.jacobian.token, config.jacobian.chunk_mib << 20)
-            name = f"jacobian {image_name}"
-            measured = (Factor(block, matrix, kind=MEASURED) for block, matrix in found)
-            report(chains.composing(measured, name), len(blocks), name, description)
+        reports += _jacobian_reports(work, subject, fitting[0], images(subject))
     table = pd.DataFrame()
-    if config.spectral.weights:
+    if work.config.spectral.weights:
         try:
-            table = weight_table(chains.weight_matrices(subject.weights, device))
+            table = weight_table(chains.weight_matrices(subject.weights, work.device))
         except ValueError as error:
             raise ValueError(f"{error}; spectral.weights=false looks at the chains alone") from error
     facts = {
@@ -226,6 +201,41 @@ def _diagnose_subject(
         "warnings": warnings,
     }
     return Diagnosed(facts, table, reports)
+
+
+def _report_chain(work: _Work, label: str, factors: Iterable[Factor], count: int, titles: tuple[str, str]) -> ChainReport:
+    """The report on a chain of `count` factors, with a progress bar; `titles` are the chain's name and description."""
+    config, (name, description) = work.config, titles
+
+    def keep(index: int, matrices: dict[str, Tensor]) -> None:
+        arrays: dict[str, Any] = {key: value.cpu().numpy() for key, value in matrices.items()}
+        path = work.scratch / "matrices" / _matrices_file(label, name, index)
+        files.write_atomic(path, partial(np.savez_compressed, **arrays), durable=False)
+
+    with work.display.bar(f"{label} {name}", count, "factors") as advance:
+
+        def ticked() -> Iterator[Factor]:
+            for factor in factors:
+                yield factor
+                advance(factor.name, 1)
+
+        kept = keep if config.save_matrices else None
+        return analyse(ticked(), name, description, config.spectral, config.alignment, kept)
+
+
+def _jacobian_reports(work: _Work, subject: Subject, chain: Chain, images: list[tuple[str, Tensor]]) -> Iterator[ChainReport]:
+    """The reports on the measured Jacobians of a chain's blocks, one per image: (name, (1, 3, size, size))."""
+    assert subject.network is not None
+    jacobian = work.config.jacobian
+    blocks = chains.chain_blocks(subject.weights, chain)
+    network = subject.network.to(work.device, torch.float64)
+    for image_name, image in images:
+        image = image.to(work.device, torch.float64)
+        found = network_jacobians(network, blocks, image, jacobian.token, jacobian.chunk_mib << 20)
+        measured = (Factor(block, matrix, kind=MEASURED) for block, matrix in found)
+        name = f"jacobian {image_name}"
+        titles = (name, f"blocks of chain {chain.name}, measured at one validation image")
+        yield _report_chain(work, subject.label, chains.composing(measured, name), len(blocks), titles)
 
 
 def _images(config: DiagnoseConfig) -> Callable[[Subject], list[tuple[str, Tensor]]]:

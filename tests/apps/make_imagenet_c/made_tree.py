@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, one_line
 from PIL import Image
 
 SCRIPT = REPOSITORY / "scripts" / "make_imagenet_c.py"
@@ -66,11 +66,7 @@ def refuse(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         capsys.readouterr()
         with pytest.raises(SystemExit) as stopped:
             make(*arguments)
-        lines = capsys.readouterr().err.splitlines()
-        assert stopped.value.code == 2
-        assert len(lines) == 1, lines
-        assert lines[0].startswith("error: ")
-        return lines[0]
+        return one_line(stopped.value, capsys)
 
     return run
 
