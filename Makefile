@@ -28,6 +28,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python scripts/bench_corruptions.py
 	$(BIN)/python scripts/bench_spectral.py
 	$(BIN)/python scripts/bench_memory.py
+	$(BIN)/python scripts/bench_evaluation.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

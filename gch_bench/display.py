@@ -46,7 +46,8 @@ class Display:
             now = time.monotonic()
             if now - shown >= QUIET_SECONDS or done >= total:
                 eta = (now - start) / max(done, 1) * (total - done)
-                self.line(f"{what}: {done}/{total} {unit}  {note}  ETA {eta:.0f} s")
+                rate = done / max(now - start, 1e-9)
+                self.line(f"{what}: {done}/{total} {unit}  {note}  {rate:.0f} {unit}/s  ETA {eta:.0f} s")
                 shown = now
 
         yield advance

@@ -18,6 +18,7 @@ Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
 CLEAN = "clean"  # the name that the clean cell has in the place of a corruption's
+CLEAN_TIMM = "clean_timm"  # the same for clean images in the preparation that timm validates the network with
 EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")  # the corruptions of ImageNet-C besides its 15
 NUM_BINS = 15
 
@@ -238,9 +239,9 @@ def averaged(names: Iterable[str]) -> list[str]:
     """The names over which a mean is taken, in their order: those of the 15 corruptions if there are any, else the extra ones.
 
     The 4 extra corruptions are meant for tuning (Hendrycks & Dietterich 2019). A mean over both kinds could not be compared
-    with any published number. CLEAN is left out, and each name appears once.
+    with any published number. Clean images are left out, and each name appears once.
     """
-    corruptions = [name for name in dict.fromkeys(names) if name != CLEAN]
+    corruptions = [name for name in dict.fromkeys(names) if name not in (CLEAN, CLEAN_TIMM)]
     return [name for name in corruptions if name not in EXTRA] or corruptions
 
 

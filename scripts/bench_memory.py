@@ -2,8 +2,8 @@
 
 Time: EfficientNet-Lite0 with its ImageNet weights evaluates crops of the photographs that ship with scikit-image and
 scikit-learn, with memory=auto and with memory=system. Each evaluation runs in a process of its own, and the two settings take
-turns, so that a slow moment of the machine meets both. The first batch is not counted. The log-probabilities must be equal,
-bit for bit.
+turns, so that a slow moment of the machine meets both. The first batch is not counted. The logits must be equal, bit for
+bit.
 Bound: a small network takes 10,000 training steps on batches of changing sizes, while other blocks of random sizes and
 lifetimes are allocated, which is the worst case for a heap that is never handed back. The resident memory is shown after every
 1,000 steps.
@@ -27,12 +27,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import machine, positive
-from PIL import Image
+from measure import machine, photographs, positive
 from torch import Tensor, nn
 
 from gch_bench.config.run import ModelConfig
-from gch_bench.evaluation.predict import Predictor, log_probabilities
+from gch_bench.data.transforms import normalise
+from gch_bench.evaluation.predict import Predictor, predict
 from gch_bench.memory import USERS_OWN, keep_freed_memory
 from gch_bench.model.build import build_network, normalisation
 from gch_bench.results.records import CELL_CLEAN
@@ -43,39 +43,23 @@ MODEL, SIZE, BATCH = "tf_efficientnet_lite0", 224, 64
 CHOICES = ("auto", "system")
 
 
-def photographs(count: int) -> Tensor:
-    """uint8 (count, 3, 224, 224): crops, at changing places, of photographs that ship with scikit-image and scikit-learn."""
-    import skimage
-    import sklearn.datasets
-
-    shipped = [
-        Path(skimage.__file__).parent / "data" / name for name in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
-    ]
-    shipped += [Path(sklearn.datasets.__file__).parent / "images" / name for name in ("china.jpg", "flower.jpg")]
-    crops = []
-    for i in range(count):
-        image = Image.open(shipped[i % len(shipped)]).convert("RGB")
-        left, top = 37 * i % (image.width - SIZE), 23 * i % (image.height - SIZE)
-        crops.append(np.asarray(image.crop((left, top, left + SIZE, top + SIZE))).transpose(2, 0, 1))
-    return torch.from_numpy(np.stack(crops))
-
-
 def evaluate(count: int) -> dict[str, Any]:
     """Evaluate `count` photographs after a first batch that is not counted.
 
     Returns:
-        seconds; faults, the number of page faults; peak, the peak resident MiB; digest, of the log-probabilities.
+        seconds; faults, the number of page faults; peak, the peak resident MiB; digest, of the logits.
     """
     network, _ = build_network(ModelConfig(MODEL, pretrained=True), 1000, SIZE)
-    predictor = Predictor(network.eval(), normalisation(network), None, 0, False, "fp32", 0, 0)
-    batches = photographs(count + BATCH).split(BATCH)
+    predictor = Predictor(network.eval(), normalisation(network), "fp32")
+    crops = [np.asarray(image).transpose(2, 0, 1) for image in photographs(count + BATCH, (SIZE, SIZE))]
+    batches = torch.from_numpy(np.stack(crops)).split(BATCH)
     digest = hashlib.sha256()
     with torch.inference_mode():
-        log_probabilities(predictor, CELL_CLEAN, batches[0], torch.arange(BATCH))
+        predict(predictor, normalise(batches[0], predictor.normalisation), CELL_CLEAN, torch.arange(BATCH))
         faults, begun = page_faults(), time.perf_counter()
         for images in batches[1:]:
-            logp_BC = log_probabilities(predictor, CELL_CLEAN, images, torch.arange(len(images)))
-            digest.update(logp_BC.numpy().tobytes())
+            logits_BC = predict(predictor, normalise(images, predictor.normalisation), CELL_CLEAN, torch.arange(len(images)))
+            digest.update(logits_BC.numpy().tobytes())
     return {
         "seconds": time.perf_counter() - begun,
         "faults": page_faults() - faults,
@@ -154,7 +138,7 @@ def time_table(images: int, turns: int, threads: int) -> Iterator[str]:
     yield (f"| time with memory=system, of that with memory=auto | {ratio:.2f} ({min(ratios):.2f}..{max(ratios):.2f} in {turns}"
            f" turns) | >= {GOAL_RATIO:g} | {MARK[ratio >= GOAL_RATIO]} |")  # fmt: skip
     equal = len({run["digest"] for runs in found.values() for run in runs}) == 1
-    yield f"| log-probabilities equal, bit for bit | {MARK[equal]} | yes | {MARK[equal]} |"
+    yield f"| logits equal, bit for bit | {MARK[equal]} | yes | {MARK[equal]} |"
 
 
 def growth_table(batches: int) -> Iterator[str]:

@@ -1,11 +1,13 @@
-"""What the benchmark scripts share: a line on the machine, the time of one call, and a type of argparse for counts."""
+"""What the benchmark scripts share: a line on the machine, the time of one call, photographs, and a type of argparse."""
 
 import argparse
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
+from PIL import Image
 
 from gch_bench.provenance import provenance
 
@@ -31,6 +33,26 @@ def seconds(action: Callable[[], object], device: torch.device) -> float:
     begun = time.perf_counter()
     action()
     return time.perf_counter() - begun
+
+
+def photographs(count: int, size: tuple[int, int], root: Path | None = None) -> Iterator[Image.Image]:
+    """`count` RGB crops of size (width, height), at changing places, of photographs: those that ship with scikit-image and
+    scikit-learn, or the JPEG files below `root`. A photograph that is too small is enlarged first."""
+    import skimage
+    import sklearn.datasets
+
+    shipped = [
+        Path(skimage.__file__).parent / "data" / name for name in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
+    ]
+    shipped += [Path(sklearn.datasets.__file__).parent / "images" / name for name in ("china.jpg", "flower.jpg")]
+    paths = sorted(root.rglob("*.jp*g")) if root else shipped
+    for i in range(count):
+        image = Image.open(paths[i % len(paths)]).convert("RGB")
+        scale = max(1.0, *((wanted + 1) / side for wanted, side in zip(size, image.size, strict=True)))
+        if scale > 1:
+            image = image.resize((round(image.width * scale) + 1, round(image.height * scale) + 1))
+        left, top = 37 * i % (image.width - size[0]), 23 * i % (image.height - size[1])
+        yield image.crop((left, top, left + size[0], top + size[1]))
 
 
 def positive(text: str) -> int:

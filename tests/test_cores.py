@@ -11,8 +11,8 @@ from conftest import environment
 
 from gch_bench.cores import usable_cores
 from gch_bench.data.images import ArrayImages, FileImages
-from gch_bench.data.loaders import FEW_IMAGES, MOST_WORKERS, eval_loader, loader_workers, workers_warning
-from gch_bench.data.transforms import eval_transform
+from gch_bench.data.loaders import FEW_IMAGES, MOST_WORKERS, Source, eval_loader, loader_workers, workers_warning
+from gch_bench.data.transforms import EvalTransform
 
 
 @pytest.mark.parametrize(
@@ -63,4 +63,4 @@ def test_too_many_workers_print_no_python_warning(monkeypatch: pytest.MonkeyPatc
     images = ArrayImages(["a"], np.zeros(1, np.int64), np.zeros((1, 8, 8), np.uint8))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        eval_loader(images, eval_transform(8), 1, workers=500)  # processes start with the first pass
+        eval_loader([Source(images, (EvalTransform(8),))], [[(0, 0)]], workers=500)  # processes start with the first pass

@@ -12,6 +12,7 @@ from gch_bench.config.parse import NOT_IN_IDENTITY
 from gch_bench.errors import FieldError
 
 INTERPOLATIONS = ("bilinear", "bicubic")
+PREPROCESS = ("imagenet256", "timm")
 
 _AUTO_AUGMENT = re.compile(r"(rand|augmix)(-[a-z]+[0-9.]*)+|original|originalr|v0|v0r|3a")
 
@@ -20,8 +21,8 @@ _AUTO_AUGMENT = re.compile(r"(rand|augmix)(-[a-z]+[0-9.]*)+|original|originalr|v
 class DataConfig:
     """Which images a run uses, and how they are prepared. Raises FieldError on a value out of its range.
 
-    The fields size and resize are not part of a run's identity, because they may be null. The values that they resolve to,
-    DataSource.size and DataSource.geometry, are part of it.
+    The fields size, resize and preprocess are not part of a run's identity, because they may be null. What they resolve to,
+    DataSource.size and DataSource.geometry, is part of it.
     """
 
     name: str  # a row of gch_bench/data/sets.py
@@ -32,6 +33,10 @@ class DataConfig:
     # Length in pixels to which the shorter side is resized before the centre crop; null: the data set's own.
     resize: int | None = field(default=None, metadata=NOT_IN_IDENTITY)
     interpolation: str = "bilinear"  # bilinear | bicubic: the interpolation of the resize
+    # A preparation by name, in place of size, resize and interpolation. imagenet256: what ImageNet-C's own images went through,
+    # a bilinear resize to 256 and a crop of 224 pixels (for another data.size in proportion); timm: what timm validates its
+    # pretrained network of this name with. null: as size, resize and interpolation say.
+    preprocess: str | None = field(default=None, metadata=NOT_IN_IDENTITY)
     # Download the data set into root if it is not there (cifar10 and pets).
     download: bool = field(default=False, metadata=NOT_IN_IDENTITY)
     # Skip unreadable images, and count and report them, instead of stopping at the first one.
@@ -48,6 +53,13 @@ class DataConfig:
         if self.workers is not None:
             check_whole_number("workers", self.workers, low=0)
         check_choice("interpolation", self.interpolation, INTERPOLATIONS)
+        if self.preprocess is not None:
+            check_choice("preprocess", self.preprocess, PREPROCESS)
+            given = ("resize", "interpolation") if self.preprocess == "imagenet256" else ("size", "resize", "interpolation")
+            own = {"size": None, "resize": None, "interpolation": "bilinear"}
+            for name in given:
+                rule = f"left out with preprocess={self.preprocess}, which decides it"
+                check(getattr(self, name) == own[name], name, rule, getattr(self, name))
         for name in ("download", "skip_bad"):
             check(isinstance(getattr(self, name), bool), name, "true or false", getattr(self, name))
 

@@ -76,8 +76,6 @@ class NoiseConfig:
 
     def __post_init__(self) -> None:
         check(self.mc_samples >= 1, "mc_samples", ">= 1", self.mc_samples)
-        if self.mc_samples > 1 and not (self.eval and self.law):
-            raise FieldError(f"mc_samples={self.mc_samples}", "needs noise at test time: set noise.eval=true and a noise")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -141,6 +139,18 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         check(self.batch_size >= 1, "batch_size", ">= 1", self.batch_size)
         check_choice("precision", self.precision, ("fp32", "bf16"))
+
+
+@dataclass(frozen=True)
+class RecordsConfig:
+    """What is recorded of each image beside the atoms of the metrics."""
+
+    logits: bool = False  # record the logits in float16, so that other metrics and temperatures need no second evaluation
+    # The cells whose logits are recorded, such as [clean,fog-3], or fog for all severities; empty: all cells.
+    logits_cells: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        check(self.logits or not self.logits_cells, "logits_cells", "empty without records.logits=true", self.logits_cells)
 
 
 @dataclass(frozen=True)
@@ -229,6 +239,9 @@ class Config:
     corruptions: CorruptionsConfig
     logger: LoggerConfig = field(metadata=NOT_IN_IDENTITY)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    records: RecordsConfig = field(default_factory=RecordsConfig, metadata=NOT_IN_IDENTITY)
+    # For evaluate.py: the networks that are evaluated in one pass over the images: run folders, files of weights, timm:NAME.
+    checkpoints: list[str] = field(default_factory=list, metadata=NOT_IN_IDENTITY)
     recipe: RecipeConfig | None = None
     seed: int = 0
     device: str = field(default="auto", metadata=NOT_IN_IDENTITY)  # auto | cpu | cuda
@@ -241,6 +254,11 @@ class Config:
     resume: str = field(default="auto", metadata=NOT_IN_IDENTITY)
 
     def __post_init__(self) -> None:
+        if self.noise.mc_samples > 1 and not (self.noise.eval and (self.noise.law or self.checkpoints)):
+            rule = "needs noise at test time: set noise.eval=true and a noise"
+            raise FieldError(f"noise.mc_samples={self.noise.mc_samples}", rule)
+        rule = "left out with train.py; evaluate.py takes it"
+        check(not (self.checkpoints and self.recipe), "checkpoints", rule, self.checkpoints)
         check_choice("resume", self.resume, ("auto", "never"))
         check_choice("device", self.device, DEVICES)
         check(0 <= self.seed < 2**63, "seed", ">= 0 and < 2^63", self.seed)

@@ -7,7 +7,7 @@ workers, batch size, ranks or the global generators.
 import contextlib
 import random
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from gch_bench import rng
 from gch_bench.cores import usable_cores
 from gch_bench.data.images import ArrayImages, BadImage, ImageSet, WrongSize
-from gch_bench.data.transforms import Transform
+from gch_bench.data.transforms import Preparation, Transform
 from gch_bench.errors import UserError
 
 FEW_IMAGES = 10_000  # a pass over fewer images in memory takes less time than starting loader processes
@@ -32,9 +32,9 @@ class Sample(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The readable images of a batch, and ``bad``, those that could not be read.
+    """The readable images of a training batch, and ``bad``, those that could not be read.
 
-    ``images`` is (B, 3, H, W), normalised float32 for training and uint8 for evaluation; ``labels`` and ``ids`` are (B,) int64.
+    ``images`` is (B, 3, H, W), normalised float32; ``labels`` and ``ids`` are (B,) int64.
     """
 
     images: torch.Tensor
@@ -43,39 +43,77 @@ class Batch(NamedTuple):
     bad: list[BadImage]
 
 
+class Source(NamedTuple):
+    """Images that are evaluated, and the preparations of them that are wanted. Each image is decoded once for all of these."""
+
+    images: ImageSet
+    preparations: tuple[Preparation, ...]
+
+
+class EvalSample(NamedTuple):
+    images: tuple[torch.Tensor, ...]  # one for each preparation of the source
+    label: int
+    id: int
+
+
+class EvalBatch(NamedTuple):
+    """The readable images of a batch, all of one source, and those that could not be read."""
+
+    images: tuple[torch.Tensor, ...]  # for each preparation uint8 (B, 3, H, W)
+    labels: torch.Tensor  # (B,) int64
+    ids: torch.Tensor  # (B,) int64
+    bad: list[BadImage]
+    bad_ids: list[int]  # of the images in `bad`
+
+
 class EvalDataset(Dataset):
-    """Returns the Sample of an image id, or BadImage if the image cannot be used."""
+    """Returns the EvalSample of (number of the source, image id), or (id, BadImage) if the image cannot be used."""
 
-    def __init__(self, images: ImageSet, transform: Transform) -> None:
-        self.images = images
-        self.transform = transform
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = sources
 
-    def __getitem__(self, index: int) -> Sample | BadImage:
-        image = self.images.load_or_bad(index)
+    def __getitem__(self, position: tuple[int, int]) -> EvalSample | tuple[int, BadImage]:
+        number, index = position
+        images, preparations = self.sources[number]
+        image = images.load_or_bad(index)
         if isinstance(image, BadImage):
-            return image
-        return Sample(self.transform(image), int(self.images.labels[index]), index)
+            return index, image
+        return EvalSample(tuple(prepare(image) for prepare in preparations), int(images.labels[index]), index)
 
 
-class TrainDataset(EvalDataset):
+def collate_evaluation(samples: Sequence[EvalSample | tuple[int, BadImage]]) -> EvalBatch:
+    """Join samples of one source to a batch. If no image is readable, there are no tensors of images."""
+    good = [sample for sample in samples if isinstance(sample, EvalSample)]
+    bad = [sample for sample in samples if not isinstance(sample, EvalSample)]
+    return EvalBatch(
+        images=tuple(torch.stack(images) for images in zip(*(sample.images for sample in good), strict=True)),
+        labels=torch.tensor([sample.label for sample in good], dtype=torch.int64),
+        ids=torch.tensor([sample.id for sample in good], dtype=torch.int64),
+        bad=[image for _, image in bad],
+        bad_ids=[index for index, _ in bad],
+    )
+
+
+class TrainDataset(Dataset):
     """Returns the Sample of (epoch, image id), augmented by random draws that depend on (seed, epoch, id) alone.
 
     The next readable image takes the place of an unreadable one; BadImage is returned only if no image is readable.
     """
 
     def __init__(self, images: ImageSet, transform: Transform, seed: int) -> None:
-        super().__init__(images, transform)
+        self.images = images
+        self.transform = transform
         self.seed = seed
 
-    def __getitem__(self, position: tuple[int, int]) -> Sample | BadImage:  # type: ignore[override]
+    def __getitem__(self, position: tuple[int, int]) -> Sample | BadImage:
         epoch, index = position
         bad: list[BadImage] = []
         with seeded(rng.seed_of(self.seed, "augment", epoch, index)):
             for id_ in (index, *range(index + 1, len(self.images)), *range(index)):
-                sample = super().__getitem__(id_)
-                if isinstance(sample, Sample):  # so all batches keep their size, and processes stay in step
-                    return sample._replace(bad=tuple(bad))
-                bad.append(sample)
+                image = self.images.load_or_bad(id_)
+                if not isinstance(image, BadImage):  # so all batches keep their size, and processes stay in step
+                    return Sample(self.transform(image), int(self.images.labels[id_]), id_, tuple(bad))
+                bad.append(image)
         return bad[0]
 
 
@@ -115,18 +153,22 @@ def checked(batches: Iterable[Batch], skip_bad: bool, skipped: list[BadImage]) -
     With ``skip_bad`` each unreadable image is added once to ``skipped``.
 
     Raises:
-        UserError: an image is unreadable and ``skip_bad`` is false, or an image has a forbidden size.
+        UserError: see ``refuse_bad``.
     """
     for batch in batches:
-        for bad in batch.bad:
-            if isinstance(bad, WrongSize):
-                raise UserError(f"{bad.path} {bad.reason}")
-            if not skip_bad:
-                raise UserError(f"unreadable image {bad.path}: {bad.reason}; remove it or set data.skip_bad=true")
-            if bad not in skipped:
-                skipped.append(bad)
+        refuse_bad(batch.bad, skip_bad)
+        skipped.extend(bad for bad in dict.fromkeys(batch.bad) if bad not in skipped)
         if len(batch.ids):
             yield batch
+
+
+def refuse_bad(images: Iterable[BadImage], skip_bad: bool) -> None:
+    """Raise UserError if an image is unreadable and ``skip_bad`` is false, or if an image has a forbidden size."""
+    for bad in images:
+        if isinstance(bad, WrongSize):
+            raise UserError(f"{bad.path} {bad.reason}")
+        if not skip_bad:
+            raise UserError(f"unreadable image {bad.path}: {bad.reason}; remove it or set data.skip_bad=true")
 
 
 class _EpochOrder:
@@ -156,7 +198,7 @@ class TrainLoader:
 
     def __init__(self, dataset: TrainDataset, order: _EpochOrder, workers: int) -> None:
         self._order = order
-        self._loader = _data_loader(dataset, workers, batch_sampler=order)
+        self._loader = _data_loader(dataset, workers, batch_sampler=order, collate_fn=collate)
         self.steps_per_epoch = order.steps
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
@@ -188,14 +230,9 @@ def train_loader(
     return TrainLoader(TrainDataset(images, transform, seed), order, workers)
 
 
-def eval_loader(
-    images: ImageSet, transform: Transform, batch_size: int, workers: int = 0, rank: int = 0, world: int = 1
-) -> DataLoader:
-    """A loader of the images with the ids rank, rank + world, ..., in this order; it may be iterated over repeatedly.
-
-    Each image is on exactly one rank, and nothing is padded.
-    """
-    return _data_loader(EvalDataset(images, transform), workers, batch_size=batch_size, sampler=range(rank, len(images), world))
+def eval_loader(sources: Sequence[Source], batches: Iterable[Sequence[tuple[int, int]]], workers: int = 0) -> DataLoader:
+    """A loader of EvalBatch in the order of ``batches``, each of which lists (number of the source, image id) of one source."""
+    return _data_loader(EvalDataset(sources), workers, batch_sampler=batches, collate_fn=collate_evaluation)
 
 
 def loader_workers(wanted: int | None, images: ImageSet, processes: int) -> int:
@@ -230,7 +267,6 @@ def _data_loader(dataset: Dataset, workers: int, **options: object) -> DataLoade
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
-            collate_fn=collate,
             generator=torch.Generator(),  # from it each pass draws a seed for the workers, and not from the global one
             **options,  # type: ignore[arg-type]
         )

@@ -11,7 +11,7 @@ from gch_bench.checks import check, check_choice
 from gch_bench.config.data import DataConfig
 from gch_bench.data import digits, folders
 from gch_bench.data.images import ImageSet, Subset, image_sizes
-from gch_bench.data.transforms import default_resize
+from gch_bench.data.transforms import EvalTransform, Preparation, default_resize
 from gch_bench.errors import FieldError, UserError
 
 LARGEST_NATIVE = 512  # pixels; larger square images of a folder are resized and cropped to 224, as photographs are
@@ -47,19 +47,29 @@ DATASETS: dict[str, DataSet] = {
 
 @dataclass(frozen=True, eq=False)
 class DataSource:
-    """The data of a run. ``size`` is the side in pixels of the square images that the network gets."""
+    """The data of a run."""
 
     name: str
     description: str
     classes: list[str]
-    size: int
-    resize: int | None  # see transforms.eval_transform
-    interpolation: str
+    preparation: Preparation  # how an image becomes the pixels that the network sees
     train: ImageSet | None  # None if only evaluation images were asked for
     val: ImageSet
     fingerprint: str  # 16 hex digits of a hash of the val images, the same whether or not train was loaded
     train_fingerprint: str | None
-    geometry: str  # "none" or, e.g., "resize256-bilinear-centercrop224"; part of the protocol id
+    geometry: str  # the preparation in words, e.g. "resize256-bilinear-centercrop224", or "none"; part of the protocol id
+
+    @property
+    def size(self) -> int:
+        """The side in pixels of the square images that the network sees."""
+        return self.preparation.size
+
+    def prepared(self, preparation: Preparation) -> "DataSource":
+        """The same images with another preparation."""
+        if preparation == self.preparation:
+            return self
+        description = self.description.replace(f"{self.size}x{self.size}", f"{preparation.size}x{preparation.size}")
+        return replace(self, preparation=preparation, geometry=str(preparation), description=description)
 
     @property
     def is_imagenet_1k(self) -> bool:
@@ -91,19 +101,19 @@ def load_data(config: DataConfig, train: bool = True) -> DataSource:
     folders.check_num_classes(len(val.classes), config.num_classes)
     sizes = image_sizes(val.images) if config.resize is None else set()
     size = config.size or _native_size(sizes)
+    preparation = EvalTransform(size, config.resize, config.interpolation)
     counts = f"{len(trained.images)} train / {len(val.images)} val images" if trained else f"{len(val.images)} val images"
     return DataSource(
         name=config.name,
         description=f"{config.name} ({where}: {counts}, {len(val.classes)} classes, {size}x{size})",
         classes=val.classes,
-        size=size,
-        resize=config.resize,
-        interpolation=config.interpolation,
+        preparation=preparation,
         train=trained.images if trained else None,
         val=val.images,
         fingerprint=val.fingerprint,
         train_fingerprint=trained.fingerprint if trained else None,
-        geometry=_geometry(config, size, sizes),
+        # An image that has the network's size already is not changed.
+        geometry="none" if config.resize is None and sizes == {(size, size)} else str(preparation),
     )
 
 
@@ -125,6 +135,8 @@ def _fitting(config: DataConfig) -> DataConfig:
     rule = f"false for data={config.name}, as only {able} can be downloaded"
     check(not config.download or row.download, "download", rule, config.download)
     size, resize = config.size or row.size, config.resize or row.resize
+    if config.preprocess == "imagenet256":
+        resize = default_resize(size or 224)
     if resize is not None:
         check(size is not None, "resize", f"null without data.size for data={config.name} (pass data.size=PIXELS)", resize)
         assert size is not None
@@ -139,10 +151,3 @@ def _native_size(sizes: set[tuple[int, int]]) -> int:
         if width == height <= LARGEST_NATIVE:
             return width
     return 224
-
-
-def _geometry(config: DataConfig, size: int, sizes: set[tuple[int, int]]) -> str:
-    """The name of what ``eval_transform(size, config.resize, config.interpolation)`` does to images of these sizes."""
-    if config.resize is None and sizes == {(size, size)}:
-        return "none"
-    return f"resize{config.resize or default_resize(size)}-{config.interpolation}-centercrop{size}"

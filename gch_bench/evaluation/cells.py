@@ -1,12 +1,12 @@
 """Which cells a run evaluates (a cell: clean, or one corruption at one severity), and which of them it has not recorded yet."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from gch_bench.checks import check_choice
-from gch_bench.config.run import CorruptionsConfig
+from gch_bench.config.run import CorruptionsConfig, RecordsConfig
 from gch_bench.corruptions import CORRUPTIONS, PARAMETER_SETS, corrupt, parameters_for
 from gch_bench.errors import UserError
 from gch_bench.results.records import CELL_CLEAN, Cell, record_facts
@@ -56,13 +56,35 @@ def try_corruptions(cells: list[Cell], size: int, parameters: str) -> None:
             raise UserError(f"corruption {name} of {size}x{size} images cannot be made: {error}") from error
 
 
-def missing_cells(folder: Path, cells: list[Cell], facts: dict[str, str], images: Mapping[Cell, str]) -> list[Cell]:
-    """The cells that have no record with these facts yet.
+def logits_cells(config: RecordsConfig, cells: Sequence[Cell]) -> frozenset[Cell]:
+    """The cells whose logits are recorded.
+
+    Raises:
+        UserError: a name in `records.logits_cells` that fits no cell of the run.
+    """
+    if not config.logits:
+        return frozenset()
+    for name in config.logits_cells:
+        names = [*dict.fromkeys(cell.corruption for cell in cells)]
+        if not any(name in (cell.corruption, f"{cell.corruption}-{cell.severity}") for cell in cells):
+            raise UserError(
+                f"records.logits_cells must name cells of this run such as {names[-1]} or {names[-1]}-{cells[-1].severity},"
+                f" got {name}"
+            )
+    chosen = config.logits_cells or [cell.corruption for cell in cells]
+    return frozenset(cell for cell in cells if {cell.corruption, f"{cell.corruption}-{cell.severity}"} & set(chosen))
+
+
+def missing_cells(
+    folder: Path, cells: list[Cell], facts: dict[str, str], images: Mapping[Cell, str], logits: frozenset[Cell] = frozenset()
+) -> list[Cell]:
+    """The cells that have no record with these facts yet, or one without the logits that are wanted.
 
     Args:
         folder: the run folder.
         facts: the protocol id and the digest of the weights that a record must have.
         images: cell -> fingerprint of its stored images; {} where the images are generated.
+        logits: the cells whose logits are wanted.
 
     Raises:
         UserError: a record with the same facts was made from other stored images.
@@ -77,4 +99,6 @@ def missing_cells(folder: Path, cells: list[Cell], facts: dict[str, str], images
                 f"{folder} holds {cell.corruption}-{cell.severity} of other stored images than corruptions.root has:"
                 " choose another output="
             )
+        elif cell in logits and "logits" not in found:
+            missing.append(cell)
     return missing

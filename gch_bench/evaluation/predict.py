@@ -1,6 +1,6 @@
-"""From a batch of uint8 images to log-probabilities: corruption, normalisation, and the network with or without noise.
+"""From a batch of normalised images to logits: the network with or without noise, and the classes that are scored.
 
-Legend: B images of a batch, C classes, H W pixels, T noisy forward passes at test time.
+Legend: B images of a batch, C scored classes, H W pixels, T noisy forward passes at test time.
 """
 
 import contextlib
@@ -11,24 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gch_bench.corruptions import corrupt, jpeg_roundtrip
-from gch_bench.data.transforms import Normalisation, normalise
+from gch_bench.data.transforms import Normalisation
 from gch_bench.noise.hooks import image_seeds
-from gch_bench.results.records import CELL_CLEAN, Cell
+from gch_bench.results.records import Cell
 from gch_bench.rng import seed_of
 
 
 class Predictor(NamedTuple):
-    """How images become log-probabilities: everything that an evaluation depends on except the images."""
+    """How normalised images become logits: everything that a prediction depends on except the images."""
 
     network: nn.Module
     normalisation: Normalisation
-    parameters: str | None  # name of the corruption parameter set; None: stored images, which are corrupted already
-    corruption_seed: int
-    jpeg_roundtrip: bool  # whether generated corrupted images are encoded and decoded as JPEG
     precision: str  # fp32 | bf16
-    noise_passes: int  # T, the number of noisy passes; 0: one pass without noise
-    noise_seed: int
+    noise_passes: int = 0  # T, the number of noisy passes; 0: one pass without noise
+    noise_seed: int = 0
+    classes: tuple[int, ...] | None = None  # which of the network's outputs are scored, in this order; None: all
 
 
 # The (backend, operation) pairs of torch's settings that allow TF32 or bfloat16 inside float32 operations.
@@ -68,31 +65,28 @@ def _legacy_cudnn() -> bool | None:
 
 
 @exact_fp32()
-def log_probabilities(predictor: Predictor, cell: Cell, images: Tensor, ids: Tensor) -> Tensor:
-    """The log-probabilities (B, C) in nats, float64 on the CPU, that the predictor gives for images of a cell.
+def predict(predictor: Predictor, inputs: Tensor, cell: Cell, ids: Tensor) -> Tensor:
+    """The logits (B, C), float64 on the device of the inputs, that the predictor gives for images of a cell.
 
     With T noisy passes they are the log of the mean softmax over the passes. The noise of a pass on an image depends on (seed,
     cell, image id, number of the pass) alone.
 
     Args:
-        images: uint8 (B, 3, H, W) on the network's device, corrupted already only where the cell's images are stored ones.
-        ids: int64 (B,) on the CPU, the ids of the images, which name their random draws.
+        inputs: float32 (B, 3, H, W), normalised, on the network's device.
+        ids: int64 (B,) on the CPU, the ids of the images, which name the random draws.
     """
-    if cell != CELL_CLEAN and predictor.parameters is not None:
-        images = corrupt(images, cell.corruption, cell.severity, ids, predictor.corruption_seed, predictor.parameters)
-        if predictor.jpeg_roundtrip:
-            images = jpeg_roundtrip(images)
-    inputs = normalise(images, predictor.normalisation)
+    if not predictor.noise_passes:
+        return _forward(predictor, inputs)
     passes = []
-    for t in range(max(1, predictor.noise_passes)):
-        seeds = [seed_of(predictor.noise_seed, "test noise", *cell, int(i), t) for i in ids] if predictor.noise_passes else []
-        with image_seeds(predictor.network, seeds) if seeds else contextlib.nullcontext():
+    for t in range(predictor.noise_passes):
+        with image_seeds(predictor.network, [seed_of(predictor.noise_seed, "test noise", *cell, int(i), t) for i in ids]):
             passes.append(_forward(predictor, inputs).log_softmax(1))
-    return (torch.stack(passes).logsumexp(0) - np.log(len(passes))).cpu()
+    return torch.stack(passes).logsumexp(0) - np.log(len(passes))
 
 
 def _forward(predictor: Predictor, inputs: Tensor) -> Tensor:
-    device = inputs.device.type
-    with torch.autocast(device, torch.bfloat16, enabled=predictor.precision == "bf16"):
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=predictor.precision == "bf16"):
         logits = predictor.network(inputs)
+    if predictor.classes is not None:
+        logits = logits[:, predictor.classes]
     return logits.double()

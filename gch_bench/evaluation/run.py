@@ -1,92 +1,221 @@
-"""Evaluates a network on the images of a cell: exactly one row per image, whatever the batches, workers and processes."""
+"""Evaluates several networks in one pass over the images.
 
-from collections.abc import Callable, Iterable, Mapping
+Each clean image is decoded once. All its corrupted versions are made from the decoded image, and every corrupted batch goes
+through every network. A stored corrupted image is decoded once, too. The work is cut into shards of images: a process that has
+finished a shard writes its rows for every network (results/shards.py), so that a pass which was stopped goes on from there.
+
+The batches are cut from the list of images alone and not from the number of processes, so that on a CPU the rows are the same,
+bit for bit, for one network or many, for one process or several, and after a restart.
+
+Memory: a process holds the networks, two batches of uint8 images for every loader process, one corrupted batch with its
+activations, and the rows (and logits, where these are recorded) of one shard.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
-from gch_bench import distributed
-from gch_bench.data.images import BadImage, ImageSet
-from gch_bench.data.loaders import Batch, checked, eval_loader, loader_workers
+from gch_bench.corruptions import corrupt, jpeg_roundtrip
+from gch_bench.data.images import ImageSet
+from gch_bench.data.loaders import EvalBatch, Source, eval_loader, loader_workers, refuse_bad
 from gch_bench.data.stored import StoredImages
-from gch_bench.data.transforms import eval_transform
+from gch_bench.data.transforms import Preparation, normalise
 from gch_bench.distributed import World
 from gch_bench.errors import UserError
-from gch_bench.evaluation.predict import Predictor, log_probabilities
+from gch_bench.evaluation.predict import Predictor, predict
 from gch_bench.metrics import sample_atoms
-from gch_bench.results.records import Cell
+from gch_bench.results.records import Cell, Rows
+from gch_bench.results.shards import BadRow, write_shard
+
+SHARD_IMAGES = 256  # images of a shard: how much work a kill can cost
 
 
-class CellImages(NamedTuple):
-    """The images of every cell, and how they are loaded."""
+class EvaluatedImages(NamedTuple):
+    """The images of every cell, and how they are loaded and corrupted. All networks of a pass share them."""
 
     clean: ImageSet
+    ids: np.ndarray  # int64 (N,), sorted: the ids of the images that are evaluated
+    cells: list[Cell]
     stored: Mapping[Cell, StoredImages]  # images of the corrupted cells that are read from disk; {} where they are generated
-    size: int  # side in pixels of the images that the network sees
-    resize: int | None  # resize of the clean images, see eval_transform
-    stored_resize: int | None  # resize of the stored images, see eval_transform; None: they are used as they are
-    interpolation: str
+    corruption_seed: int
+    jpeg_roundtrip: bool  # whether generated corrupted images are encoded and decoded as JPEG
     batch_size: int
     workers: int | None  # loader processes, see loader_workers
     skip_bad: bool
 
-    def loaders(self, world: World) -> Callable[[Cell], Iterable[Batch]]:
-        """A function that gives the batches of a cell for this process.
 
-        All cells that are not stored share one loader and its worker processes.
-        """
+@dataclass(eq=False)
+class NetworkTask:
+    """One network of a pass: how it predicts, what it still needs, and the rows of the shard that is being made."""
 
-        def loader(images: ImageSet, resize: int | None) -> Iterable[Batch]:
-            transform = eval_transform(self.size, resize, self.interpolation)
-            workers = loader_workers(self.workers, images, world.local_size)
-            return eval_loader(images, transform, self.batch_size, workers, world.rank, world.size)
+    predictor: Predictor
+    folder: Path  # the run folder
+    facts: dict[str, str]  # the facts of its records
+    preparations: Mapping[Cell | None, Preparation]  # of the images of a cell; None: of all cells that are not named
+    parameters: str  # name of the corruption parameter set, for generated images
+    needed: np.ndarray  # bool (cells, N): the cells and images that it has no row of yet
+    logits: frozenset[Cell]  # the cells whose logits are recorded
+    rows: dict[Cell, list[Rows]] = field(default_factory=lambda: defaultdict(list))
+    bad: list[BadRow] = field(default_factory=list)
 
-        clean = loader(self.clean, self.resize)
-        return lambda cell: loader(self.stored[cell], self.stored_resize) if cell in self.stored else clean
+    def preparation(self, cell: Cell) -> Preparation:
+        return self.preparations.get(cell, self.preparations[None])
 
 
-def evaluate_cell(
-    predictor: Predictor,
-    cell: Cell,
-    loader: Iterable[Batch],
-    num_images: int,
+class Work(NamedTuple):
+    """One batch of a pass: the images at some positions in the list of evaluated images, out of one source."""
+
+    shard: int
+    source: int
+    positions: np.ndarray
+
+
+def evaluate(
+    tasks: Sequence[NetworkTask],
+    images: EvaluatedImages,
     world: World,
-    skip_bad: bool,
-    skipped: list[BadImage],
-    progress: Callable[[int], None] = lambda images: None,
-) -> pd.DataFrame:
-    """One row per readable image of the cell, from all processes, sorted by id. All processes must call it.
+    progress: Callable[[str, int], None] = lambda note, rows: None,
+) -> None:
+    """Evaluate what the networks need, and write it to the shards of their run folders. Each process does its part.
 
     Args:
-        loader: the cell's batches on this process.
-        num_images: the number of images of the cell over all processes.
-        skipped: unreadable images are added to this list where `skip_bad` allows them.
-        progress: called after every batch with the number of images that all processes together have probably done.
-
-    Returns:
-        A table with the columns records.COLUMNS.
+        progress: called after every cell of a batch with a note and the number of rows that all processes together have
+            probably made.
 
     Raises:
-        UserError: an unreadable image without `skip_bad`, or an output of the network that is not finite.
-        RuntimeError: rows are missing or doubled, which is a bug; rows are never padded or cut to fit.
+        UserError: an unreadable image without `skip_bad`, an output of a network that is not finite, a full disk.
     """
-    predictor.network.eval()
-    parts = []
+    sources = _sources(tasks, images)
+    work, count = _planned(tasks, images, [cells for _, cells in sources], world)
+    workers = loader_workers(images.workers, images.clean, world.local_size)
+    wanted = [[(each.source, int(i)) for i in images.ids[each.positions]] for each in work]
+    loader = eval_loader([source for source, _ in sources], wanted, workers)
+    for task in tasks:
+        task.predictor.network.eval()
     with torch.inference_mode():
-        for batch in checked(loader, skip_bad, skipped):
-            images, ids = batch.images.to(world.device, non_blocking=True), batch.ids
-            logp_BC = log_probabilities(predictor, cell, images, ids).numpy()
-            if not np.isfinite(logp_BC).any(1).all():
-                raise UserError(
-                    f"the network's output for {cell.corruption}-{cell.severity} is not finite: its weights are broken"
-                )
-            atoms = sample_atoms(logp_BC, batch.labels.numpy())
-            parts.append(pd.DataFrame({"id": ids.numpy(), "label": batch.labels.numpy(), **atoms._asdict()}))
-            progress(len(ids) * world.size)  # the other processes are assumed to be as fast as this one
-    rows = pd.concat([part for gathered in distributed.all_gather(parts, world) for part in gathered]).sort_values("id")
-    bad = len({image for gathered in distributed.all_gather(skipped, world) for image in gathered})
-    if len(rows) != num_images - bad or rows["id"].duplicated().any():
-        raise RuntimeError(f"{num_images} images ({bad} skipped) must give as many rows, got {len(rows)} for {cell}")
-    return rows.astype({"confidence": "float32", "nll": "float32", "brier": "float32", "entropy": "float32"})
+        for number, (each, batch) in enumerate(zip(work, loader, strict=True)):
+            refuse_bad(batch.bad, images.skip_bad)
+            for cell in sources[each.source][1]:
+                prepared = sources[each.source][0].preparations
+                rows = _evaluate_cell(tasks, images, cell, each.positions, batch, prepared, world.device)
+                progress(f"shard {each.shard + 1}/{count}", rows * world.size)  # the others are assumed to be as fast
+            if number + 1 == len(work) or work[number + 1].shard != each.shard:
+                _write(tasks, images, [w.positions for w in work if w.shard == each.shard])
+
+
+def _sources(tasks: Sequence[NetworkTask], images: EvaluatedImages) -> list[tuple[Source, list[Cell]]]:
+    """The sources of images, and the cells that are made from each: clean images first, then the stored ones of each cell."""
+    clean = [cell for cell in images.cells if cell not in images.stored]
+    stored = [cell for cell in images.cells if cell in images.stored]
+    sources = []
+    for own, cells in [(images.clean, clean), *((images.stored[cell], [cell]) for cell in stored)]:
+        rows = [images.cells.index(cell) for cell in cells]
+        wanted = [
+            task.preparation(cell) for cell, row in zip(cells, rows, strict=True) for task in tasks if task.needed[row].any()
+        ]
+        sources.append((Source(own, tuple(dict.fromkeys(wanted))), cells))
+    return sources
+
+
+def _planned(
+    tasks: Sequence[NetworkTask], images: EvaluatedImages, cells_of: Sequence[list[Cell]], world: World
+) -> tuple[list[Work], int]:
+    """The batches that this process evaluates, in order, and the number of all shards."""
+    rows = {cell: number for number, cell in enumerate(images.cells)}
+    needed_CN = np.logical_or.reduce([task.needed for task in tasks])
+    size, positions = images.batch_size, np.arange(len(images.ids))
+    starts = [start for start in range(0, len(positions), size) if needed_CN[:, start : start + size].any()]
+    length = max(1, min(SHARD_IMAGES // size, -(-len(starts) // world.size)))  # batches of a shard
+    shards = [starts[i : i + length] for i in range(0, len(starts), length)]
+    work = []
+    for number in range(world.rank, len(shards), world.size):
+        for source, cells in enumerate(cells_of):
+            chosen = [rows[cell] for cell in cells]
+            for start in shards[number]:
+                if needed_CN[chosen, start : start + size].any():
+                    work.append(Work(number, source, positions[start : start + size]))
+    return work, len(shards)
+
+
+def _evaluate_cell(
+    tasks: Sequence[NetworkTask],
+    images: EvaluatedImages,
+    cell: Cell,
+    positions: np.ndarray,
+    batch: EvalBatch,
+    prepared: Sequence[Preparation],
+    device: torch.device,
+) -> int:
+    """Make the rows of a batch in one cell for every network that needs them; return how many were made."""
+    row = images.cells.index(cell)
+    needing = [task for task in tasks if task.needed[row, positions].any()]
+    bad = [BadRow(cell, number, *image[:2]) for number, image in zip(batch.bad_ids, batch.bad, strict=True)]
+    for task in needing:
+        task.bad += bad
+    if not len(batch.ids):
+        return 0
+    for inputs, group in _inputs(needing, images, cell, batch, prepared, device):
+        for task in group:
+            still_B = torch.from_numpy(task.needed[row, np.searchsorted(images.ids, batch.ids.numpy())])
+            _add_rows(task, cell, predict(task.predictor, inputs, cell, batch.ids), batch, still_B)
+    return len(batch.ids) * len(needing)
+
+
+def _inputs(
+    tasks: Sequence[NetworkTask],
+    images: EvaluatedImages,
+    cell: Cell,
+    batch: EvalBatch,
+    prepared: Sequence[Preparation],
+    device: torch.device,
+) -> Iterator[tuple[Tensor, list[NetworkTask]]]:
+    """The normalised images of a cell, with the networks that take them: corrupted and normalised once for each group."""
+    stored = cell in images.stored
+    groups: dict[tuple, list[NetworkTask]] = defaultdict(list)
+    for task in tasks:
+        groups[(task.preparation(cell), task.parameters)].append(task)
+    for (preparation, parameters), alike in groups.items():
+        pixels = batch.images[prepared.index(preparation)].to(device, non_blocking=True)
+        if cell.severity > 0 and not stored:
+            pixels = corrupt(pixels, cell.corruption, cell.severity, batch.ids, images.corruption_seed, parameters)
+            pixels = jpeg_roundtrip(pixels) if images.jpeg_roundtrip else pixels
+        for normalisation in dict.fromkeys(task.predictor.normalisation for task in alike):
+            yield normalise(pixels, normalisation), [task for task in alike if task.predictor.normalisation == normalisation]
+
+
+def _add_rows(task: NetworkTask, cell: Cell, logits_BC: Tensor, batch: EvalBatch, needed_B: Tensor) -> None:
+    """Add the rows of the images that the network needs."""
+    logits_BC = logits_BC[needed_B.to(logits_BC.device)]
+    logp_BC = logits_BC.log_softmax(1).cpu().numpy()
+    where = f"{task.folder.name}: the network's output for {cell.corruption}-{cell.severity}"
+    if not np.isfinite(logp_BC).any(1).all():
+        raise UserError(f"{where} is not finite: its weights are broken")
+    labels = batch.labels[needed_B].numpy()
+    atoms = sample_atoms(logp_BC, labels)._asdict()
+    half = None
+    if cell in task.logits:
+        half = logits_BC.to(torch.float16).cpu().numpy()
+        if not np.isfinite(half).all():
+            raise UserError(f"{where} does not fit into float16 (at most 65504): leave out records.logits")
+    task.rows[cell].append(Rows(pd.DataFrame({"id": batch.ids[needed_B].numpy(), "label": labels, **atoms}), half))
+
+
+def _write(tasks: Sequence[NetworkTask], images: EvaluatedImages, batches: Sequence[np.ndarray]) -> None:
+    """Write the shard that consists of these batches of positions, for every network that needed one of its images."""
+    positions = np.unique(np.concatenate(batches))
+    for task in tasks:
+        own = task.needed[:, positions]
+        if own.any():
+            inside = positions[own.any(0)]
+            cells = [images.cells[row] for row in np.flatnonzero(own.any(1))]
+            rows = {cell: Rows.joined(task.rows[cell]) for cell in cells}
+            write_shard(task.folder, int(inside[0]), int(inside[-1]) + 1, task.facts, rows, task.bad)
+        task.rows.clear()
+        task.bad.clear()

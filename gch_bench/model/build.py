@@ -137,6 +137,19 @@ def _try_forward(network: nn.Module, config: ModelConfig, num_classes: int, size
         )
 
 
+def accepts(network: nn.Module, size: int) -> bool:
+    """Whether a forward pass of size x size images works; a vision transformer takes only images of one size."""
+    training = network.training
+    try:
+        with torch.no_grad():
+            network.eval()(torch.zeros(1, 3, size, size))
+    except Exception:  # timm's checks of sizes come in many types
+        return False
+    finally:
+        network.train(training)
+    return True
+
+
 def _from_timm(config: ModelConfig, num_classes: int, size: int) -> tuple[nn.Module, list[str]]:
     if not timm.is_model(config.name.split(".")[0]):
         close = difflib.get_close_matches(config.name, timm.list_models(), n=5, cutoff=0.5)

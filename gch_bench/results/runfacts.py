@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gch_bench import distributed, files
+from gch_bench import files
 from gch_bench.distributed import World
 from gch_bench.errors import UserError
 from gch_bench.provenance import provenance
@@ -167,16 +167,16 @@ class RunFile:
         self.write()
 
     def note_skipped(self, split: str, skipped: Sequence[Any]) -> int:
-        """Add the images of a split that could not be read, from all processes. All processes must call it.
+        """Add the images of a split that could not be read.
 
         Args:
-            skipped: (path, reason) for each image that this process skipped.
+            skipped: (path, reason) for each image that was skipped, on any process.
 
         Returns:
-            The number of the split's skipped images over all processes and sessions.
+            The number of the split's skipped images over all sessions.
         """
         assert self.facts is not None
-        images = {tuple(image) for part in distributed.all_gather(list(skipped), self.world) for image in part}
+        images = {tuple(image) for image in skipped}
         images |= {(image["path"], image["reason"]) for image in self.facts.skipped.get(split, {}).get("images", [])}
         if images:
             listed = [{"path": path, "reason": reason} for path, reason in sorted(images)]

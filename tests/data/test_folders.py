@@ -9,9 +9,9 @@ from PIL import Image
 
 from gch_bench.config.data import DataConfig
 from gch_bench.data.images import BadImage
-from gch_bench.data.loaders import eval_loader
+from gch_bench.data.loaders import Source, eval_loader
 from gch_bench.data.sets import load_data
-from gch_bench.data.transforms import eval_transform
+from gch_bench.data.transforms import EvalTransform
 from gch_bench.errors import UserError
 
 CIFAR = Path(__file__).parents[3] / "shared" / "data" / "cifar10_test.parquet"
@@ -185,11 +185,12 @@ def test_real_photographs(tmp_path):
         path.write_bytes(row["image"])
     source = load_data(folder(tmp_path, num_classes=10), train=False)
     assert (len(source.val), source.size, source.geometry) == (300, 32, "none")
-    batches = list(eval_loader(source.val, eval_transform(source.size), 128))
+    positions = [(0, i) for i in range(300)]
+    batches = list(eval_loader([Source(source.val, (EvalTransform(source.size),))], [positions[:128], positions[128:]]))
     by_name = {f"{row['name']}.jpg": row for row in rows}
     seen = 0
     for batch in batches:
-        for image, label, i in zip(batch.images, batch.labels.tolist(), batch.ids.tolist(), strict=True):
+        for image, label, i in zip(batch.images[0], batch.labels.tolist(), batch.ids.tolist(), strict=True):
             row = by_name[source.val.names[i]]
             with Image.open(io.BytesIO(row["image"])) as reference:
                 assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(reference.convert("RGB")))

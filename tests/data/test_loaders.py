@@ -8,14 +8,20 @@ from PIL import Image
 
 from gch_bench.config.data import AugmentConfig
 from gch_bench.data.images import ArrayImages, FileImages
-from gch_bench.data.loaders import Batch, checked, eval_loader, train_loader
-from gch_bench.data.transforms import Normalisation, eval_transform, train_transform
+from gch_bench.data.loaders import Batch, Source, checked, eval_loader, refuse_bad, train_loader
+from gch_bench.data.transforms import EvalTransform, Normalisation, train_transform
 from gch_bench.errors import UserError
 
 N, SIZE = 43, 16
 NORMALISATION = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 TRAIN = train_transform(AugmentConfig(auto_augment="rand-m5-mstd0.5", random_erasing=0.5), SIZE, NORMALISATION)
-EVAL = eval_transform(SIZE)
+EVAL = EvalTransform(SIZE)
+
+
+def evaluation(images, batch_size, workers=0):
+    """All images in batches, in order."""
+    batches = [[(0, i) for i in range(len(images))[start : start + batch_size]] for start in range(0, len(images), batch_size)]
+    return eval_loader([Source(images, (EVAL,))], batches, workers)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +119,7 @@ def test_global_generators_are_undisturbed(images, workers):
     batches = train_loader(images, TRAIN, 8, seed=0, workers=workers).epoch(0)
     next(batches)
     list(batches)
-    list(eval_loader(images, EVAL, 8, workers=workers))
+    list(evaluation(images, 8, workers))
     assert (random.random(), np.random.rand(), torch.rand(1)) == expected
 
 
@@ -123,26 +129,16 @@ def test_draws_are_independent_of_the_global_generators(images):
     assert same(list(train_loader(images, TRAIN, 8, seed=0).epoch(0)), first)
 
 
-@pytest.mark.parametrize(("batch_size", "world"), [(1, 1), (8, 1), (64, 1), (8, 2), (5, 3), (4, 50)])
-def test_evaluation_shards_are_exact(images, batch_size, world):
-    shards = [
-        [i for batch in eval_loader(images, EVAL, batch_size, rank=r, world=world) for i in batch.ids.tolist()]
-        for r in range(world)
-    ]
-    assert sorted(i for shard in shards for i in shard) == list(range(N))
-    assert all(shard == list(range(rank, N, world)) for rank, shard in enumerate(shards))
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_batches_are_the_images(images, workers):
-    loader = eval_loader(images, EVAL, 10, workers=workers)
+    loader = evaluation(images, 10, workers)
     for _ in range(2):  # one loader serves many passes
         batches = list(loader)
-        assert [tuple(batch.images.shape) for batch in batches] == [(10, 3, SIZE, SIZE)] * 4 + [(3, 3, SIZE, SIZE)]
+        assert [tuple(batch.images[0].shape) for batch in batches] == [(10, 3, SIZE, SIZE)] * 4 + [(3, 3, SIZE, SIZE)]
         assert all(
-            batch.images.dtype == torch.uint8 and batch.labels.dtype == batch.ids.dtype == torch.int64 for batch in batches
+            batch.images[0].dtype == torch.uint8 and batch.labels.dtype == batch.ids.dtype == torch.int64 for batch in batches
         )
-        assert np.array_equal(torch.cat([batch.images for batch in batches]).permute(0, 2, 3, 1).numpy(), images.pixels)
+        assert np.array_equal(torch.cat([batch.images[0] for batch in batches]).permute(0, 2, 3, 1).numpy(), images.pixels)
         assert np.array_equal(torch.cat([batch.labels for batch in batches]).numpy(), images.labels)
 
 
@@ -158,25 +154,45 @@ def test_more_batch_than_images(images):
 def test_unreadable_image_stops_with_its_name(files, workers):
     path = Path(files.path(5))
     path.write_bytes(b"no image")
-    for batches in (eval_loader(files, EVAL, 4, workers), train_loader(files, TRAIN, 4, seed=0, workers=workers).epoch(0)):
+    for batches in (evaluation(files, 4, workers), train_loader(files, TRAIN, 4, seed=0, workers=workers).epoch(0)):
         with pytest.raises(UserError) as caught:
-            list(checked(batches, skip_bad=False, skipped=[]))
+            refuse_bad([bad for batch in batches for bad in batch.bad], skip_bad=False)
         assert str(caught.value) == (
             f"unreadable image {path}: not an image in a format Pillow knows; remove it or set data.skip_bad=true"
         )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_skipped_images_are_counted_once_and_empty_batches_left_out(files, workers):
+def test_skipped_training_images_are_counted_once(files, workers):
     for i in (1, 4, 5, 6, 7):
         Path(files.path(i)).write_bytes(b"")
     skipped = []
-    loader = eval_loader(files, EVAL, 4, workers)
-    for _ in range(2):
-        batches = list(checked(loader, skip_bad=True, skipped=skipped))
-        assert ids(batches) == [[0, 2, 3], [8, 9, 10, 11]]
-        assert all(len(batch.images) == len(batch.labels) == len(batch.ids) for batch in batches)
-        assert [Path(bad.path).name for bad in skipped] == ["01.png", "04.png", "05.png", "06.png", "07.png"]
+    loader = train_loader(files, TRAIN, 4, seed=0, workers=workers)
+    for epoch in range(2):
+        batches = list(checked(loader.epoch(epoch), skip_bad=True, skipped=skipped))
+        assert all(len(batch.images) == len(batch.labels) == len(batch.ids) == 4 for batch in batches)
+    assert sorted(Path(bad.path).name for bad in skipped) == ["01.png", "04.png", "05.png", "06.png", "07.png"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_evaluation_images_are_named_in_their_batch(files, workers):
+    for i in (1, 4, 5, 6, 7):
+        Path(files.path(i)).write_bytes(b"")
+    batches = list(evaluation(files, 4, workers))
+    assert [batch.ids.tolist() for batch in batches] == [[0, 2, 3], [], [8, 9, 10, 11]]
+    assert [batch.bad_ids for batch in batches] == [[1], [4, 5, 6, 7], []]
+    assert [Path(bad.path).name for bad in batches[1].bad] == ["04.png", "05.png", "06.png", "07.png"]
+
+
+def test_an_image_is_decoded_once_for_all_preparations(images, monkeypatch):
+    decoded = []
+    load = type(images).load
+    monkeypatch.setattr(type(images), "load", lambda self, index: (decoded.append(index), load(self, index))[1])
+    other = EvalTransform(SIZE, 2 * SIZE)
+    (batch,) = eval_loader([Source(images, (EVAL, other))], [[(0, 3), (0, 5)]])
+    assert decoded == [3, 5]
+    assert torch.equal(batch.images[1], torch.stack([other(load(images, i)) for i in (3, 5)]))
+    assert not torch.equal(batch.images[0], batch.images[1])
 
 
 def test_a_fault_of_the_transform_is_not_taken_for_a_bad_image(files):
@@ -184,4 +200,4 @@ def test_a_fault_of_the_transform_is_not_taken_for_a_bad_image(files):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        list(eval_loader(files, broken, 4))
+        list(eval_loader([Source(files, (broken,))], [[(0, 0)]]))

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from gch_bench.data.images import BadImage, FileImages, WrongSize
-from gch_bench.data.loaders import checked, eval_loader
+from gch_bench.data.loaders import Source, eval_loader, refuse_bad
 from gch_bench.data.stored import stored_images
-from gch_bench.data.transforms import eval_transform
+from gch_bench.data.transforms import EvalTransform
 from gch_bench.errors import UserError
 
 CLEAN = FileImages(["cat/b.png", "cat/a.x.JPEG", "dog/a.x.jpg"], np.array([0, 0, 1]), "/clean")  # not sorted: ids are its own
@@ -97,8 +97,8 @@ def test_size_of_every_image_is_checked_when_it_is_loaded(root: Path, workers: i
     Image.new("RGB", (18, 16)).save(images.path(1))
     assert isinstance(images.load_or_bad(1), WrongSize)
     assert not isinstance(images.load_or_bad(0), BadImage)
-    loader = eval_loader(images, eval_transform(16), 2, workers)
+    loader = eval_loader([Source(images, (EvalTransform(16),))], [[(0, 0), (0, 1)]], workers)
     with pytest.raises(UserError) as error:
-        list(checked(loader, skip_bad, []))
+        refuse_bad([bad for batch in loader for bad in batch.bad], skip_bad)
     assert str(error.value).startswith(f"{images.path(1)} must be 16x16 pixels")
     assert "Traceback" not in str(error.value)

@@ -1,11 +1,14 @@
 import numpy as np
 import pytest
+import skimage
+import timm
 import torch
 from PIL import Image
+from timm.data import create_transform, resolve_data_config
 
 from gch_bench.config.data import AugmentConfig
 from gch_bench.data.loaders import seeded
-from gch_bench.data.transforms import Normalisation, eval_transform, normalise, train_transform
+from gch_bench.data.transforms import EvalTransform, Normalisation, TimmTransform, normalise, timm_preparation, train_transform
 from gch_bench.errors import UserError
 
 NORMALISATION = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -30,18 +33,18 @@ def test_eval_transform_is_pillow_resize_and_centre_crop(interpolation, width, h
     resized = image.resize((int(resize * width / short), int(resize * height / short)), FILTERS[interpolation])
     left, top = round((resized.width - size) / 2), round((resized.height - size) / 2)
     expected = np.asarray(resized.crop((left, top, left + size, top + size)))
-    assert np.array_equal(pixels(eval_transform(size, resize, interpolation)(image)), expected)
+    assert np.array_equal(pixels(EvalTransform(size, resize, interpolation)(image)), expected)
 
 
 def test_without_resize_an_image_of_the_size_is_untouched():
     image = photo(28, 28)
-    assert np.array_equal(pixels(eval_transform(28)(image)), np.asarray(image))
-    assert not np.array_equal(pixels(eval_transform(28, 32)(image)), np.asarray(image))
+    assert np.array_equal(pixels(EvalTransform(28)(image)), np.asarray(image))
+    assert not np.array_equal(pixels(EvalTransform(28, 32)(image)), np.asarray(image))
 
 
 def test_without_resize_another_image_is_resized_in_imagenets_proportion():
     image = photo(60, 50)
-    assert torch.equal(eval_transform(28)(image), eval_transform(28, 32)(image))  # 28 * 256 / 224 = 32
+    assert torch.equal(EvalTransform(28)(image), EvalTransform(28, 32)(image))  # 28 * 256 / 224 = 32
 
 
 def test_normalise_is_the_equation_and_keeps_its_input():
@@ -63,7 +66,7 @@ def test_normalise_refuses_floats():
 def test_train_transform_without_augmentation_is_the_eval_path():
     image = photo(32, 32)
     plain = AugmentConfig(scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip=0.0)
-    assert torch.equal(train_transform(plain, 32, NORMALISATION)(image), normalise(eval_transform(32)(image), NORMALISATION))
+    assert torch.equal(train_transform(plain, 32, NORMALISATION)(image), normalise(EvalTransform(32)(image), NORMALISATION))
 
 
 @pytest.mark.parametrize(
@@ -99,3 +102,40 @@ def test_flip_and_erasing_probabilities_reach_timm():
 def test_auto_augment_that_timm_rejects_is_one_line():
     with pytest.raises(UserError, match=r"^augment.auto_augment must be a timm string such as rand-m9-mstd0.5, got 'rand-zz9'"):
         train_transform(AugmentConfig(auto_augment="rand-zz9"), 16, NORMALISATION)
+
+
+@pytest.mark.parametrize("name", ["resnet50.tv_in1k", "resnet50", "tf_efficientnet_lite0.in1k", "vit_small_patch16_224"])
+def test_timms_preparation_is_timms_own(name):
+    """Bit for bit, on a real photograph, for networks with other sizes, crops, filters and normalisations."""
+    network = timm.create_model(name, pretrained=False)
+    config = resolve_data_config(model=network, use_test_size=True)
+    image = Image.fromarray(skimage.data.coffee())
+    expected = create_transform(**config)(image)
+    prepared = timm_preparation(name)(image)
+    assert prepared.dtype == torch.uint8
+    assert torch.equal(normalise(prepared[None], Normalisation(config["mean"], config["std"]))[0], expected)
+
+
+@pytest.mark.parametrize("mode", ["center", "squash", "border"])
+def test_timms_crop_modes(mode):
+    config = {
+        "input_size": (3, 60, 60),
+        "crop_pct": 0.9,
+        "crop_mode": mode,
+        "interpolation": "bicubic",
+        **NORMALISATION._asdict(),
+    }
+    image = photo(90, 70)
+    prepared = TimmTransform(60, 0.9, mode, "bicubic", NORMALISATION.mean)(image)
+    assert torch.equal(normalise(prepared[None], NORMALISATION)[0], create_transform(**config)(image))
+
+
+def test_when_timms_preparation_is_imagenet_cs():
+    assert timm_preparation("resnet50.tv_in1k").equals(EvalTransform(224, 256))
+    assert not timm_preparation("resnet50.tv_in1k").equals(EvalTransform(224, 232))
+    assert not timm_preparation("tf_efficientnet_lite0").equals(EvalTransform(224, 256))
+
+
+def test_networks_without_a_preparation_of_timm():
+    with pytest.raises(UserError, match=r"needs a network that timm has trained weights of, got model\.name=nonsense"):
+        timm_preparation("nonsense")

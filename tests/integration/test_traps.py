@@ -166,7 +166,7 @@ def test_a_finished_run_stays_finished(tmp_path: Path, monkeypatch: pytest.Monke
     def full(*arguments: object) -> None:
         raise UserError("cannot write: disk full")
 
-    monkeypatch.setattr("gch_bench.results.records.write_record", full)
+    monkeypatch.setattr("gch_bench.results.shards.write_record", full)
     with pytest.raises(UserError):
         run(tmp_path / "run", "corruptions.names=[contrast]", "corruptions.severities=[1]")
     after = json.loads((tmp_path / "run" / "run.json").read_text())

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from gch_bench.config.run import ModelConfig
-from gch_bench.data.transforms import eval_transform, normalise
+from gch_bench.data.transforms import EvalTransform, normalise
 from gch_bench.errors import UserError
 from gch_bench.model import packaged
 from gch_bench.model.build import build_network, normalisation
@@ -34,7 +34,7 @@ def photographs(side: int) -> torch.Tensor:
     """uint8 (6, 3, side, side), in the order of CLASSES."""
     skimage = pytest.importorskip("skimage")
     folders = [Path(skimage.__file__).parent / "data", Path(sklearn.datasets.__file__).parent / "images"]
-    transform = eval_transform(side, None, "bicubic")
+    transform = EvalTransform(side, None, "bicubic")
     paths = [next(folder / name for folder in folders if (folder / name).exists()) for name in CLASSES]
     return torch.stack([transform(Image.open(path).convert("RGB")) for path in paths])
 

@@ -72,7 +72,7 @@ def test_a_new_metric_appears_without_a_forward_pass(tmp_path: Path, monkeypatch
     def no_forward_pass(*arguments: object) -> None:
         raise AssertionError("a finished run needs no forward pass over its images")
 
-    monkeypatch.setattr("gch_bench.apps.run.evaluate_cell", no_forward_pass)
+    monkeypatch.setattr("gch_bench.apps.run.evaluate", no_forward_pass)
     train_and_evaluate(configuration(*options))
     table = pd.read_csv(tmp_path / "run" / "summary.csv")
     labels = pd.read_csv(tmp_path / "run" / "images.csv")["label"]

@@ -21,7 +21,7 @@ from training_jobs import make_job
 
 from gch_bench.apps.run import train_and_evaluate
 from gch_bench.data.transforms import Normalisation
-from gch_bench.evaluation.predict import Predictor, log_probabilities
+from gch_bench.evaluation.predict import Predictor, predict
 from gch_bench.results.records import CELL_CLEAN
 from gch_bench.training.loop import TrainingJob, train
 from gch_bench.training.optim import ema_warning
@@ -128,11 +128,11 @@ def test_bf16_evaluation_is_what_modules_see() -> None:
     network = tinynet(10).eval()
     seen: list[torch.dtype] = []
     network.get_submodule("late.0").register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    predictor = Predictor(network, Normalisation((0.5,) * 3, (0.5,) * 3), "imagenet_224", 0, False, "fp32", 0, 0)
-    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    predictor = Predictor(network, Normalisation((0.5,) * 3, (0.5,) * 3), "fp32")
+    inputs = torch.randn(4, 3, 32, 32)
     with torch.no_grad():
         exact, rough = (
-            log_probabilities(predictor._replace(precision=precision), CELL_CLEAN, images, torch.arange(4))
+            predict(predictor._replace(precision=precision), inputs, CELL_CLEAN, torch.arange(4))
             for precision in ("fp32", "bf16")
         )
     assert seen == [torch.float32, torch.bfloat16]

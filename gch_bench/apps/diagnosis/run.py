@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from gch_bench.config.diagnosis import DiagnoseConfig
 from gch_bench.config.parse import identity_of
 from gch_bench.data.images import BadImage
 from gch_bench.data.sets import load_data
-from gch_bench.data.transforms import eval_transform, normalise
+from gch_bench.data.transforms import normalise
 from gch_bench.display import Display
 from gch_bench.errors import UserError
 from gch_bench.loggers import open_logger
@@ -249,7 +249,7 @@ def _images(config: DiagnoseConfig) -> Callable[[Subject], list[tuple[str, Tenso
     def of(subject: Subject) -> list[tuple[str, Tensor]]:
         assert subject.size is not None
         assert subject.normalisation is not None
-        transform = eval_transform(subject.size, data.resize, data.interpolation)
+        transform = replace(data.preparation, size=subject.size)
         made = []
         for i in ids:
             image = data.val.load_or_bad(i)

@@ -33,7 +33,7 @@ from gch_bench.checks import check
 from gch_bench.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from gch_bench.data.folders import fingerprint_of, image_folder
 from gch_bench.data.images import BadImage, FileImages
-from gch_bench.data.transforms import eval_transform
+from gch_bench.data.transforms import EvalTransform
 from gch_bench.display import Display
 from gch_bench.errors import UserError
 from gch_bench.files import locked, making, write_atomic
@@ -281,7 +281,7 @@ class _Maker:
         image = self.source.images.load_or_bad(id_)
         if isinstance(image, BadImage):
             raise UserError(f"unreadable image {image.path}: {image.reason}; restore it, the same command continues")
-        return eval_transform(SIZE, RESIZE)(image)
+        return EvalTransform(SIZE, RESIZE)(image)
 
     def _save(self, path: Path, pixels_HW3: np.ndarray) -> bytes:
         """Write one image, uint8 (H, W, 3), as a JPEG file. Returns the file's content."""

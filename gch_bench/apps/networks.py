@@ -1,0 +1,94 @@
+"""The networks of one evaluation: turns `checkpoints=[...]` into one configuration for each network."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from gch_bench.config.parse import parse
+from gch_bench.config.run import Config, ModelConfig, NoiseConfig
+from gch_bench.errors import FieldError, UserError
+from gch_bench.files import slug
+from gch_bench.results.runfacts import RunFacts, read_run_facts
+
+TIMM = "timm:"
+
+
+def configurations(config: Config) -> list[Config]:
+    """One configuration per network of `config.checkpoints`; `[config]` where that is empty.
+
+    An entry is one of:
+    - a run folder: its last checkpoint, with the network, noise and seed of its run.json;
+    - a checkpoint file inside a run folder's checkpoints/: the same for this file;
+    - any other file of weights: for the network that `model` chooses;
+    - timm:NAME: timm's network of this name with its trained weights (or an installed package's, see model/packaged.py).
+    Whether the noise acts at test time, and in how many passes, is taken from `config` for all of them.
+
+    Raises:
+        UserError: an entry that is none of these, or two entries that are the same.
+    """
+    if not config.checkpoints:
+        return [config]
+    twice = [entry for entry in dict.fromkeys(config.checkpoints) if config.checkpoints.count(entry) > 1]
+    if twice:
+        raise UserError(f"checkpoints must name each network once, got {twice[0]} twice")
+    if config.model.checkpoint or config.model.pretrained:
+        raise UserError("checkpoints goes with neither model.checkpoint nor model.pretrained: write timm:NAME into the list")
+    noise = config.noise if config.noise.law else replace(config.noise, eval=False, mc_samples=1)
+    base = replace(config, checkpoints=[], noise=noise)
+    made = [_of_entry(base, entry, config.noise) for entry in config.checkpoints]
+    if config.output is None:
+        return made
+    return [
+        replace(each, output=str(Path(config.output) / _name(entry)))
+        for each, entry in zip(made, config.checkpoints, strict=True)
+    ]
+
+
+def _name(entry: str) -> str:
+    """The name of a network's folder below `output`: that of its run folder or file, or timm-NAME."""
+    return slug(re.sub(r"/checkpoints/[^/]*$", "", entry.rstrip("/")).rsplit("/", 1)[-1])
+
+
+def run_of(checkpoint: str) -> Path | None:
+    """The run folder that a checkpoint file lies in, RUN/checkpoints/FILE; None if it lies in none."""
+    folder = Path(checkpoint).parent
+    return folder.parent if folder.name == "checkpoints" and (folder.parent / "run.json").is_file() else None
+
+
+def frozen_stage(config: Config) -> str | None:
+    """The stage up to which the network's weights were frozen when it was trained, as far as its run folder says so."""
+    folder = run_of(config.model.checkpoint) if config.model.checkpoint else None
+    recipe = read_run_facts(folder).config.get("recipe") if folder else None
+    stage: str | None = (recipe or {}).get("freeze")
+    return stage
+
+
+def _of_entry(config: Config, entry: str, at_test: NoiseConfig) -> Config:
+    """The configuration of one entry; `at_test` says whether a run's noise acts at test time."""
+    if entry.startswith(TIMM):
+        return replace(config, model=ModelConfig(name=entry.removeprefix(TIMM), pretrained=True))
+    path = Path(entry).expanduser()
+    file = path / "checkpoints" / "last.pt" if path.is_dir() else path
+    if not file.is_file():
+        lacks = f"a folder without {file.relative_to(path)}" if path.is_dir() else "no such file or folder"
+        raise FieldError("checkpoints", f"must name run folders, files of weights or timm:NAME, got {entry} ({lacks})")
+    folder = run_of(str(file))
+    if folder is None:
+        return replace(config, model=replace(config.model, checkpoint=str(file)))
+    return _of_run(config, read_run_facts(folder), file, at_test)
+
+
+def _of_run(config: Config, facts: RunFacts, checkpoint: Path, at_test: NoiseConfig) -> Config:
+    """The configuration that evaluates weights of a run."""
+    try:
+        model = parse(facts.config["model"], ModelConfig)
+        noise = parse(facts.config["noise"], NoiseConfig)
+        seed = int(facts.config["seed"])
+    except (KeyError, UserError) as error:
+        raise FieldError(
+            "checkpoints", f"{checkpoint} lies in a run whose run.json does not tell its network: {error}"
+        ) from error
+    model = replace(model, checkpoint=str(checkpoint), pretrained=False, reset_head=False)
+    if noise.law:
+        noise = replace(noise, eval=at_test.eval, mc_samples=at_test.mc_samples)
+    return replace(config, model=model, noise=noise, seed=seed)

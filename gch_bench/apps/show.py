@@ -1,0 +1,66 @@
+"""What a run prints: what it is about to do, and the table of its results."""
+
+import pandas as pd
+
+from gch_bench.apps.job import Job
+from gch_bench.metrics import CLEAN, SHOWN
+from gch_bench.results.records import CELL_CLEAN, CELL_CLEAN_TIMM, read_record
+from gch_bench.results.runfacts import stage_in_words
+from gch_bench.results.summary import MEAN, means
+
+
+def banner(job: Job) -> None:
+    config, show = job.config, job.display
+    kwargs = f" {config.model.kwargs}" if config.model.kwargs else ""
+    show.line(f"data:     {job.data.description}")
+    show.line(
+        f"model:    {config.model.factory or config.model.name}{kwargs}, output stride {config.model.output_stride or 'native'}"
+    )
+    show.line(f"noise:    {config.noise.name}{f': {job.noisy.mechanism}' if job.noisy.stages else ''}")
+    for stage in job.noisy.stages:
+        show.line(f"          {stage_in_words(stage.facts())}")
+    if config.recipe is not None:
+        trained = f"what lies after {config.recipe.freeze}" if config.recipe.freeze else "all weights"
+        show.line(f"recipe:   {config.recipe.name} ({config.recipe.epochs} epochs, {trained})")
+    show.line(f"protocol: {job.protocol.id}")
+    show.line(f"run:      {job.folder} (seed {config.seed}, {job.world.size} x {job.world.device})")
+    for warning in job.noisy.warnings:
+        show.warn(warning)
+
+
+def show(job: Job, summary: pd.DataFrame) -> None:
+    """Print the run's table: clean, each corruption's mean over severities, and the mean over corruptions."""
+    table = means(summary, job.data.is_imagenet_1k)
+    names = [name for name in table["corruption"] if name not in (CLEAN, MEAN)]
+    errors = {"ce": "CE %", "relative_ce": "relative CE %"} if job.data.is_imagenet_1k else {}
+    rows = []
+    for row in table.to_dict("records"):
+        name = f"mean over {len(names)} corruptions" if row["corruption"] == MEAN else str(row["corruption"])
+        numbers = [metric.text(row[key]) for key, metric in SHOWN.items()]
+        rows.append([name, *numbers, *("" if pd.isna(row[key]) else f"{100 * row[key]:.2f}" for key in errors)])
+    notes = [f"WARNING: {warning}" for warning in job.run_file.warnings]
+    notes += [f"noise at {stage_in_words(stage.facts())}" for stage in job.noisy.stages]
+    if errors:
+        notes.append("CE, relative CE: top-1 errors relative to AlexNet's published ones (100 is AlexNet); their means are mCE"
+                     " and relative mCE (Hendrycks & Dietterich 2019)")  # fmt: skip
+    if job.timm is not None:
+        notes.append(_timm_note(job))
+    images = int(summary.loc[0, "n"])  # type: ignore[arg-type]
+    job.display.table(
+        f"{job.folder.name}: {images} images per cell, mean over severities",
+        ["corruption", *(metric.header for metric in SHOWN.values()), *errors.values()],
+        rows,
+        [*notes, f"records: {job.folder}"],
+    )
+
+
+def _timm_note(job: Job) -> str:
+    """Clean top-1 accuracy in timm's own preparation against that in the run's, with a paired 95% interval."""
+    records = [read_record(job.folder, cell) for cell in (CELL_CLEAN, CELL_CLEAN_TIMM)]
+    own, other = ((record["prediction"] == record["label"]).to_numpy(float) for record in records)
+    mean, half = 100 * (other - own).mean(), 196 * (other - own).std() / len(own) ** 0.5
+    return (
+        f"timm validates this network with another preparation of the images ({job.timm}): clean top-1 is then"
+        f" {100 * other.mean():.2f}%, {mean:+.2f} points [{mean - half:+.2f}, {mean + half:+.2f}] against this run's"
+        f" ({job.data.geometry}); data.preprocess=timm uses it for all cells"
+    )

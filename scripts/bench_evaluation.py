@@ -1,0 +1,225 @@
+"""Measures the evaluation pass: python scripts/bench_evaluation.py [--images 32 --turns 3] (make bench)
+
+EfficientNet-Lite0 with its ImageNet weights evaluates JPEG files of photographs, cut from those that ship with scikit-image and
+scikit-learn (or those below --root). All times are of one process on the CPU without loader processes, and the ways that are
+compared take turns, so that a slow moment of the machine meets all of them.
+"""
+
+import argparse
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from measure import machine, photographs, positive
+from timm.data import create_loader, resolve_data_config
+from timm.data.dataset import ImageDataset
+from torch import nn
+from torchvision.io import ImageReadMode, decode_jpeg, read_file
+
+from gch_bench.config.run import ModelConfig
+from gch_bench.corruptions import CORRUPTIONS, corrupt
+from gch_bench.data.images import FileImages
+from gch_bench.data.transforms import EvalTransform, normalise, timm_preparation
+from gch_bench.distributed import World
+from gch_bench.evaluation.predict import Predictor, predict
+from gch_bench.evaluation.run import EvaluatedImages, NetworkTask, evaluate
+from gch_bench.memory import keep_freed_memory
+from gch_bench.model.build import build_network, normalisation
+from gch_bench.results.records import CELL_CLEAN, Cell
+
+MODEL, SIZE, BATCH, NETWORKS = "tf_efficientnet_lite0", 224, 32, 4
+FIFTEEN = [name for name, row in CORRUPTIONS.items() if row.group != "extra"]
+CELLS = [CELL_CLEAN, *(Cell(name, severity) for name in FIFTEEN for severity in (1, 2, 3, 4, 5))]
+ALONE = World(0, 1, torch.device("cpu"))
+MARK = {True: "yes", False: "NO"}
+
+
+class Bench(NamedTuple):
+    files: FileImages
+    networks: list[nn.Module]
+    folder: Path  # where runs are written
+
+
+def images_of(bench: Bench, cells: list[Cell]) -> EvaluatedImages:
+    return EvaluatedImages(bench.files, np.arange(len(bench.files)), cells, {}, 0, False, BATCH, 0, False)
+
+
+def run_pass(bench: Bench, networks: list[nn.Module], cells: list[Cell], timm: bool = False) -> None:
+    """One pass of the networks over the cells, records and all."""
+    with tempfile.TemporaryDirectory(dir=bench.folder) as place:
+        tasks = [
+            NetworkTask(
+                predictor=Predictor(network, normalisation(network), "fp32"),
+                folder=Path(place) / str(number),
+                facts={},
+                preparations={None: timm_preparation(MODEL) if timm else EvalTransform(SIZE, 256)},
+                parameters="imagenet_224",
+                needed=np.ones((len(cells), len(bench.files)), bool),
+                logits=frozenset(),
+            )
+            for number, network in enumerate(networks)
+        ]
+        evaluate(tasks, images_of(bench, cells), ALONE)
+
+
+def timed(ways: dict[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
+    """The seconds of each way in each turn. The first round, which warms up, is not counted."""
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(turns + 1):
+        for name, action in ways.items() if turn % 2 else reversed(ways.items()):
+            begun = time.perf_counter()
+            action()
+            if turn:
+                found[name].append(time.perf_counter() - begun)
+    return found
+
+
+def ratio(slow: list[float], quick: list[float]) -> tuple[float, str]:
+    """The median of the ratios of the turns, and its text with the range."""
+    ratios = [first / second for first, second in zip(slow, quick, strict=True)]
+    return statistics.median(ratios), f"{statistics.median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f})"
+
+
+def parts(bench: Bench, turns: int) -> tuple[list[str], dict[str, float]]:
+    """Decoding, corruption, and forward pass by themselves: seconds for all images (of all cells, for the last two)."""
+    prepare = EvalTransform(SIZE, 256)
+    pixels = torch.stack([prepare(bench.files.load(i)) for i in range(len(bench.files))])
+    ids = torch.arange(len(pixels))
+    predictor = Predictor(bench.networks[0], normalisation(bench.networks[0]), "fp32")
+
+    def decode() -> None:
+        for i in range(len(bench.files)):
+            prepare(bench.files.load(i))
+
+    def corruption() -> None:
+        for cell in CELLS[1:]:
+            for part in ids.split(BATCH):
+                corrupt(pixels[part], *cell, part)
+
+    def forward() -> None:
+        with torch.inference_mode():
+            for part in ids.split(BATCH):
+                predict(predictor, normalise(pixels[part], predictor.normalisation), CELL_CLEAN, part)
+
+    found = timed({"decode": decode, "corrupt": corruption, "forward": forward}, turns)
+    seconds = {name: statistics.median(values) for name, values in found.items()}
+    seconds["forward"] *= len(CELLS)
+    count = len(bench.files)
+    lines = [
+        f"| decode and prepare once | {1000 * seconds['decode'] / count:.1f} ms an image | | |",
+        f"| corrupt, mean over the 75 cells | {1000 * seconds['corrupt'] / count / 75:.2f} ms an image | | |",
+        f"| forward pass | {1000 * seconds['forward'] / count / len(CELLS):.1f} ms an image | | |",
+        f"| the largest part of one network's c15 | {max(seconds, key=lambda name: seconds[name])} | | |",
+    ]
+    return lines, seconds
+
+
+def before_and_now(bench: Bench, turns: int) -> Iterator[str]:
+    one = bench.networks[:1]
+    ways: dict[str, Callable[[], object]] = {
+        "one pass": lambda: run_pass(bench, one, CELLS),
+        "a pass for each cell": lambda: [run_pass(bench, one, [cell]) for cell in CELLS],
+    }
+    found = timed(ways, turns)
+    _, text = ratio(found["a pass for each cell"], found["one pass"])
+    yield f"| c15, one network: a pass for each cell (as before), of one pass | {text} | | |"
+
+
+def many_networks(bench: Bench, turns: int) -> Iterator[str]:
+    lines, seconds = parts(bench, turns)
+    yield from lines
+    ways: dict[str, Callable[[], object]] = {
+        "together": lambda: run_pass(bench, bench.networks, CELLS),
+        "alone": lambda: [run_pass(bench, [network], CELLS) for network in bench.networks],
+    }
+    found = timed(ways, turns)
+    _, text = ratio(found["alone"], found["together"])
+    yield f"| c15: {NETWORKS} runs, of {NETWORKS} networks in one pass | {text} | | |"
+    ideal = seconds["decode"] + seconds["corrupt"] + NETWORKS * seconds["forward"]
+    over = statistics.median(found["together"]) / ideal
+    yield f"| one pass, of data + {NETWORKS} x forward passes | {over:.2f} | <= 1.25 | {MARK[over <= 1.25]} |"
+
+
+def against_timm(bench: Bench, turns: int) -> Iterator[str]:
+    """Clean images: ours, with a record, against the loop of timm's validate.py (its loader, preparation and network)."""
+    network = bench.networks[0]
+    config = resolve_data_config(model=network, use_test_size=True)
+
+    def plain() -> None:
+        loader = create_loader(
+            ImageDataset(bench.folder / "photographs"), input_size=config["input_size"], batch_size=BATCH, use_prefetcher=False,
+            interpolation=config["interpolation"], mean=config["mean"], std=config["std"], num_workers=0,
+            crop_pct=config["crop_pct"], device=torch.device("cpu"),
+        )  # fmt: skip
+        correct = 0
+        with torch.inference_mode():
+            for inputs, labels in loader:
+                logits = network(inputs)
+                nn.functional.cross_entropy(logits, labels)
+                correct += int((logits.topk(5).indices == labels[:, None]).sum())
+
+    found = timed({"ours": lambda: run_pass(bench, [network], [CELL_CLEAN], timm=True), "timm": plain}, turns)
+    middle, text = ratio(found["timm"], found["ours"])
+    yield f"| clean images: a plain loop as in timm's validate.py, of ours | {text} | >= 1.0 | {MARK[middle >= 1.0]} |"
+
+
+def decoders(bench: Bench, turns: int) -> Iterator[str]:
+    paths = [bench.files.path(i) for i in range(len(bench.files))]
+
+    def by_torchvision(path: str) -> torch.Tensor:
+        return decode_jpeg(read_file(path), ImageReadMode.RGB)
+
+    pillow = [torch.from_numpy(np.array(bench.files.load(i))).permute(2, 0, 1) for i in range(len(paths))]
+    difference = [(a.int() - by_torchvision(path).int()).abs() for a, path in zip(pillow, paths, strict=True)]
+    worst, share = max(int(d.max()) for d in difference), np.mean([float((d > 0).float().mean()) for d in difference])
+    found = timed(
+        {"pillow": lambda: [bench.files.load(i) for i in range(len(paths))],
+         "torchvision": lambda: [by_torchvision(path) for path in paths]}, turns,
+    )  # fmt: skip
+    _, text = ratio(found["pillow"], found["torchvision"])
+    yield f"| decoding: Pillow, of torchvision.io.decode_jpeg | {text} | | |"
+    yield f"| pixels of these two: largest difference, share that differs | {worst} grey levels, {100 * share:.2g}% | | |"
+    yield f"| nvJPEG | {'not measured' if torch.cuda.is_available() else 'not measured: no GPU'} | | |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=positive, default=32)
+    parser.add_argument("--turns", type=positive, default=3)
+    parser.add_argument("--threads", type=positive, default=2)
+    parser.add_argument("--root", type=Path, help="a folder of JPEG photographs to take instead of the shipped ones")
+    parser.add_argument("--output", type=Path, help="also write the report to this Markdown file")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    keep_freed_memory("auto")
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "photographs" / "all"
+        folder.mkdir(parents=True)
+        for number, image in enumerate(photographs(options.images, (500, 375), options.root)):
+            image.save(folder / f"{number:04d}.jpg", quality=92)
+        names = sorted(path.name for path in folder.iterdir())
+        files = FileImages(names, np.zeros(len(names), np.int64), str(folder))
+        networks = [build_network(ModelConfig(MODEL, pretrained=True), 1000, SIZE)[0].eval() for _ in range(NETWORKS)]
+        bench = Bench(files, networks, Path(place))
+        lines = [f"{MODEL}, {SIZE} px, batch {BATCH}, {options.images} photographs of 500 x 375 pixels, {options.turns} turns;"
+                 f" {machine(torch.device('cpu'))}.", "", "| what | measured | goal | met |", "|---|---|---|---|"]  # fmt: skip
+        print("\n".join(lines))
+        for part in (decoders, against_timm, before_and_now, many_networks):
+            for line in part(bench, options.turns):
+                print(line, flush=True)
+                lines.append(line)
+    if options.output:
+        command = shlex.join(["python", "scripts/bench_evaluation.py", *sys.argv[1:]])
+        options.output.write_text("\n".join(["# What one pass over the images brings", "", f"`{command}`, as it came.", "",
+                                             *lines, ""]))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

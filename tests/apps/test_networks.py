@@ -1,0 +1,108 @@
+"""checkpoints=[...]: which network each entry means, and what cannot be told."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import TINY, configuration
+from PIL import Image
+
+from gch_bench.apps.networks import configurations, frozen_stage
+from gch_bench.apps.run import train_and_evaluate
+from gch_bench.results.records import CELL_CLEAN, Cell, read_logits, read_record
+
+Refused = Callable[..., str]
+QUICK = (*TINY, "recipe.epochs=1", "corruptions.names=[contrast]", "corruptions.severities=[2]")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two trained runs: a without noise, b with gch and another seed."""
+    folder = tmp_path_factory.mktemp("runs")
+    train_and_evaluate(configuration(*QUICK, "corruptions=none", f"output={folder / 'a'}"))
+    train_and_evaluate(configuration(*QUICK, "corruptions=none", "noise=gch", "seed=3", f"output={folder / 'b'}"))
+    return folder
+
+
+def entries(*names: object) -> str:
+    return f"checkpoints=[{','.join(str(name) for name in names)}]"
+
+
+def test_each_entry_means_a_network(runs: Path, tmp_path: Path) -> None:
+    shutil.copy(runs / "a" / "checkpoints" / "last.pt", tmp_path / "weights.pt")
+    listed = entries(runs / "b", runs / "a" / "checkpoints" / "last.pt", tmp_path / "weights.pt", "timm:resnet50.tv_in1k")
+    made = configurations(configuration(*QUICK, listed, "noise.eval=true", "noise.mc_samples=4", name="evaluate"))
+    assert [each.model.name for each in made] == ["custom", "custom", "custom", "resnet50.tv_in1k"]
+    assert [each.model.pretrained for each in made] == [False, False, False, True]
+    assert [each.noise.name for each in made] == ["gch", "none", "none", "none"]
+    assert [each.seed for each in made] == [3, 0, 0, 0]
+    assert (made[0].noise.eval, made[0].noise.mc_samples) == (True, 4)
+    assert all(not each.checkpoints for each in made)
+    assert made[1].model.checkpoint == str(runs / "a" / "checkpoints" / "last.pt")
+    assert frozen_stage(made[0]) is None
+
+
+def test_one_pass_gives_the_records_of_runs_alone(runs: Path, tmp_path: Path) -> None:
+    options = (*QUICK, "records.logits=true", "records.logits_cells=[contrast]")
+    train_and_evaluate(configuration(*options, entries(runs / "a", runs / "b"), f"output={tmp_path / 'all'}", name="evaluate"))
+    for name in ("a", "b"):
+        alone, together = tmp_path / name, tmp_path / "all" / name
+        train_and_evaluate(configuration(*options, entries(runs / name), f"output={tmp_path}", name="evaluate"))
+        for cell in (CELL_CLEAN, Cell("contrast", 2)):
+            assert (alone / "records" / cell.file_name).read_bytes() == (together / "records" / cell.file_name).read_bytes()
+        pd.testing.assert_frame_equal(read_record(alone, CELL_CLEAN), read_record(runs / name, CELL_CLEAN), check_exact=True)
+        assert read_logits(together, Cell("contrast", 2)).shape == (360, 10)
+        assert (alone / "summary.csv").read_bytes() == (together / "summary.csv").read_bytes()
+
+
+def test_logits_that_are_wanted_later_are_made_later(runs: Path, tmp_path: Path) -> None:
+    options = (*QUICK, entries(runs / "a"), f"output={tmp_path}")
+    train_and_evaluate(configuration(*options, name="evaluate"))
+    before = read_record(tmp_path / "a", CELL_CLEAN)
+    train_and_evaluate(configuration(*options, "records.logits=true", name="evaluate"))
+    assert read_logits(tmp_path / "a", CELL_CLEAN).shape == (360, 10)
+    assert read_record(tmp_path / "a", CELL_CLEAN).equals(before)
+
+
+@pytest.mark.parametrize(
+    ("listed", "message"),
+    [
+        (entries("nowhere"), "checkpoints must name run folders, files of weights or timm:NAME, got nowhere (no such file"),
+        (entries("timm:nonsense"), "unknown model 'nonsense'"),
+        (entries("RUNS/a", "RUNS/a"), "checkpoints must name each network once"),
+        (entries("RUNS/a", "RUNS/a/checkpoints/last.pt"), "checkpoints must name different networks"),
+        (entries("RUNS"), "a folder without checkpoints/last.pt"),
+        (entries("weights.txt"), "weights.txt"),
+    ],
+)
+def test_entries_that_cannot_be_told(
+    runs: Path, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch, listed: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights.txt").write_text("no weights")
+    line = refused(*QUICK, listed.replace("RUNS", str(runs)), f"output={tmp_path / 'out'}", name="evaluate")
+    assert message in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_networks_of_other_classes_are_refused_before_the_pass(runs: Path, tmp_path: Path, refused: Refused) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / "val" / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "data" / "val" / name / "0.png")
+    line = refused(
+        *QUICK,
+        "data=folder",
+        f"data.root={tmp_path / 'data'}",
+        entries(runs / "a"),
+        f"output={tmp_path / 'out'}",
+        name="evaluate",
+    )
+    assert "last.pt has 10 classes and the data 2" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_train_takes_no_list(refused: Refused) -> None:
+    assert "checkpoints must be left out with train.py" in refused(*QUICK, entries("a"))
