@@ -209,7 +209,7 @@ class ReverseOrder(nn.Module):
 
 
 class Awkward(nn.Module):
-    """One activation before and after the stage, in place; a skip connection around the stage; the tail reads the images."""
+    """One activation before and after the stage; a tail that writes into the stage; a skip connection around the stage; the tail reads the images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -220,7 +220,7 @@ class Awkward(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         skip = self.early(inputs)
         stage = self.stage(self.act(skip * 2))
-        late = self.late(self.act(stage))
+        late = self.late(self.act(stage.add_(1)))
         late += skip
         return late.mean((2, 3)) + inputs.mean((1, 2, 3))[:, None]
 
