@@ -209,7 +209,7 @@ class ReverseOrder(nn.Module):
 
 
 class Awkward(nn.Module):
-    """One activation before and after the stage; a tail that writes into the stage; a skip connection around the stage; the tail reads the images."""
+    """One activation before and after the stage; a skip around the stage; a tail that reads the images and writes in place."""
 
     def __init__(self) -> None:
         super().__init__()
