@@ -5,7 +5,7 @@ import os
 
 import torch
 from timm.models import load_state_dict
-from torch import nn
+from torch import Tensor, nn
 
 from gch_bench.errors import FieldError
 
@@ -15,8 +15,13 @@ def weights_digest(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()[:16]
+
+
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """The bytes of a tensor's values, whatever its device and strides."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def load_weights(network: nn.Module, path: str, reset_head: bool = False) -> None:

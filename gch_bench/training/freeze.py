@@ -1,8 +1,8 @@
 """recipe.freeze: train only the part of a network that lies after a stage.
 
-One trial forward pass decides what is frozen. A module whose forward has ended when the stage's forward ends belongs to the
-frozen part, with everything inside it. So does every other parameter that the stage's output depends on, for instance the
-position embedding of a vision transformer, which belongs to the network itself and not to one of these modules.
+A trial forward pass decides what is frozen (`find_trunk`). A module whose forward has ended when the stage's forward ends
+belongs to the frozen part, with everything inside it. So does every other parameter that the stage's output depends on, for
+instance the position embedding of a vision transformer, which belongs to the network itself and not to one of these modules.
 
 The frozen part has no gradients and stays in eval mode, also while the rest is trained: its BatchNorm layers normalise with
 their running statistics and do not update them, and its dropout is off.
@@ -10,10 +10,10 @@ their running statistics and do not update them, and its dropout is off.
 
 from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gch_bench.errors import UserError
+from gch_bench.model.trunk import find_trunk
 from gch_bench.noise.hooks import stage_hooks
 from gch_bench.noise.placement import find_stage
 
@@ -49,9 +49,10 @@ def freeze(network: nn.Module, stage: str | None, size: int) -> FrozenPart:
         name = find_stage(network, stage)
     except ValueError as error:
         raise UserError(f"recipe.freeze={stage}: {error}") from error
-    frozen = _frozen_part(network, name, size)
-    if frozen is None:
+    trunk = find_trunk(network, name, size)
+    if trunk is None:
         raise UserError(f"recipe.freeze={stage}: {name} is never called by the network's forward; choose another stage")
+    frozen = FrozenPart(name, trunk.modules, trunk.parameters)
     if all(name in frozen.parameters for name, _ in network.named_parameters()):
         raise UserError(f"recipe.freeze={stage} leaves no parameter to train: choose an earlier stage")
     for hook in stage_hooks(network):
@@ -70,38 +71,3 @@ def hold_still(network: nn.Module, frozen: FrozenPart) -> None:
     """Put the frozen part into eval mode. Call it after every `network.train()`, which puts all modules into training mode."""
     for name in frozen.modules:
         network.get_submodule(name).training = False
-
-
-def _frozen_part(network: nn.Module, stage: str, size: int) -> FrozenPart | None:
-    """Everything up to the end of the module `stage`, or None if the forward pass never calls that module."""
-    over: list[str] = []  # the modules whose forward has ended when that of the stage ends, the stage included
-    outputs: list[Tensor] = []  # the outputs of the stage; only the first is used
-
-    def note(name: str, output: Tensor) -> None:
-        if not outputs:
-            over.append(name)
-        if name == stage:
-            outputs.append(output)
-
-    names = [name for name, _ in network.named_modules() if name]
-    handles = [
-        network.get_submodule(name).register_forward_hook(lambda module, inputs, output, name=name: note(name, output))
-        for name in names
-    ]
-    parameters = dict(network.named_parameters())
-    was_training = network.training
-    network.eval()
-    try:
-        device = next(iter(parameters.values())).device
-        network(torch.zeros(1, 3, size, size, device=device))
-        if not outputs:
-            return None
-        depends = torch.autograd.grad(outputs[0].sum(), list(parameters.values()), allow_unused=True)
-    finally:
-        for handle in handles:
-            handle.remove()
-        network.train(was_training)
-    modules = {name for name in names if any(name == each or name.startswith(f"{each}.") for each in over)}
-    upstream = {name for name, gradient in zip(parameters, depends, strict=True) if gradient is not None}
-    inside = {name for name in parameters if name.rpartition(".")[0] in modules}
-    return FrozenPart(stage, frozenset(modules), frozenset(inside | upstream))
