@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from gch_bench.corruptions import corrupt, jpeg_roundtrip
 from gch_bench.data.transforms import Normalisation, normalise
-from gch_bench.noise.hooks import image_seeds
+from gch_bench.noise.draws import image_keys
+from gch_bench.noise.hooks import keyed_noise
 from gch_bench.results.records import CELL_CLEAN, Cell
-from gch_bench.rng import seed_of
 
 
 class Predictor(NamedTuple):
@@ -85,8 +85,8 @@ def log_probabilities(predictor: Predictor, cell: Cell, images: Tensor, ids: Ten
     inputs = normalise(images, predictor.normalisation)
     passes = []
     for t in range(max(1, predictor.noise_passes)):
-        seeds = [seed_of(predictor.noise_seed, "test noise", *cell, int(i), t) for i in ids] if predictor.noise_passes else []
-        with image_seeds(predictor.network, seeds) if seeds else contextlib.nullcontext():
+        keys_B = image_keys(ids, predictor.noise_seed, "test noise", *cell, t)
+        with keyed_noise(predictor.network, keys_B) if predictor.noise_passes else contextlib.nullcontext():
             passes.append(_forward(predictor, inputs).log_softmax(1))
     return (torch.stack(passes).logsumexp(0) - np.log(len(passes))).cpu()
 

@@ -15,9 +15,9 @@ from gch_bench.distributed import World
 from gch_bench.evaluation.predict import Predictor, log_probabilities
 from gch_bench.evaluation.run import evaluate_cell
 from gch_bench.noise import GaussianChaosNoise, inject
-from gch_bench.noise.hooks import image_seeds
+from gch_bench.noise.draws import image_keys
+from gch_bench.noise.hooks import keyed_noise
 from gch_bench.results.records import CELL_CLEAN, Cell
-from gch_bench.rng import seed_of
 
 NORMALISATION = Normalisation((0.5, 0.4, 0.3), (0.2, 0.2, 0.3))
 ALONE = World(0, 1, torch.device("cpu"))
@@ -43,7 +43,7 @@ def test_noisy_passes_average_the_softmax() -> None:
         result = log_probabilities(predictor, CELL_CLEAN, batch.images, batch.ids)
         passes = []
         for t in range(3):
-            with image_seeds(predictor.network, [seed_of(3, "test noise", *CELL_CLEAN, i, t) for i in range(4)]):
+            with keyed_noise(predictor.network, image_keys(batch.ids, 3, "test noise", *CELL_CLEAN, t)):
                 passes.append(predictor.network(normalise(batch.images, NORMALISATION)).double().softmax(1))
         other = log_probabilities(predictor, cell, batch.images, batch.ids)
     torch.testing.assert_close(result.exp(), torch.stack(passes).mean(0))
