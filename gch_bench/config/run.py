@@ -13,8 +13,8 @@ from gch_bench.config.data import AugmentConfig, DataConfig
 from gch_bench.config.parse import NOT_IN_IDENTITY, identity_of
 from gch_bench.errors import FieldError, UserError
 
-# Version of the random numbers that the noise is made from. It is raised when the same seed gives other noise, so that no run is
-# continued with other noise than it began with. Runs without noise keep their identity.
+# Version of the random numbers that the noise is made from. It is raised when the same seed gives other noise, so that no run
+# is continued with other noise than it began with. Runs without noise keep their identity.
 NOISE_DRAWS = 2
 DEVICES = ("auto", "cpu", "cuda")
 MEMORY = ("auto", "system")

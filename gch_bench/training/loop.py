@@ -1,10 +1,10 @@
 """The training loop: plain PyTorch with timm's optimiser, schedule and mixing, for one process or many.
 
 Randomness: the order of the images depends on (seed, epoch); their augmentation and the internal noise depend on (seed, epoch,
-image id). Only mixup and cutmix, which mix the images of one process's batch, and the backbone's own dropout and stochastic depth
-draw from the global generators. These are seeded by (seed, rank) and stored in every checkpoint. A run that is stopped at any step
-and resumed with the same number of processes ends with the same weights. With another number this holds up to rounding, unless
-one of the reasons in training/processes.py applies; a warning then names it.
+image id). Only mixup and cutmix, which mix the images of one process's batch, and the backbone's own dropout and stochastic
+depth draw from the global generators. These are seeded by (seed, rank) and stored in every checkpoint. A run that is stopped at
+any step and resumed with the same number of processes ends with the same weights. With another number this holds up to
+rounding, unless one of the reasons in training/processes.py applies; a warning then names it.
 """
 
 import signal
