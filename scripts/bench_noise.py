@@ -3,7 +3,8 @@
 Two times are measured in one run: that of a whole training step (forward, backward, SGD) without noise, and that of the forward
 and backward pass of each mechanism alone, on the feature map of stage L4 with its dtype and memory layout. The share is the
 second divided by the first, because the difference between two whole steps would be lost in the variation between steps. Times
-are medians. The ratio to DropBlock is the median of the ratios within each turn; the range says how noisy the machine was.
+are medians. The ratio to timm's DropBlock is the median of the ratios within each turn; the range says how noisy the machine
+was. The mechanisms draw as in training, from one key per image; the layers of torch and timm draw from the global generator.
 """
 
 import argparse
@@ -14,9 +15,11 @@ import timm
 import torch
 import yaml
 from measure import machine, positive, seconds
+from timm.layers import DropBlock2d
 from torch import Tensor, nn
 
 from gch_bench.config.run import NoiseConfig
+from gch_bench.noise.draws import KeyedDraws, image_keys
 from gch_bench.noise.mechanism import Mechanism, make_mechanism
 from gch_bench.noise.placement import find_stage
 
@@ -32,6 +35,8 @@ NAMES = (
     "dropblock",
     "dropblock_channel",
 )
+# The libraries' own layers with the options of the presets dropblock and dropout.
+LIBRARIES = {"timm DropBlock2d": DropBlock2d(0.1, block_size=3), "torch Dropout": nn.Dropout(0.1)}
 
 
 def timed(action: Callable[[], object], repeats: int, device: torch.device) -> list[float]:
@@ -82,22 +87,27 @@ def main() -> None:
     gradient = torch.randn_like(features)
     print(
         f"feature map {tuple(features.shape)}\n"
-        "\n| noise | ms a step | range | share of the step | of dropblock |\n|---|---:|---:|---:|---:|"
+        "\n| noise | ms a step | range | share of the step | of timm's DropBlock |\n|---|---:|---:|---:|---:|"
     )
-    own: dict[str, list[float]] = {name: [] for name in NAMES}
-    mechanisms = {name: mechanism(name).train() for name in NAMES}
+    own: dict[str, list[float]] = {name: [] for name in (*NAMES, *LIBRARIES)}
+    layers: dict[str, nn.Module] = {**{name: mechanism(name).train() for name in NAMES}, **LIBRARIES}
+    ids = torch.arange(options.batch, device=device)
     leaf = features.clone().requires_grad_()
     for _ in range(options.repeats + 1):  # in turn, so that a slow moment of the machine meets all of them
-        for name, noise in mechanisms.items():
+        for name, layer in layers.items():
 
-            def forward_backward(noise: Mechanism = noise) -> None:
+            def forward_backward(layer: nn.Module = layer) -> None:
                 leaf.grad = None
-                noise(leaf).backward(gradient)
+                if isinstance(layer, Mechanism):
+                    noisy = layer.apply_noise(leaf, KeyedDraws(image_keys(ids, 0, "bench")))
+                else:
+                    noisy = layer(leaf)
+                noisy.backward(gradient)
 
             own[name] += timed(forward_backward, 1, device)
     for name, times in own.items():
         median = statistics.median(times)
-        ratio = statistics.median(mine / theirs for mine, theirs in zip(times, own["dropblock"], strict=True))
+        ratio = statistics.median(mine / theirs for mine, theirs in zip(times, own["timm DropBlock2d"], strict=True))
         spread = f"{1000 * min(times):.2f}..{1000 * max(times):.2f}"
         print(f"| {name} | {1000 * median:.2f} | {spread} | {median / whole:.3%} | {ratio:.2f} |")
 

@@ -1,6 +1,7 @@
 """A network of a few thousand parameters with real stages, made through model.factory: seconds instead of minutes."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -9,9 +10,9 @@ class TinyNet(nn.Sequential):
     """(B, 3, H, W) -> logits (B, num_classes); the stage "late" has a map of H/8 x W/8."""
 
 
-def tinynet(num_classes: int, width: int = 8) -> TinyNet:
+def tinynet(num_classes: int, width: int = 8, norm: Callable[[int], nn.Module] = nn.BatchNorm2d) -> TinyNet:
     def block(inputs: int, outputs: int) -> nn.Sequential:
-        return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+        return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False), norm(outputs), nn.ReLU())
 
     return TinyNet(
         OrderedDict(
@@ -23,6 +24,11 @@ def tinynet(num_classes: int, width: int = 8) -> TinyNet:
             head=nn.Linear(2 * width, num_classes),
         )
     )
+
+
+def groupnorm(num_classes: int) -> TinyNet:
+    """Without BatchNorm, so that no image's logits depend on the other images of a batch."""
+    return tinynet(num_classes, norm=lambda channels: nn.GroupNorm(4, channels))
 
 
 class Broken(TinyNet):

@@ -11,7 +11,7 @@ from torch import nn
 
 from gch_bench import distributed, files
 from gch_bench.apps.job import Job, Loaded, described, prepare
-from gch_bench.apps.networks import configurations
+from gch_bench.apps.networks import configurations, frozen_stage
 from gch_bench.apps.show import banner, show
 from gch_bench.config.run import Config
 from gch_bench.data.images import BadImage
@@ -20,6 +20,7 @@ from gch_bench.distributed import World
 from gch_bench.errors import UserError
 from gch_bench.evaluation.cells import missing_cells, parameter_set, try_corruptions
 from gch_bench.evaluation.run import evaluate
+from gch_bench.evaluation.sharing import with_trunks
 from gch_bench.loggers import Logger, open_logger
 from gch_bench.memory import keep_freed_memory
 from gch_bench.model.weights import weights_digest
@@ -169,7 +170,10 @@ def _evaluate(ready: Sequence[Ready], world: World) -> None:
     """Evaluate all networks in one pass, and turn the shards into records."""
     cells = list(dict.fromkeys(cell for each in ready for cell in each.job.cells))
     images = ready[0].job.images._replace(cells=cells)
-    tasks = [each.job.task(each.network, each.weights, each.missing, cells) for each in ready]
+    tasks = [each.job.task(each.network.eval(), each.weights, each.missing, cells) for each in ready]
+    frozen, sizes = [frozen_stage(each.job.config) for each in ready], [each.job.data.size for each in ready]
+    for task, predictor in zip(tasks, with_trunks([task.predictor for task in tasks], frozen, sizes), strict=True):
+        task.predictor = predictor
     distributed.barrier(world)  # no process may write a shard before all have looked which ones are there
     display, total = ready[0].job.display, sum(int(task.needed.sum()) for task in tasks)
     with stop_requests() as stop, display.bar("evaluate", total, "images") as advance:

@@ -13,6 +13,9 @@ from gch_bench.config.data import AugmentConfig, DataConfig
 from gch_bench.config.parse import NOT_IN_IDENTITY, identity_of
 from gch_bench.errors import FieldError, UserError
 
+# Version of the random numbers that the noise is made from. It is raised when the same seed gives other noise, so that no run
+# is continued with other noise than it began with. Runs without noise keep their identity.
+NOISE_DRAWS = 2
 DEVICES = ("auto", "cpu", "cuda")
 MEMORY = ("auto", "system")
 
@@ -185,6 +188,7 @@ class RecipeConfig:
     channels_last: bool = False
     compile: bool = False
     freeze: str | None = None  # train only what lies after this stage (L1..L4 or a module's name); null: train everything
+    sync_bn: bool = False  # with several processes, on GPUs: BatchNorm's batch statistics are over the images of all of them
     recalibrate_bn: bool = False  # re-estimate BatchNorm's running statistics without noise before the evaluation
     # The recipe is meant for trained weights (model.pretrained or model.checkpoint): warn if training starts from random ones.
     expects_weights: bool = False
@@ -270,10 +274,11 @@ class Config:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What determines the weights and the results of each cell: the fields that differ from their defaults, and `stored`.
-
-        All values are plain."""
+        """What determines the weights and the results of each cell: the fields that differ from their defaults, `stored`, and
+        with noise the version of its draws. All values are plain."""
         plain = identity_of(self)
+        if self.noise.law:
+            plain["noise"] = {**plain["noise"], "draws": NOISE_DRAWS}
         if self.corruptions.stored:  # the root itself is no part of it: what lies there is in each record
             plain["corruptions"] = {**plain.get("corruptions", {}), "stored": True}
         return plain

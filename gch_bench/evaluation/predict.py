@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from gch_bench.data.transforms import Normalisation
-from gch_bench.noise.hooks import image_seeds
+from gch_bench.model.trunk import Features, Trunk, run_tail, trunk_outputs
+from gch_bench.noise.draws import image_keys
+from gch_bench.noise.hooks import keyed_noise
 from gch_bench.results.records import Cell
-from gch_bench.rng import seed_of
+
+PASS_ROWS = 256  # noisy passes of the tail run together as long as the batch has no more rows than this
 
 
 class Predictor(NamedTuple):
@@ -26,6 +29,9 @@ class Predictor(NamedTuple):
     noise_passes: int = 0  # T, the number of noisy passes; 0: one pass without noise
     noise_seed: int = 0
     classes: tuple[int, ...] | None = None  # which of the network's outputs are scored, in this order; None: all
+    # The part of the network that is computed once for all noisy passes, and for all networks with the same trunk_id.
+    trunk: Trunk | None = None
+    trunk_id: str = ""
 
 
 # The (backend, operation) pairs of torch's settings that allow TF32 or bfloat16 inside float32 operations.
@@ -65,7 +71,16 @@ def _legacy_cudnn() -> bool | None:
 
 
 @exact_fp32()
-def predict(predictor: Predictor, inputs: Tensor, cell: Cell, ids: Tensor) -> Tensor:
+def features_of(predictor: Predictor, inputs: Tensor) -> Features | None:
+    """What the predictor's trunk gives for normalised images; None if the predictor has no trunk."""
+    if predictor.trunk is None:
+        return None
+    with _autocast(predictor, inputs):
+        return trunk_outputs(predictor.network, predictor.trunk, inputs)
+
+
+@exact_fp32()
+def predict(predictor: Predictor, inputs: Tensor, cell: Cell, ids: Tensor, features: Features | None = None) -> Tensor:
     """The logits (B, C), float64 on the device of the inputs, that the predictor gives for images of a cell.
 
     With T noisy passes they are the log of the mean softmax over the passes. The noise of a pass on an image depends on (seed,
@@ -74,19 +89,31 @@ def predict(predictor: Predictor, inputs: Tensor, cell: Cell, ids: Tensor) -> Te
     Args:
         inputs: float32 (B, 3, H, W), normalised, on the network's device.
         ids: int64 (B,) on the CPU, the ids of the images, which name the random draws.
+        features: what `features_of` gives for these inputs; None: the whole network is computed.
     """
     if not predictor.noise_passes:
-        return _forward(predictor, inputs)
-    passes = []
-    for t in range(predictor.noise_passes):
-        with image_seeds(predictor.network, [seed_of(predictor.noise_seed, "test noise", *cell, int(i), t) for i in ids]):
-            passes.append(_forward(predictor, inputs).log_softmax(1))
+        return _forward(predictor, inputs, features)
+    together = 1 if features is None else max(1, PASS_ROWS // len(ids))
+    passes: list[Tensor] = []
+    for first in range(0, predictor.noise_passes, together):
+        numbers = range(first, min(first + together, predictor.noise_passes))
+        keys = [image_keys(ids, predictor.noise_seed, "test noise", *cell, t) for t in numbers]
+        with keyed_noise(predictor.network, torch.cat(keys)):
+            logits = _forward(predictor, inputs, features, repeats=len(numbers))
+        passes += logits.log_softmax(1).split(len(ids))
     return torch.stack(passes).logsumexp(0) - np.log(len(passes))
 
 
-def _forward(predictor: Predictor, inputs: Tensor) -> Tensor:
-    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=predictor.precision == "bf16"):
-        logits = predictor.network(inputs)
+def _forward(predictor: Predictor, inputs: Tensor, features: Features | None, repeats: int = 1) -> Tensor:
+    with _autocast(predictor, inputs):
+        if features is None or predictor.trunk is None:
+            logits = predictor.network(inputs)
+        else:
+            logits = run_tail(predictor.network, predictor.trunk, features, inputs, repeats)
     if predictor.classes is not None:
         logits = logits[:, predictor.classes]
     return logits.double()
+
+
+def _autocast(predictor: Predictor, inputs: Tensor) -> torch.autocast:
+    return torch.autocast(inputs.device.type, torch.bfloat16, enabled=predictor.precision == "bf16")

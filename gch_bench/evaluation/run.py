@@ -29,8 +29,9 @@ from gch_bench.data.stored import StoredImages
 from gch_bench.data.transforms import Preparation, normalise
 from gch_bench.distributed import World
 from gch_bench.errors import UserError
-from gch_bench.evaluation.predict import Predictor, predict
+from gch_bench.evaluation.predict import Predictor, features_of, predict
 from gch_bench.metrics import sample_atoms
+from gch_bench.model.trunk import Features
 from gch_bench.results.records import Cell, Rows
 from gch_bench.results.shards import BadRow, write_shard
 
@@ -162,9 +163,14 @@ def _evaluate_cell(
     if not len(batch.ids):
         return 0
     for inputs, group in _inputs(needing, images, cell, batch, prepared, device):
+        features: dict[str, Features | None] = {}  # of these inputs, computed once for all networks with the same trunk
         for task in group:
+            predictor = task.predictor
+            if predictor.trunk_id not in features:
+                features[predictor.trunk_id] = features_of(predictor, inputs)
+            logits_BC = predict(predictor, inputs, cell, batch.ids, features[predictor.trunk_id])
             still_B = torch.from_numpy(task.needed[row, np.searchsorted(images.ids, batch.ids.numpy())])
-            _add_rows(task, cell, predict(task.predictor, inputs, cell, batch.ids), batch, still_B)
+            _add_rows(task, cell, logits_BC, batch, still_B)
     return len(batch.ids) * len(needing)
 
 

@@ -1,6 +1,6 @@
 """The realised strength of a mechanism on a map of a given size: its drop rate, gate variance and pooled distortion.
 
-The strengths are measured by drawing from the mechanism, because nominal ones are not comparable: timm's DropBlock with
+The strengths are measured by drawing from the mechanism, because nominal ones are not comparable: DropBlock with
 p = 0.1 and block size 3 drops 15% of a 7x7 map, but 24% of a 4x4 map. Report the realised strengths, and make them equal when
 mechanisms are to be compared at equal strength (docs/definitions.md, "Realised strength").
 """
@@ -25,6 +25,7 @@ class Realised(NamedTuple):
 
     drop_rate: float  # share of sites that are set to zero
     nominal_drop_rate: float  # the mechanism's option p; 0 for gates that never drop a site
+    expected_drop_rate: float | None
     inner_drop_rate: float  # drop_rate without the map's outermost ring, where boundary="inside" pins psi to 0
     gate_variance: float  # mean over sites of Var xi(x); additive noise: variance of what is added to a map of ones
     expected_gate_variance: float | None
@@ -59,6 +60,7 @@ def realised(mechanism: Mechanism, height: int, width: int) -> Realised:
     return Realised(
         drop_rate=float(dropped_HW.mean()),
         nominal_drop_rate=expected.nominal_drop_rate,
+        expected_drop_rate=expected.drop_rate,
         inner_drop_rate=float(inner_HW.mean()),
         gate_variance=float(gates_BHW.var(0).mean()),
         expected_gate_variance=expected.gate_variance,

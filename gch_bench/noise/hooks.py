@@ -7,14 +7,14 @@ a deep copy of the network, such as its EMA, has hooks of its own.
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from gch_bench.noise.draws import KeyedDraws, derived_keys
 from gch_bench.noise.mechanism import Mechanism
-from gch_bench.rng import seed_global
 
 
 class Placement(NamedTuple):
@@ -51,14 +51,14 @@ class StageHook:
         self.output_format = getattr(model, "output_fmt", "NCHW")
         self.patch_grid = getattr(getattr(model, "patch_embed", None) or getattr(model, "stem", None), "grid_size", None)
         self.prefix_tokens = int(getattr(model, "num_prefix_tokens", 0))
-        self.image_seeds: Sequence[int] | None = None
+        self.keys_B: Tensor | None = None  # one key per image, set by `keyed_noise`; None: torch's global generator
         self.logit_change: float | None = None  # measured by `inject`; None where it could not be measured
 
     def __call__(self, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
         if not (self.train if module.training else self.test):
             return output
         prefix, grid_BCHW = self.grid(output)
-        noisy_BCHW = self._seeded(grid_BCHW) if self.image_seeds is not None else self.mechanism.apply_noise(grid_BCHW)
+        noisy_BCHW = self.mechanism.apply_noise(grid_BCHW, self._draws(grid_BCHW.device))
         if output.ndim == 3:
             return torch.cat([output[:, :prefix], noisy_BCHW.flatten(2).transpose(1, 2)], 1)
         return noisy_BCHW.permute(0, 2, 3, 1) if self.output_format == "NHWC" else noisy_BCHW
@@ -101,21 +101,11 @@ class StageHook:
         )
 
     @torch.compiler.disable
-    def _seeded(self, features_BCHW: Tensor) -> Tensor:
-        """Draw each image's noise from the image's own seed, so that it does not depend on the other images of the batch.
-
-        The state of the global generators is kept.
-        """
-        assert self.image_seeds is not None
-        if len(self.image_seeds) != len(features_BCHW):
-            raise ValueError(f"image_seeds must have one seed per image ({len(features_BCHW)}), got {len(self.image_seeds)}")
-        devices = [features_BCHW.device] if features_BCHW.device.type == "cuda" else []
-        noisy = []
-        with torch.random.fork_rng(devices):
-            for seed, image_1CHW in zip(self.image_seeds, features_BCHW.split(1), strict=True):
-                seed_global(features_BCHW.device, seed, self.placement.stage)
-                noisy.append(self.mechanism.apply_noise(image_1CHW))
-        return torch.cat(noisy)
+    def _draws(self, device: torch.device) -> KeyedDraws | None:
+        """The draws of one forward pass. They start anew in every pass, and two stages have draws of their own."""
+        if self.keys_B is None:
+            return None
+        return KeyedDraws(derived_keys(self.keys_B.to(device, non_blocking=True), "stage", self.placement.stage))
 
 
 def stage_hooks(model: nn.Module) -> list[StageHook]:
@@ -124,16 +114,19 @@ def stage_hooks(model: nn.Module) -> list[StageHook]:
 
 
 @contextlib.contextmanager
-def image_seeds(model: nn.Module, seeds: Sequence[int]) -> Iterator[None]:
-    """Within the context, the noise on image i of a batch is drawn from seeds[i] alone."""
+def keyed_noise(model: nn.Module, keys_B: Tensor) -> Iterator[None]:
+    """Within the context, the noise on image i of a batch is drawn from keys_B[i] alone, an int64 key (`draws.image_keys`).
+
+    Every forward pass within the context draws the same noise; a batch of another length is a ValueError.
+    """
     hooks = stage_hooks(model)
     for hook in hooks:
-        hook.image_seeds = seeds
+        hook.keys_B = keys_B
     try:
         yield
     finally:
         for hook in hooks:
-            hook.image_seeds = None
+            hook.keys_B = None
 
 
 def stage_grids(model: nn.Module, images: Tensor) -> dict[str, tuple[int, int]]:

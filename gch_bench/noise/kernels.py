@@ -87,11 +87,20 @@ class Kernel:
     ) -> Tensor:
         """Independent fields psi ~ N(0, Cov psi): (batch, height, width). Default generator: the device's global one."""
         device = torch.device(device or (generator.device if generator is not None else "cpu"))
-        spectrum, root_NN = _on_device(self, height, width, device, dtype)
+        modes = self.modes(height, width)
+        return self.field(torch.randn(batch, *modes, generator=generator, device=device, dtype=dtype), height, width)
+
+    def modes(self, height: int, width: int) -> tuple[int, int]:
+        """The shape of the standard normal numbers from which `field` makes one field on a height x width map."""
+        rows, columns = _spectrum(self, height, width).amplitude_HW.shape
+        return rows, columns
+
+    def field(self, z_BHW: Tensor, height: int, width: int) -> Tensor:
+        """The fields psi (B, height, width) that standard normal numbers z (B, *modes(height, width)) stand for."""
+        spectrum, root_NN = _on_device(self, height, width, z_BHW.device, z_BHW.dtype)
         basis_HH, basis_WW, amplitude_HW = spectrum
-        z_BHW = torch.randn(batch, *amplitude_HW.shape, generator=generator, device=device, dtype=dtype)
-        # The field stays in `dtype` inside autocast, where matmul would drop to half precision.
-        with torch.autocast(device.type, enabled=False):
+        # The field stays in z's precision inside autocast, where matmul would drop to half precision.
+        with torch.autocast(z_BHW.device.type, enabled=False):
             if root_NN is not None:
                 psi_BHW = (z_BHW.flatten(1) @ root_NN).view_as(z_BHW)
             else:

@@ -1,21 +1,22 @@
 """Noise mechanisms, each a law, a kernel and a way of injection, as layers on feature maps (B, C, H, W).
 
 Every mechanism is the identity in eval mode, like dropout; `inject` attaches one to named stages of a network. Mechanisms have
-no parameters and no buffers, so that they add nothing to a state dict. They draw from torch's global generator of the
-features' device; `FieldNoise.gate` also takes a generator.
+no parameters and no buffers, so that they add nothing to a state dict. They take their random numbers from a `Draws` object,
+which is torch's global generator of the features' device where none is given; `FieldNoise.gate` also takes a generator.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-from timm.layers.drop import DropBlock2d
 from torch import Tensor, nn
 
 from gch_bench.checks import check_choice, check_number, check_probability, check_whole_number
 from gch_bench.errors import FieldError
 from gch_bench.noise import theory
+from gch_bench.noise.draws import Draws, GlobalDraws
 from gch_bench.noise.kernels import KERNELS, DirichletGreen, Kernel, PeriodicGreen, White, variance_on
 from gch_bench.noise.laws import hard_mask, samplewise_gate, sites_kept, wick_gate
 
@@ -30,16 +31,34 @@ class Expected(NamedTuple):
     """
 
     nominal_drop_rate: float = 0.0
+    drop_rate: float | None = None
     gate_variance: float | None = None
     pooled_distortion: float | None = None
 
 
 class Mechanism(nn.Module):
-    """Base of all mechanisms: in training mode `forward` applies the noise, in eval mode it is the identity."""
+    """Base of all mechanisms: in training mode `forward` applies the noise, in eval mode it is the identity.
 
-    def apply_noise(self, features: Tensor) -> Tensor:
-        """The features with noise, in training mode as in eval mode: (B, C, H, W) -> (B, C, H, W)."""
+    A subclass defines `draw`. The noise multiplies the features unless the subclass overrides `apply_noise`, too.
+    """
+
+    def draw(self, features: Tensor, draws: Draws) -> Tensor:
+        """One draw of the noise for features (B, C, H, W): float32, of a shape that broadcasts to theirs."""
         raise NotImplementedError
+
+    @torch.compiler.disable  # if it were traced, every compiled graph would rebuild the cached matrices
+    def drawn(self, features: Tensor, draws: Draws | None) -> Tensor:
+        """`draw`, from torch's global generator if `draws` is None."""
+        return self.draw(features, GlobalDraws(features.device) if draws is None else draws)
+
+    def apply_noise(self, features: Tensor, draws: Draws | None = None) -> Tensor:
+        """The features with noise, in training mode as in eval mode: (B, C, H, W) -> (B, C, H, W).
+
+        Args:
+            features: the feature map (B, C, H, W).
+            draws: where the random numbers come from; None: torch's global generator of the features' device.
+        """
+        return features * self.drawn(features, draws).to(features.dtype)
 
     def forward(self, features: Tensor) -> Tensor:
         return self.apply_noise(features) if self.training else features
@@ -55,8 +74,7 @@ class Mechanism(nn.Module):
 
 
 class FieldNoise(Mechanism):
-    """Base of the mechanisms that draw a Gaussian field. The noise multiplies the features unless a subclass overrides
-    `apply_noise`.
+    """Base of the mechanisms that draw a Gaussian field.
 
     Args:
         kernel: the covariance of the field. Its matrices are cached per (H, W, device, dtype).
@@ -83,16 +101,13 @@ class FieldNoise(Mechanism):
         """`batch` independent draws of the law on a height x width grid: (B, H, W), float32."""
         return self.transform(self.kernel.sample(batch, height, width, generator, device))
 
-    @torch.compiler.disable  # if it were traced, every compiled graph would rebuild the cached matrices
-    def draw(self, features: Tensor) -> Tensor:
+    def draw(self, features: Tensor, draws: Draws) -> Tensor:
         """Draws of the law for features (B, C, H, W): (B, 1, H, W), or (B, C, H, W) if per channel. Always float32."""
         batch, channels, height, width = features.shape
         channels = channels if self.per_channel else 1
-        noise = self.gate(batch * channels, height, width, device=features.device)
+        z = draws.normal((batch, channels, *self.kernel.modes(height, width)))
+        noise = self.transform(self.kernel.field(z.flatten(0, 1), height, width))
         return noise.view(batch, channels, height, width)
-
-    def apply_noise(self, features: Tensor) -> Tensor:
-        return features * self.draw(features).to(features.dtype)
 
     def extra_repr(self) -> str:
         shared = ", per_channel" if self.per_channel else ""
@@ -130,12 +145,12 @@ class Gate(FieldNoise):
 
     def expected(self, height: int, width: int) -> Expected:
         if self.normalization == "samplewise":
-            return Expected(pooled_distortion=0.0)
+            return Expected(drop_rate=0.0, pooled_distortion=0.0)
         variance = float(theory.wick_gate_variance(self.kernel, height, width, self.gamma).mean())
         if height * width > DENSE_COVARIANCE_SITES:
-            return Expected(gate_variance=variance)
+            return Expected(drop_rate=0.0, gate_variance=variance)
         covariance_NN = theory.wick_gate_covariance(self.kernel, height, width, self.gamma)
-        return Expected(gate_variance=variance, pooled_distortion=theory.pooled_distortion(covariance_NN))
+        return Expected(0.0, 0.0, variance, theory.pooled_distortion(covariance_NN))
 
     def extra_repr(self) -> str:
         return f"gamma={self.gamma:g}, {self.normalization}, {super().extra_repr()}"
@@ -187,7 +202,7 @@ class HardMask(FieldNoise):
         sites = height * width
         dropped = 1 - sites_kept(sites, self.p) / sites
         exchangeable = isinstance(self.kernel, White | PeriodicGreen)  # every site is dropped with the same probability
-        return Expected(self.p, theory.iid_mask_distortion(dropped) ** 2 if exchangeable else None, 0.0)
+        return Expected(self.p, dropped, theory.iid_mask_distortion(dropped) ** 2 if exchangeable else None, 0.0)
 
     def extra_repr(self) -> str:
         return f"p={self.p:g}, {super().extra_repr()}"
@@ -220,72 +235,109 @@ class Additive(FieldNoise):
     def expected(self, height: int, width: int) -> Expected:
         variance = self.sigma**2 * float(self.kernel.variance(height, width).mean())
         if height * width > DENSE_COVARIANCE_SITES:
-            return Expected(gate_variance=variance)
+            return Expected(drop_rate=0.0, gate_variance=variance)
         covariance_NN = self.sigma**2 * self.kernel.covariance(height, width)
-        return Expected(gate_variance=variance, pooled_distortion=theory.pooled_distortion(covariance_NN))
+        return Expected(0.0, 0.0, variance, theory.pooled_distortion(covariance_NN))
 
     def extra_repr(self) -> str:
         return f"sigma={self.sigma:g}{' x feature RMS' if self.relative else ''}, {super().extra_repr()}"
 
-    def apply_noise(self, features: Tensor) -> Tensor:
-        noise = self.draw(features)
+    def apply_noise(self, features: Tensor, draws: Draws | None = None) -> Tensor:
+        noise = self.drawn(features, draws)
         if self.relative:
             noise = noise * features.detach().float().square().mean((1, 2, 3), keepdim=True).sqrt()
         return features + noise.to(features.dtype)
 
 
-class LayerNoise(Mechanism):
-    """The noise layer of a library (torch's Dropout and Dropout2d, timm's DropBlock2d) as a mechanism.
+class Dropout(Mechanism):
+    """Sets values to zero independently with probability p and scales the others by 1 / (1 - p), like torch.nn.Dropout.
 
     Args:
-        layer: the library's layer, with its options already set.
-        options: the same options, by the names that this project gives them.
+        p: probability in [0, 1).
     """
 
-    def __init__(self, layer: nn.Module, **options: float) -> None:
+    def __init__(self, p: float = 0.1) -> None:
         super().__init__()
-        self.layer = layer
-        self.options = options  # kept here for `repr` and `is_off`, because timm's layer does not print its options
+        check_probability("p", p, below_one=True)
+        self.p = p
 
-    def __repr__(self) -> str:
-        shown = [name if value is True else f"{name}={value:g}" for name, value in self.options.items() if value is not False]
-        return f"{type(self.layer).__name__}({', '.join(shown)})"
+    def draw(self, features: Tensor, draws: Draws) -> Tensor:
+        return self._mask(draws, features.shape)
+
+    def _mask(self, draws: Draws, shape: Sequence[int]) -> Tensor:
+        return draws.uniform(shape).ge_(self.p).mul_(1 / (1 - self.p))
 
     @property
     def is_off(self) -> bool:
-        return self.options.get("p") == 0
+        return self.p == 0
 
     def expected(self, height: int, width: int) -> Expected:
-        p = self.options.get("p", 0.0)
-        if isinstance(self.layer, nn.Dropout | nn.Dropout2d):
-            variance = theory.iid_mask_distortion(p) ** 2
-            draws = height * width if isinstance(self.layer, nn.Dropout) else 1  # independent ones on the map of a channel
-            return Expected(p, variance, variance / draws)
-        return Expected(p)
+        variance = theory.iid_mask_distortion(self.p) ** 2
+        return Expected(self.p, self.p, variance, variance / (height * width))
 
-    def train(self, mode: bool = True) -> "LayerNoise":
-        super().train(mode)
-        self.layer.train()  # the layer must always act: the mechanism decides whether the noise is on
-        return self
-
-    @torch.compiler.disable
-    def apply_noise(self, features: Tensor) -> Tensor:
-        return self.layer(features)
+    def extra_repr(self) -> str:
+        return f"p={self.p:g}"
 
 
-def _dropout(layer: type[nn.Module]) -> Callable[..., Mechanism]:
-    def make(p: float = 0.1) -> Mechanism:
+class SpatialDropout(Dropout):
+    """Sets whole channels to zero independently with probability p and scales the others, like torch.nn.Dropout2d."""
+
+    def draw(self, features: Tensor, draws: Draws) -> Tensor:
+        return self._mask(draws, (*features.shape[:2], 1, 1))
+
+    def expected(self, height: int, width: int) -> Expected:
+        return super().expected(height, width)._replace(pooled_distortion=theory.iid_mask_distortion(self.p) ** 2)
+
+
+class DropBlock(Mechanism):
+    """DropBlock (Ghiasi et al., arXiv 1810.12890) with the seeds and blocks of timm's `drop_block_2d`.
+
+    The kept sites are scaled by 1 / E(share of kept sites), which depends on the map's size only, so that the noise on an image
+    does not depend on the other images. timm divides by the share that was kept in the batch at hand.
+
+    Args:
+        p: the nominal drop probability in [0, 1).
+        block_size: side of a block in sites, >= 1; it is cut to the map's size.
+        per_channel: whether every channel has blocks of its own.
+    """
+
+    def __init__(self, p: float = 0.1, block_size: int = 7, per_channel: bool = False) -> None:
+        super().__init__()
         check_probability("p", p, below_one=True)
-        return LayerNoise(layer(p), p=p)
+        check_whole_number("block_size", block_size, low=1)
+        self.p = p
+        self.block_size = block_size
+        self.per_channel = per_channel
 
-    return make
+    def draw(self, features: Tensor, draws: Draws) -> Tensor:
+        batch, channels, height, width = features.shape
+        rows, columns = min(self.block_size, height), min(self.block_size, width)
+        seeds = draws.uniform((batch, channels if self.per_channel else 1, height, width))
+        seeds.lt_(theory.dropblock_seed_rate(self.p, self.block_size, height, width))
+        blocks = nn.functional.max_pool2d(seeds, (rows, columns), stride=1, padding=(rows // 2, columns // 2))
+        blocks = blocks[..., (rows + 1) % 2 :, (columns + 1) % 2 :]  # blocks of an even side give one row or column too many
+        return (1 - blocks).mul_(1 / _share_kept(self.p, self.block_size, height, width))
+
+    @property
+    def is_off(self) -> bool:
+        return self.p == 0
+
+    def expected(self, height: int, width: int) -> Expected:
+        kept_HW = theory.dropblock_kept(self.p, self.block_size, height, width)
+        share = float(kept_HW.mean())
+        variance = float((kept_HW * (1 - kept_HW)).mean()) / share**2
+        if height * width > DENSE_COVARIANCE_SITES:
+            return Expected(self.p, 1 - share, variance)
+        covariance_NN = theory.dropblock_covariance(self.p, self.block_size, height, width)
+        return Expected(self.p, 1 - share, variance, theory.pooled_distortion(covariance_NN))
+
+    def extra_repr(self) -> str:
+        return f"p={self.p:g}, block_size={self.block_size}{', per_channel' if self.per_channel else ''}"
 
 
-def _dropblock(p: float = 0.1, block_size: int = 7, per_channel: bool = False) -> Mechanism:
-    check_probability("p", p, below_one=True)
-    check_whole_number("block_size", block_size, low=1)
-    layer = DropBlock2d(drop_prob=p, block_size=block_size, couple_channels=not per_channel)
-    return LayerNoise(layer, p=p, block_size=block_size, per_channel=per_channel)
+@lru_cache(maxsize=256)
+def _share_kept(p: float, block_size: int, height: int, width: int) -> float:
+    return float(theory.dropblock_kept(p, block_size, height, width).mean())
 
 
 # law -> (what makes the mechanism, the options of the law, whether the law needs a kernel)
@@ -294,9 +346,9 @@ LAWS: dict[str, tuple[Callable[..., Mechanism], tuple[str, ...], bool]] = {
     "wick": (lambda kernel, **options: Gate(kernel, normalization="wick", **options), ("gamma", "per_channel"), True),
     "hard_mask": (HardMask, ("p", "per_channel"), True),
     "additive": (Additive, ("sigma", "relative", "per_channel"), True),
-    "bernoulli": (_dropout(nn.Dropout), ("p",), False),
-    "bernoulli_channel": (_dropout(nn.Dropout2d), ("p",), False),
-    "block": (_dropblock, ("p", "block_size", "per_channel"), False),
+    "bernoulli": (Dropout, ("p",), False),
+    "bernoulli_channel": (SpatialDropout, ("p",), False),
+    "block": (DropBlock, ("p", "block_size", "per_channel"), False),
 }
 
 

@@ -87,3 +87,42 @@ def iid_mask_distortion(p: float) -> float:
     The kept sites are scaled by 1 / (1-p), so the square of the distortion is also the variance of the gate.
     """
     return (p / (1 - p)) ** 0.5
+
+
+def dropblock_seed_rate(p: float, block_size: int, height: int, width: int) -> float:
+    """The probability with which each site of the map is the seed of a block of DropBlock, as in timm's `drop_block_2d`.
+
+    It is p N / (k_H k_W (H - k_H + 1) (W - k_W + 1)) with the block's sides k_H = min(block_size, H) and k_W likewise.
+    """
+    rows, columns = min(block_size, height), min(block_size, width)
+    return p * height * width / (rows * columns) / ((height - rows + 1) * (width - columns + 1))
+
+
+def dropblock_kept(p: float, block_size: int, height: int, width: int) -> Tensor:
+    """The probability (1 - seed rate)^n(x) that DropBlock keeps site x: (H, W), float64.
+
+    n(x) is the number of sites whose blocks cover x; it is smaller at the map's edge.
+    """
+    rows_H, columns_W = (_block_covers(block_size, size).sum(1) for size in (height, width))
+    return (1 - dropblock_seed_rate(p, block_size, height, width)) ** torch.outer(rows_H, columns_W)
+
+
+def dropblock_covariance(p: float, block_size: int, height: int, width: int) -> Tensor:
+    """Cov(xi(x), xi(y)) of DropBlock's mask, whose kept sites are scaled by 1 / mean of `dropblock_kept`: (N, N), float64.
+
+    Both sites are kept if no site is a seed whose block covers x or y.
+    """
+    rows_HH, columns_WW = (_block_covers(block_size, size) for size in (height, width))
+    both_NN = torch.kron(rows_HH @ rows_HH.T, columns_WW @ columns_WW.T)  # how many blocks cover x and y
+    number_N = both_NN.diagonal()
+    either_NN = number_N[:, None] + number_N[None, :] - both_NN
+    kept_N = dropblock_kept(p, block_size, height, width).flatten()
+    both_kept_NN = (1 - dropblock_seed_rate(p, block_size, height, width)) ** either_NN
+    return (both_kept_NN - torch.outer(kept_N, kept_N)) / kept_N.mean() ** 2
+
+
+def _block_covers(block_size: int, size: int) -> Tensor:
+    """On an axis of `size` sites: 1 where a block seeded at the second site covers the first, else 0. (size, size), float64."""
+    side = min(block_size, size)
+    offset = torch.arange(size)[None, :] - torch.arange(size)[:, None]
+    return ((-((side - 1) // 2) <= offset) & (offset <= side // 2)).double()

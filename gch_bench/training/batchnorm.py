@@ -15,8 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from gch_bench import distributed
 from gch_bench.distributed import World
-from gch_bench.noise.hooks import image_seeds, stage_hooks
-from gch_bench.rng import seed_of
+from gch_bench.noise.draws import image_keys
+from gch_bench.noise.hooks import keyed_noise, stage_hooks
 from gch_bench.training.freeze import FrozenPart
 
 # The number of batches that each process uses for a re-estimation, as in PreciseBN (Wu and Johnson, arXiv 2105.07576).
@@ -94,7 +94,7 @@ def inflation(network: nn.Module, frozen: FrozenPart, images: Tensor, seed: int)
     variances = []
     try:
         for noise in (False, True):
-            with image_seeds(network, [seed_of(seed, "inflation", i) for i in range(len(images))]):
+            with keyed_noise(network, image_keys(torch.arange(len(images)), seed, "inflation")):
                 reestimate(network, layers, [images], noise)
             variances.append({name: layer.state_dict()["running_var"].clone() for name, layer in layers.items()})
     finally:

@@ -1,9 +1,10 @@
 """The training loop: plain PyTorch with timm's optimiser, schedule and mixing, for one process or many.
 
-Randomness: the order of the images and their augmentation depend on (seed, epoch, image id). Internal noise, mixup and cutmix
-draw from the global generators, which are seeded by (seed, rank) and stored in every checkpoint. A run that is stopped at any
-step and resumed with the same number of processes ends with the same weights. With another number of processes it continues
-with new draws and records a warning.
+Randomness: the order of the images depends on (seed, epoch); their augmentation and the internal noise depend on (seed, epoch,
+image id). Only mixup and cutmix, which mix the images of one process's batch, and the backbone's own dropout and stochastic
+depth draw from the global generators. These are seeded by (seed, rank) and stored in every checkpoint. A run that is stopped at
+any step and resumed with the same number of processes ends with the same weights. With another number this holds up to
+rounding, unless one of the reasons in training/processes.py applies; a warning then names it.
 """
 
 import signal
@@ -23,12 +24,15 @@ from gch_bench.data.images import BadImage
 from gch_bench.data.loaders import Batch, TrainLoader, checked
 from gch_bench.distributed import SharedError, World
 from gch_bench.errors import UserError
+from gch_bench.noise.draws import image_keys
+from gch_bench.noise.hooks import keyed_noise
 from gch_bench.rng import seed_of
 from gch_bench.training import checkpoint
 from gch_bench.training.batchnorm import recalibrate
 from gch_bench.training.checkpoint import Position
 from gch_bench.training.freeze import FrozenPart, hold_still
 from gch_bench.training.optim import Optimisation
+from gch_bench.training.processes import process_dependence, synchronise
 
 CHECK_EVERY = 20  # optimiser steps between readings of the loss, because reading it makes the CPU wait for the GPU
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -118,14 +122,17 @@ def train(
         if content["config_hash"] != job.config_hash:
             raise UserError(f"{job.checkpoint} belongs to another configuration: choose another output= folder")
         position = checkpoint.restore(content, job.model, optimisation, world, job.seed)
-        if (before := len(content["rng"])) != world.size and position.epoch < recipe.epochs:
+        before, reasons = len(content["rng"]), process_dependence(job.model, recipe, job.frozen)
+        if before != world.size and reasons and position.epoch < recipe.epochs:
             warn(
                 f"this run was continued with {world.size} instead of {before} processes at epoch {position.epoch + 1}, step"
-                f" {position.step + 1}: from there on its draws of noise and mixing are not those of an unbroken run"
+                f" {position.step + 1}: from there on it differs from an unbroken run, because {'; '.join(reasons)}"
             )
     else:
         optimisation.scheduler.step_update(0)
     wrapped: nn.Module = job.model
+    if world.parallel and recipe.sync_bn:
+        synchronise(job.model)
     if world.parallel:
         wrapped = DistributedDataParallel(job.model, device_ids=[world.device.index] if world.device.type == "cuda" else None)
     if recipe.compile:
@@ -140,7 +147,7 @@ def train(
     if recipe.recalibrate_bn:  # on the images of the epoch after the last, in the order and with the augmentation of that epoch
         more = checked(job.loader.epoch(recipe.epochs), job.skip_bad, skipped)
         recalibrate(trained, job.frozen, (job.inputs(batch) for batch in more), world)
-    # Each process has BatchNorm statistics of its own images. From here on all use those of rank 0.
+    # Without recipe.sync_bn each process has BatchNorm statistics of its own images. From here on all use those of rank 0.
     distributed.broadcast(trained.state_dict(), world)
     return trained
 
@@ -168,7 +175,7 @@ def _train_epoch(
                 raise UserError("no readable training image is left: check data.root")
             last = part == accumulation - 1
             with wrapped.no_sync() if world.parallel and not last else nullcontext():  # type: ignore[operator]
-                sums += _backward(job, wrapped, batch)
+                sums += _backward(job, wrapped, batch, epoch)
         update = epoch * steps + step + 1  # the number of this update of the weights, from 1 over all epochs
         looking = step + 1 == steps or (step + 1) % CHECK_EVERY == 0 or world.device.type == "cpu"
         stop = requests[0] if requests else 0
@@ -189,17 +196,22 @@ def _train_epoch(
             raise Stopped(stop or signal.SIGTERM, job.checkpoint)
 
 
-def _backward(job: TrainingJob, wrapped: nn.Module, batch: Batch) -> Tensor:
-    """Forward and backward pass of one batch of n images. Returns (loss * n, correct predictions, n), float64 (3,)."""
+def _backward(job: TrainingJob, wrapped: nn.Module, batch: Batch, epoch: int) -> Tensor:
+    """Forward and backward pass of one batch of n images. Returns (loss * n, correct predictions, n), float64 (3,).
+
+    The internal noise on an image is drawn from (seed, epoch, image id).
+    """
     world, recipe, optimisation = job.world, job.recipe, job.optimisation
     images = job.inputs(batch)
     labels = targets = batch.labels.to(world.device, non_blocking=True)
     if optimisation.mixup is not None:
         images, targets = optimisation.mixup(images, labels)
-    with torch.autocast(world.device.type, AMP.get(recipe.amp), enabled=recipe.amp != "none"):
-        logits = wrapped(images)
-    loss = optimisation.loss(logits.float(), targets)
-    optimisation.scaler.scale(loss / recipe.grad_accumulation).backward()
+    keys_B = image_keys(batch.ids.to(world.device, non_blocking=True), job.seed, "training noise", epoch)
+    with keyed_noise(job.model, keys_B):  # around the backward pass, too: activation checkpointing repeats the forward there
+        with torch.autocast(world.device.type, AMP.get(recipe.amp), enabled=recipe.amp != "none"):
+            logits = wrapped(images)
+        loss = optimisation.loss(logits.float(), targets)
+        optimisation.scaler.scale(loss / recipe.grad_accumulation).backward()
     correct = (logits.detach().argmax(1) == labels).sum()
     return torch.stack([loss.detach().double() * len(labels), correct.double(), correct.new_tensor(len(labels)).double()])
 

@@ -37,6 +37,8 @@ def training_job(
     own_batch = recipe.batch_size // parts
     if (recipe.mixup > 0 or recipe.cutmix > 0) and own_batch % 2:
         raise UserError(f"recipe.batch_size must be even in each process for mixup and cutmix, got {own_batch}")
+    if recipe.sync_bn and world.device.type != "cuda":
+        raise UserError("recipe.sync_bn=true needs GPUs, as torch has no such BatchNorm for a CPU: leave it out on this device")
     transform = train_transform(recipe.augment, data.size, noisy.normalisation, data.preparation.interpolation)
     workers = loader_workers(config.data.workers, data.train, world.local_size)
     loader = train_loader(data.train, transform, own_batch, config.seed, workers, world.rank, world.size)

@@ -137,7 +137,7 @@ def test_a_new_field_with_a_default_changes_no_identity() -> None:
 
 def test_identity_of_a_run_is_of_what_differs() -> None:
     config = configuration("noise=gch", "seed=3", "threads=2", "data.workers=5", "logger=csv", "corruptions=quick")
-    assert config.identity["noise"] == {"name": "gch", "law": "samplewise", "gamma": 1.0, "beta": 1.0}
+    assert config.identity["noise"] == {"name": "gch", "law": "samplewise", "gamma": 1.0, "beta": 1.0, "draws": 2}
     assert config.identity["seed"] == 3
     assert not {"threads", "logger", "device", "output"} & set(config.identity)
     assert config.identity == configuration("noise=gch", "seed=3").identity

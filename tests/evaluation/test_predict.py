@@ -6,9 +6,9 @@ from tinynet import tinynet
 from gch_bench.data.transforms import Normalisation
 from gch_bench.evaluation.predict import Predictor, predict
 from gch_bench.noise import GaussianChaosNoise, inject
-from gch_bench.noise.hooks import image_seeds
+from gch_bench.noise.draws import image_keys
+from gch_bench.noise.hooks import keyed_noise
 from gch_bench.results.records import CELL_CLEAN, Cell
-from gch_bench.rng import seed_of
 
 NORMALISATION = Normalisation((0.5, 0.4, 0.3), (0.2, 0.2, 0.3))
 
@@ -26,7 +26,7 @@ def test_noisy_passes_average_the_softmax() -> None:
         result = predict(noisy, inputs, CELL_CLEAN, ids)
         passes = []
         for t in range(3):
-            with image_seeds(noisy.network, [seed_of(3, "test noise", *CELL_CLEAN, i, t) for i in range(4)]):
+            with keyed_noise(noisy.network, image_keys(ids, 3, "test noise", *CELL_CLEAN, t)):
                 passes.append(noisy.network(inputs).double().softmax(1))
         other = predict(noisy, inputs, Cell("gaussian_noise", 2), ids)
     torch.testing.assert_close(result.exp(), torch.stack(passes).mean(0))

@@ -7,10 +7,11 @@ from test_mechanism import NOISY, build
 
 from gch_bench.noise import Additive, DirichletGreen, Gate, GaussianChaosNoise, HardMask, Mechanism, White, make_mechanism
 from gch_bench.noise.describe import draw_gates, realised
+from gch_bench.noise.draws import Draws
 
 
 def dropblock_rate(side: int, p: float, block: int) -> float:
-    """timm seeds block centres anywhere in the map with probability gamma: a site stays if none of its neighbours is one."""
+    """Block centres lie anywhere in the map with probability gamma: a site stays if none of its neighbours is one."""
     gamma = p * side**2 / block**2 / (side - block + 1) ** 2
     reach = [sum(abs(i - j) <= block // 2 for j in range(side)) for i in range(side)]
     return float(np.mean(1 - (1 - gamma) ** np.outer(reach, reach)))
@@ -24,6 +25,7 @@ def test_dropblock_drops_more_than_its_p(side: int, figure: float, per_channel: 
     found = realised(noise, side, side)
     assert found.drop_rate == pytest.approx(dropblock_rate(side, 0.1, 3), abs=0.002)
     assert found.drop_rate == pytest.approx(figure, abs=0.006)
+    assert found.expected_drop_rate == pytest.approx(dropblock_rate(side, 0.1, 3))
     assert found.nominal_drop_rate == 0.1
 
 
@@ -84,6 +86,7 @@ def test_every_preset_is_what_it_says(name: str, side: int) -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert found == realised(noise, side, side), "seeded"
     for measured, expected in (
+        (found.drop_rate, found.expected_drop_rate),
         (found.gate_variance, found.expected_gate_variance),
         (found.pooled_distortion, found.expected_pooled_distortion),
     ):
@@ -100,7 +103,7 @@ def test_a_mechanism_of_ones_own_needs_no_closed_form() -> None:
     class Steady(Mechanism):
         """Every site has its own gate, always the same: the sites differ, and nothing varies."""
 
-        def apply_noise(self, features: torch.Tensor) -> torch.Tensor:
-            return features * torch.tensor([[0.0, 1.0], [2.0, 5.0]])
+        def draw(self, features: torch.Tensor, draws: Draws) -> torch.Tensor:
+            return torch.tensor([[0.0, 1.0], [2.0, 5.0]])
 
-    assert realised(Steady(), 2, 2) == (0.25, 0, 0.25, 0, None, 1, None)
+    assert realised(Steady(), 2, 2) == (0.25, 0, None, 0.25, 0, None, 1, None)

@@ -5,12 +5,14 @@ import copy
 import pytest
 import timm
 import torch
+from test_mechanism import NOISY, build
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from gch_bench.noise import GaussianChaosNoise, Mechanism, Placement, inject
-from gch_bench.noise.hooks import image_seeds, stage_grids, stage_hooks
-from gch_bench.noise.mechanism import LayerNoise
+from gch_bench.noise.draws import Draws, image_keys
+from gch_bench.noise.hooks import keyed_noise, stage_grids, stage_hooks
+from gch_bench.noise.mechanism import Dropout
 from gch_bench.noise.placement import stage_modules
 
 ALL = ("L1", "L2", "L3", "L4")
@@ -50,9 +52,9 @@ BACKBONES = {
 class Ramp(Mechanism):
     """A known gate: site i of the row-major grid is multiplied by i + 2."""
 
-    def apply_noise(self, features: Tensor) -> Tensor:
+    def draw(self, features: Tensor, draws: Draws) -> Tensor:
         height, width = features.shape[2:]
-        return features * torch.arange(2, height * width + 2, dtype=features.dtype).view(1, 1, height, width)
+        return torch.arange(2, height * width + 2, dtype=features.dtype).view(1, 1, height, width)
 
 
 def make(name: str) -> tuple[nn.Module, Tensor]:
@@ -198,8 +200,13 @@ def test_deep_copies_are_independent() -> None:
     ema.update(model, step=1)
 
 
+def stance_after(calls: int) -> str:
+    """The first call with keys may compile, the others must not."""
+    return "fail_on_recompile" if calls else "default"
+
+
 @pytest.mark.parametrize("backend", ["eager", "inductor"])
-@pytest.mark.parametrize("mechanism", [GaussianChaosNoise(), LayerNoise(nn.Dropout(0.5))], ids=["gch", "dropout"])
+@pytest.mark.parametrize("mechanism", [GaussianChaosNoise(), Dropout(0.5)], ids=["gch", "dropout"])
 def test_compile(backend: str, mechanism: Mechanism) -> None:
     torch._dynamo.reset()
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
@@ -212,6 +219,9 @@ def test_compile(backend: str, mechanism: Mechanism) -> None:
     expected = network(images)
     torch.manual_seed(0)
     torch.testing.assert_close(compiled(images), expected)
+    for epoch in range(3):  # new keys in every step need no new graph
+        with keyed_noise(network, image_keys(torch.arange(2), epoch)), torch.compiler.set_stance(stance_after(epoch)):
+            torch.testing.assert_close(compiled(images), network(images))
     compiled.eval()
     torch.testing.assert_close(compiled(images), network(images))
     first.sum().backward()
@@ -225,27 +235,29 @@ def test_train_and_test_switches() -> None:
     assert torch.equal(output_of(model.train(), "layer4", images), output_of(model, "layer4", images))
 
 
-@pytest.mark.parametrize("mechanism", [GaussianChaosNoise(), LayerNoise(nn.Dropout(0.5))], ids=["gch", "dropout"])
-def test_image_seeds_make_noise_independent_of_the_batch(mechanism: Mechanism) -> None:
-    model = nn.Sequential(nn.Identity(), nn.Identity())
-    inject(model, mechanism, ["0", "1"], test=True)
+@pytest.mark.parametrize("name", NOISY)
+def test_keyed_noise_is_independent_of_the_batch(name: str) -> None:
+    model, mechanism = nn.Sequential(nn.Identity(), nn.Identity()), build(name)
+    model[0].register_forward_hook(lambda module, inputs, output: output + 1, prepend=True)
+    inject(model, mechanism, ["0", "1"], test=True, images=torch.rand(2, 3, 5, 5))
     model.eval()
-    images, seeds = torch.rand(6, 3, 5, 5), [11, 12, 13, 14, 15, 16]
+    images, keys_B = torch.rand(6, 3, 5, 5), image_keys(torch.arange(6), 3)
     state = torch.get_rng_state()
-    with image_seeds(model, seeds):
+    with keyed_noise(model, keys_B):
         together = model(images)
         first = output_of(model, "0", images)
-    assert not torch.allclose(first / images, together / first), "every stage has its own draw"
-    with image_seeds(model, seeds[1:] + seeds[:1]):
-        assert not torch.equal(model(images), together), "another seed, another draw"
-    with image_seeds(model, seeds[::-1]):
+    first_gate, second_gate = (first - images, together - first) if "add" in name else (first / (images + 1), together / first)
+    assert not torch.allclose(first_gate, second_gate), "every stage has its own draw"
+    with keyed_noise(model, keys_B.roll(1)):
+        assert not torch.equal(model(images), together), "another key, another draw"
+    with keyed_noise(model, keys_B.flip(0)):
         reversed_order = model(images.flip(0))
-    with image_seeds(model, seeds[2:3]):
+    with keyed_noise(model, keys_B[2:3]):
         alone = model(images[2:3])
-    assert torch.equal(reversed_order.flip(0), together)
-    assert torch.equal(alone, together[2:3])
+    torch.testing.assert_close(reversed_order.flip(0), together)  # products of matrices of other sizes round otherwise
+    torch.testing.assert_close(alone, together[2:3])
     assert torch.equal(torch.get_rng_state(), state)
-    with image_seeds(model, seeds[:2]), pytest.raises(ValueError, match=r"one seed per image \(6\), got 2"):
+    with keyed_noise(model, keys_B[:2]), pytest.raises(ValueError, match=r"one key per image \(6\), got 2"):
         model(images)
     assert not torch.equal(model(images), model(images)), "outside the context: the global generator"
 

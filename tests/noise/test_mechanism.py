@@ -9,7 +9,8 @@ from timm.layers.drop import DropBlock2d
 
 from gch_bench.config.run import NoiseConfig
 from gch_bench.noise import Additive, DirichletGreen, GaussianChaosNoise, HardMask, Mechanism, White, make_mechanism
-from gch_bench.noise.mechanism import LAWS, LayerNoise
+from gch_bench.noise.draws import KeyedDraws, image_keys
+from gch_bench.noise.mechanism import LAWS, DropBlock
 
 PRESETS = sorted(path.stem for path in (REPOSITORY / "configs" / "noise").glob("*.yaml"))
 NOISY = [name for name in PRESETS if name != "none"]
@@ -53,7 +54,7 @@ def test_every_preset_is_a_layer_like_dropout(name: str) -> None:
 def test_mean_of_the_output_is_the_input(name: str) -> None:
     """Mean-one gates and zero-mean noise leave the expected feature: 5 standard errors over 6,400 draws of a 4x4 map.
 
-    Sample-wise gates: the mean over sites, exactly. DropBlock: the mean over the batch, by its own rescaling."""
+    Sample-wise gates: the mean over sites, exactly."""
     torch.manual_seed(1)
     noise = build(name).train()
     pooled = noise(torch.full((6400, 1, 4, 4), 2.0)).mean((1, 2, 3)).double()
@@ -74,21 +75,58 @@ def test_presets_of_dropblock_differ_in_one_option() -> None:
     coupled, independent = (preset(name).options for name in ("dropblock", "dropblock_channel"))
     assert coupled | {"per_channel": True} == independent
     assert "per_channel" not in coupled
-    assert str(build("dropblock")) == "DropBlock2d(p=0.1, block_size=3)"
-    assert str(build("dropblock_channel")) == "DropBlock2d(p=0.1, block_size=3, per_channel)"
+    assert str(build("dropblock")) == "DropBlock(p=0.1, block_size=3)"
+    assert str(build("dropblock_channel")) == "DropBlock(p=0.1, block_size=3, per_channel)"
 
 
-def test_dropout_and_dropblock_are_the_libraries_own() -> None:
-    features = torch.rand(4, 6, 8, 8)
-    layers = (torch.nn.Dropout(0.3), torch.nn.Dropout2d(0.3), DropBlock2d(0.3, block_size=3))
-    for law, layer in zip(("bernoulli", "bernoulli_channel", "block"), layers, strict=True):
-        noise = make_mechanism(law, "", {"p": 0.3, **({"block_size": 3} if law == "block" else {})}).train()
-        assert isinstance(noise, LayerNoise)
-        assert type(noise.layer) is type(layer)
-        torch.manual_seed(3)
-        ours = noise(features)
-        torch.manual_seed(3)
-        assert torch.equal(ours, layer.train()(features))
+LIBRARY = {"bernoulli": torch.nn.Dropout(0.3), "bernoulli_channel": torch.nn.Dropout2d(0.3)}
+
+
+@pytest.mark.parametrize("law", LIBRARY)
+@pytest.mark.parametrize("keyed", [False, True])
+def test_dropout_is_the_libraries_own_in_distribution(law: str, keyed: bool) -> None:
+    """The same two values, the same patterns within a channel, and drop rates that differ by at most 5 standard errors."""
+    torch.manual_seed(3)
+    features = torch.full((4000, 3, 4, 4), 2.0)
+    draws = KeyedDraws(image_keys(torch.arange(len(features)), 1)) if keyed else None
+    ours = make_mechanism(law, "", {"p": 0.3}).apply_noise(features, draws)
+    theirs = LIBRARY[law].train()(features)
+    torch.testing.assert_close(ours.unique(), theirs.unique())
+    whole = [(out == 0).all((2, 3)) | (out != 0).all((2, 3)) for out in (ours, theirs)]  # the channel is kept or dropped
+    assert [bool(out.all()) for out in whole] == [law == "bernoulli_channel"] * 2
+    rates = [(out == 0).double().mean((2, 3)).flatten() for out in (ours, theirs)]
+    error = (sum(rate.var() for rate in rates) / rates[0].numel()) ** 0.5
+    assert abs(float(rates[0].mean() - rates[1].mean())) < 5 * error
+    assert abs(float(rates[0].mean()) - 0.3) < 5 * error
+
+
+@pytest.mark.parametrize(("height", "width", "block"), [(7, 7, 3), (4, 4, 3), (6, 5, 4), (5, 3, 7), (1, 1, 3), (3, 8, 2)])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_dropblock_is_timms_in_distribution(height: int, width: int, block: int, per_channel: bool) -> None:
+    """Each site's drop rate and each pair's, against timm's, within 5.5 standard errors; the scale is the expected share's."""
+    torch.manual_seed(4)
+    count, channels = 10_000, 2
+    features = torch.ones(count, channels, height, width)
+    ours = DropBlock(0.3, block, per_channel).train()(features)
+    theirs = DropBlock2d(0.3, block_size=block, couple_channels=not per_channel).train()(features)
+    joint = []
+    for out in (ours, theirs):
+        dropped = (out == 0).flatten(1).double()
+        joint.append(dropped.T @ dropped / count)
+    mean = (joint[0] + joint[1]) / 2
+    assert ((joint[0] - joint[1]).abs() <= 5.5 * (mean * (1 - mean) * 2 / count).sqrt() + 1e-9).all()
+    expected = make_mechanism("block", "", {"p": 0.3, "block_size": block}).expected(height, width)
+    assert expected.drop_rate == pytest.approx(float((theirs == 0).double().mean()), abs=0.015)
+    torch.testing.assert_close(ours.unique(), torch.tensor([0, 1 / (1 - expected.drop_rate)], dtype=torch.float32))
+
+
+def test_dropblock_of_an_image_does_not_depend_on_the_batch() -> None:
+    """timm's scale does: here it is that of the batch of one, whose share of kept sites differs from that of all."""
+    features, keys_B = torch.ones(8, 2, 7, 7), image_keys(torch.arange(8), 5)
+    together = DropBlock(0.5, 3).apply_noise(features, KeyedDraws(keys_B))
+    for i in range(8):
+        alone = DropBlock(0.5, 3).apply_noise(features[i : i + 1], KeyedDraws(keys_B[i : i + 1]))
+        assert torch.equal(alone, together[i : i + 1])
 
 
 @pytest.mark.parametrize("law", [law for law, (_, options, _) in LAWS.items() if "per_channel" in options])

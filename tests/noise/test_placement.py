@@ -9,6 +9,7 @@ from test_inject import BACKBONES, Ramp, make, times
 from torch import Tensor, nn
 
 from gch_bench.noise import Additive, DirichletGreen, GaussianChaosNoise, HardMask, PeriodicGreen, inject
+from gch_bench.noise.draws import Draws
 from gch_bench.noise.hooks import Placement, stage_hooks
 from gch_bench.noise.placement import MINIMUM_CHANGE, NoiseDoesNothing, Probe, feature_stages, logit_change, perturbed
 
@@ -194,9 +195,9 @@ class EveryFifth(Ramp):
 
     calls = 0
 
-    def apply_noise(self, features: Tensor) -> Tensor:
+    def draw(self, features: Tensor, draws: Draws) -> Tensor:
         self.calls += 1
-        return features if self.calls % 5 else super().apply_noise(features)
+        return torch.ones(()) if self.calls % 5 else super().draw(features, draws)
 
 
 def test_noise_that_rarely_acts_gets_more_draws() -> None:

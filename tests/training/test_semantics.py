@@ -157,7 +157,7 @@ def test_bf16_evaluation_reaches_the_records(tmp_path: Path) -> None:
 
 def test_two_ranks_draw_different_noise(tmp_path: Path, cli: Callable) -> None:
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    done = cli("tests/training/training_jobs.py", str(tmp_path), launcher=launcher, timeout=120)
+    done = cli("tests/training/training_jobs.py", "gates", str(tmp_path), launcher=launcher, timeout=120)
     assert done.returncode == 0, done.stderr
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert len(first["gates"]) == len(second["gates"]) == 2, "two steps; the re-estimation of BatchNorm draws none"

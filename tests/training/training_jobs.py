@@ -1,4 +1,4 @@
-"""A training job as the program makes it, for tests that look inside; and two of them, when run under torchrun."""
+"""A training job as the program makes it, for tests that look inside; and several of them, when run under torchrun."""
 
 import sys
 from dataclasses import replace
@@ -48,5 +48,32 @@ def save_gates(folder: Path) -> None:
         torch.save({"gates": gates, "weights": trained.state_dict()}, folder / f"{world.rank}.pt")
 
 
+# Trainings of 6 optimiser steps on a network without BatchNorm. The number of processes must not matter.
+EQUAL_CASES = {
+    "gch": ("noise=gch",),
+    "dropblock": ("noise=dropblock", "noise.p=0.3"),
+    "accumulation": ("noise=gch", "noise.per_channel=true", "recipe.grad_accumulation=2"),
+    "average": ("noise=hard_mask", "recipe.ema_decay=0.5"),
+}
+EQUAL = (
+    "model.factory=tinynet:groupnorm", "noise.stages=[early,late]", "recipe.epochs=2", "recipe.batch_size=24", "recipe.lr=0.1",
+)  # fmt: skip
+
+
+def equal_weights(folder: Path, world: World = ALONE) -> dict[str, dict[str, torch.Tensor]]:
+    """Case of EQUAL_CASES -> the weights at the end of its training."""
+    return {
+        name: train(make_job(folder / name, *EQUAL, *options, world=world), lambda progress: None, [], warn=print).state_dict()
+        for name, options in EQUAL_CASES.items()
+    }
+
+
+def save_equal_weights(folder: Path) -> None:
+    with distributed.group("cpu") as world:
+        weights = equal_weights(folder / str(world.size), world)
+        if world.main:
+            torch.save(weights, folder / f"{world.size}.pt")
+
+
 if __name__ == "__main__":
-    save_gates(Path(sys.argv[1]))
+    {"gates": save_gates, "equal": save_equal_weights}[sys.argv[1]](Path(sys.argv[2]))
