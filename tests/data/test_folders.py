@@ -148,7 +148,7 @@ def test_class_mismatch_names_up_to_three(tree):
 
 
 def test_number_of_classes(tree):
-    assert message(DataConfig("imagenet", root=str(tree), size=224, resize=256, num_classes=1000)) == (
+    assert message(folder(tree, num_classes=1000)) == (
         "data.num_classes must be the number of classes in the data, 3, got 1000; correct it or data.root"
     )
 
