@@ -81,8 +81,8 @@ def read_classes(config: DataConfig, split: str, other: str | None) -> Subset:
 def read_real(config: DataConfig, split: str, other: str | None) -> Subset:
     """ImageNet's validation images with the ReaL labels of Beyer et al. 2020 (arXiv 2006.07159).
 
-    An image may have several labels. They come from ``config.labels``, a JSON list with the list of labels of each validation image, or from timm. Images without
-    labels are left out.
+    An image may have several labels. They come from ``config.labels``, a JSON list with the list of labels of each validation
+    image, or from timm. Images without labels are left out.
 
     Raises:
         UserError: what ``read_imagenet`` raises, a list that is malformed or too short, or an image that is not named

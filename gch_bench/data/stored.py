@@ -18,7 +18,7 @@ from PIL import Image
 
 from gch_bench.data.folders import fingerprint_of
 from gch_bench.data.images import BadImage, FileImages, ImageSet, WrongSize, peek, spread
-from gch_bench.data.stored_layout import LABELS, cell_folder, check_stored_root, has_arrays, held
+from gch_bench.data.stored_layout import LABELS, cell_folder, check_stored_root, corruption_folders, has_arrays, held
 from gch_bench.errors import UserError
 
 SUFFIXES = (".jpeg", ".jpg")  # compared without regard to case
@@ -69,7 +69,7 @@ class StoredArray(StoredImages):
         return f"{self.file}[{self.start + index}]"
 
     def load(self, index: int) -> Image.Image:
-        return Image.fromarray(_mapped(self.file)[self.start + index])
+        return Image.fromarray(mapped(self.file)[self.start + index])
 
 
 def stored_images(
@@ -97,13 +97,11 @@ def stored_images(
     stems = [_stem(name) for name in clean.names]
     if len(set(stems)) < len(stems):
         raise UserError("corruptions.root needs evaluated images that differ in more than their suffix, got CLASS/NAME twice")
-    return {cell: _stored_files(root, cell, stems, clean, size, used) for cell in cells}
+    folders = corruption_folders(root)
+    return {cell: _stored_files(str(cell_folder(root, folders, *cell)), stems, clean, size, used) for cell in cells}
 
 
-def _stored_files(
-    root: Path, cell: tuple[str, int], stems: list[str], clean: ImageSet, size: int | None, used: list[int]
-) -> StoredFiles:
-    folder = str(cell_folder(root, *cell))
+def _stored_files(folder: str, stems: list[str], clean: ImageSet, size: int | None, used: list[int]) -> StoredFiles:
     paths = list_stored(folder)
     found = {_stem(path): path for path in paths}
     missing = [stems[i] for i in used if stems[i] not in found]
@@ -128,7 +126,7 @@ def _stored_array(root: Path, cell: tuple[str, int], clean: ImageSet, size: int 
     labels, file, count = root / LABELS, root / f"{corruption}.npy", len(clean)
     if not file.is_file():
         raise UserError(f"corruptions.root must hold {file.name}, got {root} without it (it holds {held(root)})")
-    labels_N, pixels = _mapped(str(labels)), _mapped(str(file))
+    labels_N, pixels = mapped(str(labels)), mapped(str(file))
     if labels_N.shape != (5 * count,) or not np.array_equal(labels_N, np.tile(clean.labels, 5)):
         differing = "other labels" if labels_N.shape == (5 * count,) else f"shape {labels_N.shape}"
         raise UserError(
@@ -152,7 +150,7 @@ def _stored_array(root: Path, cell: tuple[str, int], clean: ImageSet, size: int 
 
 
 @functools.lru_cache(maxsize=128)
-def _mapped(path: str) -> np.ndarray:
+def mapped(path: str) -> np.ndarray:
     """The array in a .npy file, of which only what is used is read. A loader process opens the file itself, once."""
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)

@@ -65,9 +65,12 @@ def severity_folders(folder: Path) -> dict[int, str]:
     )
 
 
-def cell_folder(root: Path, corruption: str, severity: int) -> Path:
-    """The folder of one cell. Raises UserError if it is not there, or if several folders of ROOT hold the corruption."""
-    folders = corruption_folders(root).get(corruption, [])
+def cell_folder(root: Path, found: dict[str, list[Path]], corruption: str, severity: int) -> Path:
+    """The folder of one cell, with ``found = corruption_folders(root)``.
+
+    Raises UserError if it is not there, or if several folders of ROOT hold the corruption.
+    """
+    folders = found.get(corruption, [])
     if len(folders) > 1:
         raise UserError(
             f"corruptions.root must hold {corruption} once, got {' and '.join(str(folder) for folder in folders)}; remove one"

@@ -20,7 +20,7 @@ CHOICES = [f"{group}={file.stem}" for group in GROUPS for file in sorted((REPOSI
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes(choice: str) -> None:
-    stored = dict.fromkeys((f"corruptions={name}" for name in ("stored", *SUITES)), ["corruptions.root=/c"])
+    stored = {f"corruptions={name}": ["corruptions.root=/c"] for name in ("stored", *SUITES)}
     needs = {"model=custom": ["model.factory=tinynet:tinynet"], **stored}
     more = needs.get(choice, [])
     group, name = choice.split("=")
