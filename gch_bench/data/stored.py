@@ -149,13 +149,19 @@ def _stored_array(root: Path, cell: tuple[str, int], clean: ImageSet, size: int 
     return images
 
 
-@functools.lru_cache(maxsize=128)
 def mapped(path: str) -> np.ndarray:
-    """The array in a .npy file, of which only what is used is read. A loader process opens the file itself, once."""
+    """The array in a .npy file, of which only what is used is read. Raises UserError if it cannot be read."""
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        facts = os.stat(path)
+        return _opened(path, facts.st_mtime_ns, facts.st_size)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} must be a whole .npy file, and cannot be read so ({error}); download it again") from error
+
+
+@functools.lru_cache(maxsize=32)
+def _opened(path: str, changed: int, size: int) -> np.ndarray:
+    """The array, opened once in each process as long as the file stays what it is."""
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def list_stored(folder: str) -> list[str]:

@@ -119,6 +119,9 @@ def _samples(shard: Path, label_field: str, heads: bool) -> tuple[list[_Sample],
                 key, _, suffix = base.partition(".")
                 if member.isfile() and key:
                     parts.setdefault(f"{folder}/{key}" if folder else key, {})[suffix.lower()] = member
+            file.seek(archive.offset)
+            if file.read(512) != bytes(512):  # tarfile takes an archive that ends before a header for a whole one
+                raise tarfile.ReadError("it has no end mark")
             samples = [_sample(file, shard, key, found, label_field, heads) for key, found in parts.items()]
     except (OSError, tarfile.TarError) as error:
         raise UserError(
