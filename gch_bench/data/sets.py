@@ -45,7 +45,7 @@ DATASETS: dict[str, DataSet] = {
     "imagenet_sketch": _imagenet_like(imagenet.read_classes, 1000, "WNID/*"),
     "imagenet_real": _imagenet_like(imagenet.read_real, 1000, "ImageNet's val/*"),
     "folder": DataSet(folders.read_tree, size=None),
-    "timm": DataSet(timm_readers.read, size=224, resize=256, root="what timm's reader reads"),
+    "timm": DataSet(timm_readers.read, size=None, root="what timm's reader reads"),
     "tiny_imagenet": DataSet(tiny_imagenet.read, size=64, num_classes=200),
     "cifar10": DataSet(
         folders.read_cifar10, size=32, root="cifar-10-batches-py/", num_classes=10, download=True, splits=("train", "test")

@@ -14,7 +14,7 @@ from PIL import Image
 from gch_bench.config.data import DataConfig
 from gch_bench.data import webdataset
 from gch_bench.data.folders import root_of
-from gch_bench.data.images import ImageSet, Subset
+from gch_bench.data.images import ImageSet, Subset, spread
 from gch_bench.errors import UserError
 
 VAL_SPLITS = ("validation", "val", "test")  # the names that data sets give to their evaluation images; the first found is taken
@@ -80,6 +80,9 @@ def _hugging_face(config: DataConfig, name: str, splits: tuple[str, ...]) -> tup
             problems.append(f"{split}: {error}")
     else:
         raise UserError(f"data.reader=hfds/{name} cannot be read from {config.root}: {'; '.join(problems)[:500]}")
+    digest = hashlib.sha256(labels_N.astype("<i8").tobytes())
+    for index in spread(len(labels_N)):  # the package's own fingerprint of a data set depends on where it lies
+        with reader[index][0] as file:
+            digest.update(file.read())
     names = [f"{split}/{i:08d}" for i in range(len(labels_N))]
-    digest = hashlib.sha256(f"{reader.dataset._fingerprint}".encode() + labels_N.astype("<i8").tobytes()).hexdigest()[:16]
-    return ReaderImages(names, labels_N, reader), digest
+    return ReaderImages(names, labels_N, reader), digest.hexdigest()[:16]

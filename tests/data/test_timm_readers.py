@@ -174,3 +174,28 @@ def test_readers_that_stream_are_refused(root: Path, reader: str | None) -> None
 def test_hugging_face_needs_its_package(root: Path) -> None:
     with pytest.raises(UserError, match=r"data.reader=hfds/timm/mini needs the package datasets, which is not installed"):
         load_data(DataConfig("timm", root=str(root), reader="hfds/timm/mini"))
+
+
+@pytest.mark.skipif(find_spec("datasets") is None, reason="the package datasets is not installed")
+def test_hugging_face_by_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for split in ("train", "validation"):
+        for i in range(4):
+            path = tmp_path / "mini" / split / ("ant" if i < 2 else "bee") / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png(i))
+    source = load_data(DataConfig("timm", root=str(tmp_path), reader=f"hfds/{tmp_path / 'mini'}"))
+    assert (source.classes, source.val.labels.tolist()) == (["0", "1"], [0, 0, 1, 1])
+    assert all(np.array_equal(np.asarray(source.val.load(i)), PIXELS[i]) for i in (3, 0, 2))
+    with pytest.raises(UserError, match=r"data.reader=hfds/nowhere cannot be read from"):
+        load_data(DataConfig("timm", root=str(tmp_path), reader="hfds/nowhere"))
+
+
+@pytest.mark.skipif(find_spec("webdataset") is None, reason="the package webdataset is not installed")
+def test_the_same_images_and_labels_as_timms_reader(root: Path) -> None:
+    from timm.data.readers.reader_wds import ReaderWds
+
+    theirs = list(ReaderWds(str(root), split="validation"))
+    ours = load(root).val
+    assert [label for _, label in theirs] == ours.labels.tolist()
+    assert all(np.array_equal(np.asarray(image), np.asarray(ours.load(i))) for i, (image, _) in enumerate(theirs))
