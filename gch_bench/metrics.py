@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from gch_bench.suites import suite_of
+
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
@@ -63,6 +65,26 @@ def sample_atoms(log_probabilities: ArrayLike, labels: ArrayLike) -> SampleAtoms
     p_NC[rows_N, label_N] -= 1.0  # squares of differences, not 1 - 2p + sum p^2, which cancels when p is near 1
     brier_N = np.einsum("nc,nc->n", p_NC, p_NC)
     return SampleAtoms(prediction_N, confidence_N, nll_N, brier_N, top5_N, np.maximum(entropy_N, 0.0))
+
+
+def scored_labels(log_probabilities: ArrayLike, label_sets: Sequence[Sequence[int]]) -> Ints:
+    """The label (N,) against which each image is scored, where an image may have several: the most probable one of its labels.
+
+    log_probabilities is (N, C) in nats; label_sets holds N non-empty sequences of classes in 0..C-1. Among equally probable
+    labels the lowest class is taken, as in the prediction. With these labels top-1 is the usual multi-label accuracy of ReaL
+    (Beyer et al. 2020): the share of images whose prediction is one of their labels. ValueError: an empty set, a class outside
+    0..C-1, or another number of sets than rows.
+    """
+    logp_NC = np.asarray(log_probabilities, dtype=np.float64)
+    if logp_NC.ndim != 2 or len(logp_NC) != len(label_sets):
+        raise ValueError(f"log_probabilities must be ({len(label_sets)}, C), a row per label set, got shape {logp_NC.shape}")
+    labels = []
+    for logp_C, label_set in zip(logp_NC, label_sets, strict=True):
+        classes = sorted(label_set)
+        if not classes or classes[0] < 0 or classes[-1] >= len(logp_C):
+            raise ValueError(f"label_sets must hold classes in 0..{len(logp_C) - 1}, at least one each, got {classes}")
+        labels.append(classes[int(logp_C[classes].argmax())])
+    return np.array(labels, dtype=np.int64)
 
 
 def top_k_accuracy(log_probabilities: ArrayLike, labels: ArrayLike, k: int) -> float:
@@ -236,13 +258,17 @@ def summarize(atoms: Any, num_classes: int, num_bins: int = NUM_BINS) -> dict[st
 
 
 def averaged(names: Iterable[str]) -> list[str]:
-    """The names over which a mean is taken, in their order: those of the 15 corruptions if there are any, else the extra ones.
+    """The names over which a mean is taken, in their order: those of the 15 corruptions if there are any, else those of the
+    first suite (see suites.py), else the extra ones.
 
-    The 4 extra corruptions are meant for tuning (Hendrycks & Dietterich 2019). A mean over both kinds could not be compared
+    The 4 extra corruptions are meant for tuning (Hendrycks & Dietterich 2019). A mean over several kinds could not be compared
     with any published number. Clean images are left out, and each name appears once.
     """
     corruptions = [name for name in dict.fromkeys(names) if name not in (CLEAN, CLEAN_TIMM)]
-    return [name for name in corruptions if name not in EXTRA] or corruptions
+    published = [name for name in corruptions if name not in EXTRA] or corruptions
+    suites = list(dict.fromkeys(suite_of(name) for name in published))
+    chosen = None if None in suites else next(iter(suites), None)
+    return [name for name in published if suite_of(name) == chosen]
 
 
 def mean_corruption(cells: Mapping[Any, Mapping[str, float]], keys: Iterable[str]) -> dict[str, float]:

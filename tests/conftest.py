@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +15,9 @@ from torch import nn
 from gch_bench.apps.cli import register_defaults, reported, run_config
 from gch_bench.apps.run import train_and_evaluate
 from gch_bench.config.run import Config, ModelConfig
+from gch_bench.data.images import ImageSet
+from gch_bench.data.loaders import EvalBatch, Source, eval_loader
+from gch_bench.data.transforms import Preparation
 from gch_bench.model.build import build_network
 
 register_defaults()
@@ -40,6 +43,13 @@ def lite0() -> nn.Module:
 def configuration(*overrides: str, name: str = "train") -> Config:
     with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
         return run_config(compose(name, overrides=list(overrides)), train=name == "train")
+
+
+def batches_of(images: ImageSet, preparation: Preparation, batch_size: int, workers: int = 0) -> Iterable[EvalBatch]:
+    """All images of a set in batches, in the order of their ids."""
+    ids = range(len(images))
+    batches = [[(0, i) for i in ids[start : start + batch_size]] for start in range(0, len(images), batch_size)]
+    return eval_loader([Source(images, (preparation,))], batches, workers)
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 # What each part of the package may import besides itself. The ground imports nothing above it.
-GROUND = {"errors", "checks", "rng", "memory", "threads", "metrics", "files", "provenance", "distributed", "cores"}
-CONFIG = {"errors", "checks", "config"}
+GROUND = {"errors", "checks", "rng", "memory", "threads", "metrics", "files", "provenance", "distributed", "cores", "suites"}
+CONFIG = {"errors", "checks", "suites", "config"}
 LOW = GROUND | CONFIG
 ALLOWED = {
     **dict.fromkeys(GROUND, GROUND),

@@ -11,13 +11,14 @@ import torch
 from gch_bench import distributed
 from gch_bench.config.data import DataConfig
 from gch_bench.config.run import Config
+from gch_bench.data.imagenet import wordnet_ids
 from gch_bench.data.sets import DataSource, load_data
 from gch_bench.data.stored import StoredImages, stored_images
 from gch_bench.data.transforms import EvalTransform, Preparation, timm_preparation
 from gch_bench.display import Display
 from gch_bench.distributed import World
 from gch_bench.errors import FieldError, UserError
-from gch_bench.evaluation.cells import logits_cells, parameter_set, wanted_cells
+from gch_bench.evaluation.cells import logits_cells, parameter_set, subset_ids, wanted_cells
 from gch_bench.evaluation.predict import Predictor
 from gch_bench.evaluation.protocol import Protocol, protocol_of
 from gch_bench.evaluation.run import EvaluatedImages, NetworkTask
@@ -63,7 +64,7 @@ class Job:
         corruptions = self.config.corruptions
         return EvaluatedImages(
             clean=self.data.val,
-            ids=np.arange(len(self.data.val)),
+            ids=subset_ids(len(self.data.val), corruptions.subset, corruptions.subset_seed),
             cells=self.cells,
             stored=self.stored,
             corruption_seed=corruptions.seed,
@@ -85,6 +86,7 @@ class Job:
                 precision=self.config.evaluation.precision,
                 noise_passes=self.config.noise.mc_samples if self.protocol.noise_at_test != "off" else 0,
                 noise_seed=self.config.seed,
+                classes=_scored(self.config, self.data),
             ),
             folder=self.folder,
             facts=self.facts(weights),
@@ -119,8 +121,9 @@ def prepare(config: Config, world: World, loaded: Loaded) -> Job:
     cells = wanted_cells(config.corruptions)
     data = loaded.data(config)
     torch.manual_seed(config.seed)  # the initial weights
-    noisy = build(config.model, config.noise, len(data.classes), data.size)
-    _check_weights(config, noisy, len(data.classes))
+    outputs = len(data.classes) if _scored(config, data) is None else len(wordnet_ids())
+    noisy = build(config.model, config.noise, outputs, data.size)
+    _check_weights(config, noisy, outputs)
     timm = _timm_cell(config, data, noisy)
     if timm is not None:
         cells.insert(1, CELL_CLEAN_TIMM)
@@ -143,12 +146,20 @@ def preparations(job: Job) -> dict[Cell | None, Preparation]:
     return found | {cell: data.preparation if resized else EvalTransform(data.size) for cell in job.stored}
 
 
+def _scored(config: Config, data: DataSource) -> tuple[int, ...] | None:
+    """Which outputs of the network are scored: for data with some of ImageNet's classes these, else None, which means all.
+
+    A network that is trained on such data has outputs for its classes alone.
+    """
+    return None if config.recipe or data.is_imagenet_1k else data.class_ids
+
+
 def _timm_cell(config: Config, data: DataSource, noisy: NoisyNetwork) -> Preparation | None:
     """timm's preparation for its trained network, if clean images are to be evaluated in it, too.
 
     They are where evaluate.py scores timm's own weights on ImageNet's classes and prepares the images in another way.
     """
-    if config.recipe or not config.model.pretrained or not data.is_imagenet_1k:
+    if config.recipe or not config.model.pretrained or data.class_ids is None:
         return None
     own = timm_preparation(config.model.name)
     return own if str(own) != data.geometry and not own.equals(data.preparation) and accepts(noisy.network, own.size) else None
@@ -162,7 +173,8 @@ def _stored(config: Config, data: DataSource, cells: list[Cell]) -> dict[Cell, S
         raise FieldError("corruptions.resize=true", "resizes like the clean images: give data.resize=PIXELS, it is null")
     root = Path(config.corruptions.root).expanduser()
     corrupted = [cell for cell in cells if cell.severity > 0]
-    found = stored_images(root, corrupted, data.val, None if config.corruptions.resize else data.size)
+    ids = subset_ids(len(data.val), config.corruptions.subset, config.corruptions.subset_seed)
+    found = stored_images(root, corrupted, data.val, None if config.corruptions.resize else data.size, ids)
     return {cell: found[cell] for cell in corrupted}
 
 

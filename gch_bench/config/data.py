@@ -28,6 +28,10 @@ class DataConfig:
     name: str  # a row of gch_bench/data/sets.py
     # The folder that holds the data set; null for a data set that ships inside a package.
     root: str | None = field(default=None, metadata=NOT_IN_IDENTITY)
+    # timm's name of the reader for data=timm: wds/NAME (WebDataset shards), hfds/NAME (Hugging Face).
+    reader: str | None = field(default=None, metadata=NOT_IN_IDENTITY)
+    # A JSON file with the labels of ImageNet's validation images for data=imagenet_real; null: the list that timm ships.
+    labels: str | None = field(default=None, metadata=NOT_IN_IDENTITY)
     # Side in pixels of the square images that the network sees; null: the data set's own.
     size: int | None = field(default=None, metadata=NOT_IN_IDENTITY)
     # Length in pixels to which the shorter side is resized before the centre crop; null: the data set's own.

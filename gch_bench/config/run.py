@@ -8,10 +8,11 @@ import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from gch_bench.checks import check, check_choice
+from gch_bench.checks import check, check_choice, check_whole_number
 from gch_bench.config.data import AugmentConfig, DataConfig
 from gch_bench.config.parse import NOT_IN_IDENTITY, identity_of
 from gch_bench.errors import FieldError, UserError
+from gch_bench.suites import SUITES
 
 # Version of the random numbers that the noise is made from. It is raised when the same seed gives other noise, so that no run
 # is continued with other noise than it began with. Runs without noise keep their identity.
@@ -108,6 +109,11 @@ class CorruptionsConfig:
     needs_root: bool = field(default=False, metadata=NOT_IN_IDENTITY)  # refuse to generate images where no root is given
     # Resize and crop the stored images like the clean ones, which makes another protocol; false: they are used as they are.
     resize: bool = False
+    # A published suite of stored images with corruptions of its own, see gch_bench/suites.py; null: ImageNet-C's corruptions.
+    suite: str | None = None
+    # Evaluate all cells, the clean one included, on this many images; null: on all.
+    subset: int | None = None
+    subset_seed: int = 0  # seed of the draw of the subset
 
     def __post_init__(self) -> None:
         check(set(self.severities) <= {1, 2, 3, 4, 5}, "severities", "a list out of 1..5", self.severities)
@@ -125,6 +131,18 @@ class CorruptionsConfig:
             )
         if self.resize and not self.stored:
             raise FieldError("resize=true", "is for stored images: give corruptions.root=/path, or leave it out")
+        self._check_suite_and_subset()
+
+    def _check_suite_and_subset(self) -> None:
+        if self.suite is not None:
+            check_choice("suite", self.suite, SUITES)
+            check(self.stored, "root", f"the folder of the stored suite {self.suite}, corruptions.root=/path", self.root)
+            check(not self.groups, "groups", f"empty with corruptions.suite={self.suite}", self.groups)
+        if self.subset is not None:
+            check_whole_number("subset", self.subset, low=1)
+        check(0 <= self.subset_seed < 2**63, "subset_seed", ">= 0 and < 2^63", self.subset_seed)
+        if self.subset is None and self.subset_seed:
+            raise FieldError("subset_seed", f"is for a subset: give corruptions.subset=NUMBER, got seed {self.subset_seed}")
 
     @property
     def stored(self) -> bool:

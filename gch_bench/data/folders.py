@@ -1,4 +1,4 @@
-"""Data sets on disk: image folders (ROOT/{train,val}/CLASS/*) and torchvision's CIFAR-10 and Oxford-IIIT Pet."""
+"""Data sets on disk: image folders (ROOT/{train,val}/CLASS/*) and torchvision's CIFAR and Oxford-IIIT Pet."""
 
 import hashlib
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torchvision.datasets import CIFAR10, OxfordIIITPet
+from torchvision.datasets import CIFAR10, CIFAR100, OxfordIIITPet
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, has_file_allowed_extension, make_dataset
 
 from gch_bench.config.data import DataConfig
@@ -50,11 +50,23 @@ def image_folder(root: Path, split: str, other: str | None, field: str = "data.r
         UserError: a folder is missing or empty, images lie outside of class folders, a class is empty, or the classes of the
             two splits differ.
     """
-    classes = _class_names(root, split, field)
+    classes = class_names(root, split, field)
     if other is not None:
-        _check_same_classes(root, split, classes, other, _class_names(root, other, field))
-    folder = str(root / split)
+        check_same_classes(root, split, classes, other, class_names(root, other, field))
+    names, labels_N = list_images(root / split, classes, field)
+    images = FileImages(names, labels_N, str(root / split))
+    return Subset(classes, images, fingerprint_of(images, sizes=split == "val"))
+
+
+def list_images(root: Path, classes: list[str], field: str) -> tuple[list[str], np.ndarray]:
+    """The paths relative to ``root`` of the images in the class folders, and their labels (N,) int64.
+
+    The label is the position of the folder in ``classes``, and the images are sorted by label, then by path. ``field`` is what
+    the user calls the folder. Raises UserError if a class folder has no image.
+    """
+    folder = str(root)
     found = make_dataset(folder, {name: i for i, name in enumerate(classes)}, extensions=IMG_EXTENSIONS, allow_empty=True)
+    found.sort(key=lambda image: image[1])  # a stable sort: make_dataset goes through the classes in the order of their names
     labels_N = np.array([label for _, label in found], dtype=np.int64)
     empty = np.flatnonzero(np.bincount(labels_N, minlength=len(classes)) == 0).tolist()
     if len(empty) == len(classes):
@@ -64,19 +76,26 @@ def image_folder(root: Path, split: str, other: str | None, field: str = "data.r
     if empty:
         raise UserError(
             f"{field}: every class folder of {folder} must hold an image, "
-            f"got {len(empty)} without ({_some(classes[i] for i in empty)}); add images or remove the folder"
+            f"got {len(empty)} without ({some(classes[i] for i in empty)}); add images or remove the folder"
         )
-    names = [path[len(folder) + 1 :] for path, _ in found]
-    images = FileImages(names, labels_N, folder)
-    return Subset(classes, images, fingerprint_of(images, sizes=split == "val"))
+    return [path[len(folder) + 1 :] for path, _ in found], labels_N
 
 
 def read_cifar10(config: DataConfig, split: str, other: str | None) -> Subset:
     """The 50,000 train or 10,000 test images of 32x32. Raises UserError if they are absent, corrupted or not downloadable."""
+    return _cifar("CIFAR-10", CIFAR10, config, split)
+
+
+def read_cifar100(config: DataConfig, split: str, other: str | None) -> Subset:
+    """As read_cifar10, of 100 classes."""
+    return _cifar("CIFAR-100", CIFAR100, config, split)
+
+
+def _cifar(title: str, kind: type[CIFAR10], config: DataConfig, split: str) -> Subset:
     root, download = root_of(config), config.download
-    data = _torchvision("CIFAR-10", root, download, lambda: CIFAR10(root, train=split == "train", download=download))
+    data = _torchvision(title, root, download, lambda: kind(str(root), train=split == "train", download=download))
     labels_N = np.array(data.targets, dtype=np.int64)
-    images = ArrayImages([f"cifar10/{split}/{i:05d}" for i in range(len(labels_N))], labels_N, data.data)
+    images = ArrayImages([f"{config.name}/{split}/{i:05d}" for i in range(len(labels_N))], labels_N, data.data)
     return Subset(data.classes, images, hashlib.sha256(data.data.tobytes() + labels_N.astype("<i8").tobytes()).hexdigest()[:16])
 
 
@@ -127,10 +146,11 @@ def _head(path: str) -> str:
         return "unreadable"  # the error is reported with the file's name when the image is used
 
 
-def _class_names(root: Path, split: str, field: str) -> list[str]:
+def class_names(root: Path, split: str, field: str) -> list[str]:
+    """The names of the class folders of ROOT/SPLIT, sorted. Raises UserError if there are none."""
     folder = root / split
     if not folder.is_dir():
-        held = _some(sorted(os.listdir(root))) or "nothing"
+        held = some(sorted(os.listdir(root))) or "nothing"
         raise UserError(f"{field} must hold {split}/CLASS/* images, got {root} without a folder {split}/ (it holds {held})")
     try:
         return find_classes(folder)[0]
@@ -148,11 +168,12 @@ def _class_names(root: Path, split: str, field: str) -> list[str]:
         raise UserError(f"{field}: {folder} must be readable, got: {error.strerror}") from error
 
 
-def _check_same_classes(root: Path, split: str, classes: list[str], other: str, others: list[str]) -> None:
+def check_same_classes(root: Path, split: str, classes: list[str], other: str, others: list[str]) -> None:
+    """Raise UserError, which names the differences, if two splits have other classes."""
     only_here, only_there = sorted(set(classes) - set(others)), sorted(set(others) - set(classes))
     if only_here or only_there:
         difference = "; ".join(
-            f"{len(names)} only in {s}/ ({_some(names)})" for s, names in ((split, only_here), (other, only_there)) if names
+            f"{len(names)} only in {s}/ ({some(names)})" for s, names in ((split, only_here), (other, only_there)) if names
         )
         raise UserError(f"data.root: {split}/ and {other}/ of {root} must have the same class folders, got {difference}")
 
@@ -165,6 +186,7 @@ def check_num_classes(found: int, expected: int | None) -> None:
         )
 
 
-def _some(names: Iterable[str], most: int = 3) -> str:
+def some(names: Iterable[str], most: int = 3) -> str:
+    """The first names in a list, for messages."""
     listed = list(names)
     return ", ".join(listed[:most]) + (", ..." if len(listed) > most else "")

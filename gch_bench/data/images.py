@@ -5,7 +5,7 @@ The id of an image is its index in the sorted list of the set, so it is the same
 
 import os
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -28,10 +28,15 @@ class WrongSize(BadImage):
 
 @dataclass(frozen=True, eq=False)
 class ImageSet(ABC):
-    """Base of the sets of N images: ``names`` (N,), ``labels`` (N,) int64, and ``load(id)``, which returns an image."""
+    """Base of the sets of N images: ``names`` (N,), ``labels`` (N,) int64, and ``load(id)``, which returns an image.
+
+    Where an image may have several labels, ``label_sets`` (N,) holds all of them, and ``labels`` the first of each;
+    ``metrics.scored_labels`` says which one an image is scored against. Otherwise it is None.
+    """
 
     names: list[str]
     labels: np.ndarray
+    label_sets: list[tuple[int, ...]] | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -68,6 +73,7 @@ class Subset(NamedTuple):
     classes: list[str]
     images: ImageSet
     fingerprint: str  # 16 hex digits of a hash that identifies the images
+    class_ids: tuple[int, ...] | None = None  # which of ImageNet-1k's classes `classes` are; None: they are others
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +98,16 @@ class FileImages(ImageSet):
     def load(self, index: int) -> Image.Image:
         with open(self.path(index), "rb") as file:
             return Image.open(file).convert("RGB")
+
+
+@dataclass(frozen=True, eq=False)
+class PlacedImages(FileImages):
+    """Images on disk whose names do not depend on where they lie: ``files`` (N,) are the paths relative to ``folder``."""
+
+    files: list[str]
+
+    def path(self, index: int) -> str:
+        return os.path.join(self.folder, self.files[index])
 
 
 def image_sizes(images: ImageSet, most: int = 64) -> set[tuple[int, int]]:

@@ -3,13 +3,13 @@
 To add a data set, write a row of DATASETS, a function that reads the images, and a file configs/data/NAME.yaml.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from gch_bench.checks import check, check_choice
 from gch_bench.config.data import DataConfig
-from gch_bench.data import digits, folders
+from gch_bench.data import digits, folders, imagenet, timm_readers, tiny_imagenet
 from gch_bench.data.images import ImageSet, Subset, image_sizes
 from gch_bench.data.transforms import EvalTransform, Preparation, default_resize
 from gch_bench.errors import FieldError, UserError
@@ -28,15 +28,30 @@ class DataSet(NamedTuple):
     num_classes: int | None = None  # None: as many as there are class folders
     download: bool = False  # whether data.download=true can fetch it
     splits: tuple[str, str] = ("train", "val")  # the data set's own names for the training and the evaluation images
-    class_ids: Sequence[int] | None = None  # which of ImageNet-1k's 1,000 classes it has; None: its classes are others
+    trainable: bool = True  # whether it has training images; without them train.py refuses it
+
+
+def _imagenet_like(read: Callable[[DataConfig, str, str | None], Subset], num_classes: int, root: str) -> DataSet:
+    """A set that is evaluated with networks for ImageNet-1k, and has no training images."""
+    return DataSet(read, size=224, resize=256, root=root, num_classes=num_classes, trainable=False)
 
 
 DATASETS: dict[str, DataSet] = {
     "digits": DataSet(digits.read, size=64, root=None, num_classes=10),
-    "imagenet": DataSet(folders.read_tree, size=224, resize=256, num_classes=1000, class_ids=range(1000)),
+    "imagenet": DataSet(imagenet.read_imagenet, size=224, resize=256, num_classes=1000),
+    "imagenet_v2": _imagenet_like(imagenet.read_classes, 1000, "0/* to 999/*"),
+    "imagenet_a": _imagenet_like(imagenet.read_classes, 200, "WNID/*"),
+    "imagenet_r": _imagenet_like(imagenet.read_classes, 200, "WNID/*"),
+    "imagenet_sketch": _imagenet_like(imagenet.read_classes, 1000, "WNID/*"),
+    "imagenet_real": _imagenet_like(imagenet.read_real, 1000, "ImageNet's val/*"),
     "folder": DataSet(folders.read_tree, size=None),
+    "timm": DataSet(timm_readers.read, size=None, root="what timm's reader reads"),
+    "tiny_imagenet": DataSet(tiny_imagenet.read, size=64, num_classes=200),
     "cifar10": DataSet(
         folders.read_cifar10, size=32, root="cifar-10-batches-py/", num_classes=10, download=True, splits=("train", "test")
+    ),
+    "cifar100": DataSet(
+        folders.read_cifar100, size=32, root="cifar-100-python/", num_classes=100, download=True, splits=("train", "test")
     ),
     "pets": DataSet(
         folders.read_pets, size=224, resize=256, root="oxford-iiit-pet/", num_classes=37, download=True,
@@ -58,6 +73,8 @@ class DataSource:
     fingerprint: str  # 16 hex digits of a hash of the val images, the same whether or not train was loaded
     train_fingerprint: str | None
     geometry: str  # the preparation in words, e.g. "resize256-bilinear-centercrop224", or "none"; part of the protocol id
+    # Which of ImageNet-1k's 1,000 classes (sorted WordNet ids, the order of logits) each of `classes` is; None: other classes.
+    class_ids: tuple[int, ...] | None
 
     @property
     def size(self) -> int:
@@ -74,7 +91,7 @@ class DataSource:
     @property
     def is_imagenet_1k(self) -> bool:
         """Whether the classes are those of ImageNet-1k, so that errors may be compared with AlexNet's published ones."""
-        return DATASETS[self.name].class_ids == range(1000)
+        return self.class_ids == tuple(range(1000))
 
 
 def load_data(config: DataConfig, train: bool = True) -> DataSource:
@@ -85,6 +102,9 @@ def load_data(config: DataConfig, train: bool = True) -> DataSource:
     """
     try:
         config = _fitting(config)
+        if train and not DATASETS[config.name].trainable:
+            able = ", ".join(name for name, row in DATASETS.items() if row.trainable)
+            raise FieldError("name", f"must be one of {able} to train on, got {config.name!r}, which evaluate.py alone takes")
     except FieldError as error:
         raise error.in_group("data") from error
     row = DATASETS[config.name]
@@ -114,11 +134,13 @@ def load_data(config: DataConfig, train: bool = True) -> DataSource:
         train_fingerprint=trained.fingerprint if trained else None,
         # An image that has the network's size already is not changed.
         geometry="none" if config.resize is None and sizes == {(size, size)} else str(preparation),
+        class_ids=val.class_ids,
     )
 
 
 def _fitting(config: DataConfig) -> DataConfig:
-    """The configuration, in which the data set's own values replace a size, resize or number of classes of null.
+    """The configuration, in which the data set's own values replace a size, resize or number of classes of null, and size and
+    resize say what preprocess=imagenet256 means.
 
     Raises:
         FieldError: a choice does not fit the data set.
@@ -134,6 +156,9 @@ def _fitting(config: DataConfig) -> DataConfig:
     able = ", ".join(name for name, other in DATASETS.items() if other.download)
     rule = f"false for data={config.name}, as only {able} can be downloaded"
     check(not config.download or row.download, "download", rule, config.download)
+    for field, name in (("labels", "imagenet_real"), ("reader", "timm")):
+        value = getattr(config, field)
+        check(value is None or config.name == name, field, f"null for data={config.name}, as only data={name} has it", value)
     size, resize = config.size or row.size, config.resize or row.resize
     if config.preprocess == "imagenet256":
         resize = default_resize(size or 224)
@@ -141,7 +166,7 @@ def _fitting(config: DataConfig) -> DataConfig:
         check(size is not None, "resize", f"null without data.size for data={config.name} (pass data.size=PIXELS)", resize)
         assert size is not None
         check(resize >= size, "resize", f"at least data.size ({size}), or the centre crop has no pixels", resize)
-    return replace(config, size=size, resize=resize, num_classes=config.num_classes or row.num_classes)
+    return replace(config, size=size, resize=resize, preprocess=None, num_classes=config.num_classes or row.num_classes)
 
 
 def _native_size(sizes: set[tuple[int, int]]) -> int:

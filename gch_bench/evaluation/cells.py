@@ -3,31 +3,58 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from gch_bench.checks import check_choice
 from gch_bench.config.run import CorruptionsConfig, RecordsConfig
 from gch_bench.corruptions import CORRUPTIONS, PARAMETER_SETS, corrupt, parameters_for
-from gch_bench.errors import UserError
+from gch_bench.errors import FieldError, UserError
 from gch_bench.results.records import CELL_CLEAN, Cell, record_facts
+from gch_bench.rng import seed_of
+from gch_bench.suites import SUITES, suite_of
 
 
 def wanted_cells(config: CorruptionsConfig) -> list[Cell]:
     """The clean cell, and every chosen corruption at every chosen severity.
 
-    The corruptions are those of `config.names`, or where that is empty, those of `config.groups`.
+    The corruptions are those of `config.names`, or where that is empty, those of `config.groups` or of `config.suite`.
 
     Raises:
-        UserError: a corruption or group that is not in the table; the message lists the choices.
+        UserError: a corruption or group that is not in the table, or not in the suite; the message lists the choices.
     """
+    if config.suite is not None:
+        suite = SUITES[config.suite]
+        for name in config.names:
+            if name not in suite:
+                raise UserError(f"unknown corruption {name!r} of {config.suite}: choose from {', '.join(suite)}")
+        return [CELL_CLEAN, *(Cell(name, severity) for name in config.names or suite for severity in config.severities)]
     groups = dict.fromkeys(corruption.group for corruption in CORRUPTIONS.values())
     for name in config.names:
+        if suite_of(name):
+            raise UserError(f"corruption {name!r} is one of stored images: choose corruptions={suite_of(name)} for it")
         if name not in CORRUPTIONS:
             raise UserError(f"unknown corruption {name!r}: choose from {', '.join(CORRUPTIONS)}")
     for group in config.groups:
         check_choice("corruptions.groups", group, groups)
     names = config.names or [name for name, corruption in CORRUPTIONS.items() if corruption.group in config.groups]
     return [CELL_CLEAN, *(Cell(name, severity) for name in names for severity in config.severities)]
+
+
+def subset_ids(num_images: int, subset: int | None, seed: int) -> np.ndarray:
+    """The ids, sorted int64, of the images that are evaluated: `subset` of 0..num_images-1, drawn by `seed`; None: all.
+
+    The draw is NumPy's legacy permutation, whose values NumPy promises never to change, so a subset is the same everywhere.
+
+    Raises:
+        UserError: `subset` is more than `num_images`.
+    """
+    if subset is None:
+        return np.arange(num_images, dtype=np.int64)
+    if subset > num_images:
+        raise FieldError("corruptions.subset", f"must be at most the number of evaluated images, {num_images}, got {subset}")
+    draws = np.random.RandomState(seed_of(seed, "subset") % 2**32)
+    return np.sort(draws.permutation(num_images)[:subset]).astype(np.int64)
 
 
 def parameter_set(config: CorruptionsConfig, size: int) -> str:

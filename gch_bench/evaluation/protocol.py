@@ -36,10 +36,12 @@ class Protocol:
         str  # corruption parameter set; "SET@SIZE" when used at another size than the set's own, e.g. "imagenet_224@128"
     )
     jpeg_roundtrip: bool  # whether corrupted images went through JPEG: generated ones at quality 85, stored ones as they are
-    num_images: int
+    num_images: int  # that are evaluated in every cell
     corruption_seed: int | None  # None for stored images, as `parameters` is NOT_APPLICABLE: how they were made is unknown
     noise_at_test: str  # "off", or e.g. "on-T10": the mean softmax over 10 noisy passes
     draws: str = "cpu"  # device type of the random draws, "cpu" or "cuda", as they differ; NOT_APPLICABLE if nothing is drawn
+
+    subset_seed: int | None = None  # seed of the draw of `num_images` images; None: all images of the data set are evaluated
 
     def __post_init__(self) -> None:
         for field in ("mean", "std"):  # 0 and 0.0 must give the same id, and so must a list and a tuple
@@ -79,8 +81,9 @@ def protocol_of(config: Config, data: DataSource, normalisation: Normalisation, 
         precision=config.evaluation.precision,
         parameters=NOT_APPLICABLE if stored else parameters + scaled,
         jpeg_roundtrip=stored or corruptions.jpeg_roundtrip,
-        num_images=len(data.val),
+        num_images=corruptions.subset or len(data.val),
         corruption_seed=None if stored else corruptions.seed,
         noise_at_test=f"on-T{config.noise.mc_samples}" if noisy else "off",
         draws=device if noisy or not stored else NOT_APPLICABLE,
+        subset_seed=None if corruptions.subset is None else corruptions.subset_seed,
     )

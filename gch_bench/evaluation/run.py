@@ -30,7 +30,7 @@ from gch_bench.data.transforms import Preparation, normalise
 from gch_bench.distributed import World
 from gch_bench.errors import UserError
 from gch_bench.evaluation.predict import Predictor, features_of, predict
-from gch_bench.metrics import sample_atoms
+from gch_bench.metrics import sample_atoms, scored_labels
 from gch_bench.model.trunk import Features
 from gch_bench.results.records import Cell, Rows
 from gch_bench.results.shards import BadRow, write_shard
@@ -170,7 +170,7 @@ def _evaluate_cell(
                 features[predictor.trunk_id] = features_of(predictor, inputs)
             logits_BC = predict(predictor, inputs, cell, batch.ids, features[predictor.trunk_id])
             still_B = torch.from_numpy(task.needed[row, np.searchsorted(images.ids, batch.ids.numpy())])
-            _add_rows(task, cell, logits_BC, batch, still_B)
+            _add_rows(task, cell, logits_BC, batch, still_B, images.clean.label_sets)
     return len(batch.ids) * len(needing)
 
 
@@ -196,21 +196,30 @@ def _inputs(
             yield normalise(pixels, normalisation), [task for task in alike if task.predictor.normalisation == normalisation]
 
 
-def _add_rows(task: NetworkTask, cell: Cell, logits_BC: Tensor, batch: EvalBatch, needed_B: Tensor) -> None:
-    """Add the rows of the images that the network needs."""
+def _add_rows(
+    task: NetworkTask,
+    cell: Cell,
+    logits_BC: Tensor,
+    batch: EvalBatch,
+    needed_B: Tensor,
+    label_sets: Sequence[tuple[int, ...]] | None,
+) -> None:
+    """Add the rows of the images that the network needs. An image with several labels is scored by `metrics.scored_labels`."""
     logits_BC = logits_BC[needed_B.to(logits_BC.device)]
     logp_BC = logits_BC.log_softmax(1).cpu().numpy()
     where = f"{task.folder.name}: the network's output for {cell.corruption}-{cell.severity}"
     if not np.isfinite(logp_BC).any(1).all():
         raise UserError(f"{where} is not finite: its weights are broken")
-    labels = batch.labels[needed_B].numpy()
+    ids, labels = batch.ids[needed_B].numpy(), batch.labels[needed_B].numpy()
+    if label_sets is not None:
+        labels = scored_labels(logp_BC, [label_sets[i] for i in ids])
     atoms = sample_atoms(logp_BC, labels)._asdict()
     half = None
     if cell in task.logits:
         half = logits_BC.to(torch.float16).cpu().numpy()
         if not np.isfinite(half).all():
             raise UserError(f"{where} does not fit into float16 (at most 65504): leave out records.logits")
-    task.rows[cell].append(Rows(pd.DataFrame({"id": batch.ids[needed_B].numpy(), "label": labels, **atoms}), half))
+    task.rows[cell].append(Rows(pd.DataFrame({"id": ids, "label": labels, **atoms}), half))
 
 
 def _write(tasks: Sequence[NetworkTask], images: EvaluatedImages, batches: Sequence[np.ndarray]) -> None:

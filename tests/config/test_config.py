@@ -12,6 +12,7 @@ from gch_bench.config.run import Config, NoiseConfig
 from gch_bench.corruptions import CORRUPTIONS
 from gch_bench.errors import UserError
 from gch_bench.evaluation.cells import wanted_cells
+from gch_bench.suites import SUITES
 
 GROUPS = ("model", "noise", "corruptions", "recipe", "logger")
 CHOICES = [f"{group}={file.stem}" for group in GROUPS for file in sorted((REPOSITORY / "configs" / group).glob("*.yaml"))]
@@ -19,7 +20,8 @@ CHOICES = [f"{group}={file.stem}" for group in GROUPS for file in sorted((REPOSI
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes(choice: str) -> None:
-    needs = {"model=custom": ["model.factory=tinynet:tinynet"], "corruptions=stored": ["corruptions.root=/c"]}
+    stored = {f"corruptions={name}": ["corruptions.root=/c"] for name in ("stored", *SUITES)}
+    needs = {"model=custom": ["model.factory=tinynet:tinynet"], **stored}
     more = needs.get(choice, [])
     group, name = choice.split("=")
     config = configuration(choice, *more)

@@ -31,12 +31,12 @@ def test_options_import_no_torch() -> None:
         ),
         (
             {"name": "digits", "root": "/x"},
-            "data.root must be null for data=digits (to use a folder choose data from imagenet, folder, cifar10, pets),"
-            " got '/x'",
+            "data.root must be null for data=digits (to use a folder choose data from"
+            f" {', '.join(name for name, row in DATASETS.items() if row.root)}), got '/x'",
         ),
         (
             {"name": "digits", "download": True},
-            "data.download must be false for data=digits, as only cifar10, pets can be downloaded, got True",
+            "data.download must be false for data=digits, as only cifar10, cifar100, pets can be downloaded, got True",
         ),
         (
             {"name": "folder", "root": "/x", "resize": 256},

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import batches_of
 from PIL import Image
 
 from gch_bench.config.data import DataConfig
 from gch_bench.data.images import BadImage
-from gch_bench.data.loaders import Source, eval_loader
 from gch_bench.data.sets import load_data
 from gch_bench.data.transforms import EvalTransform
 from gch_bench.errors import UserError
@@ -148,7 +148,7 @@ def test_class_mismatch_names_up_to_three(tree):
 
 
 def test_number_of_classes(tree):
-    assert message(DataConfig("imagenet", root=str(tree), size=224, resize=256, num_classes=1000)) == (
+    assert message(folder(tree, num_classes=1000)) == (
         "data.num_classes must be the number of classes in the data, 3, got 1000; correct it or data.root"
     )
 
@@ -185,8 +185,7 @@ def test_real_photographs(tmp_path):
         path.write_bytes(row["image"])
     source = load_data(folder(tmp_path, num_classes=10), train=False)
     assert (len(source.val), source.size, source.geometry) == (300, 32, "none")
-    positions = [(0, i) for i in range(300)]
-    batches = list(eval_loader([Source(source.val, (EvalTransform(source.size),))], [positions[:128], positions[128:]]))
+    batches = list(batches_of(source.val, EvalTransform(source.size), 128))
     by_name = {f"{row['name']}.jpg": row for row in rows}
     seen = 0
     for batch in batches:

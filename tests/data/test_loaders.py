@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import batches_of
 from PIL import Image
 
 from gch_bench.config.data import AugmentConfig
@@ -16,12 +17,6 @@ N, SIZE = 43, 16
 NORMALISATION = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 TRAIN = train_transform(AugmentConfig(auto_augment="rand-m5-mstd0.5", random_erasing=0.5), SIZE, NORMALISATION)
 EVAL = EvalTransform(SIZE)
-
-
-def evaluation(images, batch_size, workers=0):
-    """All images in batches, in order."""
-    batches = [[(0, i) for i in range(len(images))[start : start + batch_size]] for start in range(0, len(images), batch_size)]
-    return eval_loader([Source(images, (EVAL,))], batches, workers)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +114,7 @@ def test_global_generators_are_undisturbed(images, workers):
     batches = train_loader(images, TRAIN, 8, seed=0, workers=workers).epoch(0)
     next(batches)
     list(batches)
-    list(evaluation(images, 8, workers))
+    list(batches_of(images, EVAL, 8, workers))
     assert (random.random(), np.random.rand(), torch.rand(1)) == expected
 
 
@@ -131,7 +126,7 @@ def test_draws_are_independent_of_the_global_generators(images):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_batches_are_the_images(images, workers):
-    loader = evaluation(images, 10, workers)
+    loader = batches_of(images, EVAL, 10, workers)
     for _ in range(2):  # one loader serves many passes
         batches = list(loader)
         assert [tuple(batch.images[0].shape) for batch in batches] == [(10, 3, SIZE, SIZE)] * 4 + [(3, 3, SIZE, SIZE)]
@@ -154,7 +149,7 @@ def test_more_batch_than_images(images):
 def test_unreadable_image_stops_with_its_name(files, workers):
     path = Path(files.path(5))
     path.write_bytes(b"no image")
-    for batches in (evaluation(files, 4, workers), train_loader(files, TRAIN, 4, seed=0, workers=workers).epoch(0)):
+    for batches in (batches_of(files, EVAL, 4, workers), train_loader(files, TRAIN, 4, seed=0, workers=workers).epoch(0)):
         with pytest.raises(UserError) as caught:
             refuse_bad([bad for batch in batches for bad in batch.bad], skip_bad=False)
         assert str(caught.value) == (
@@ -178,7 +173,7 @@ def test_skipped_training_images_are_counted_once(files, workers):
 def test_unreadable_evaluation_images_are_named_in_their_batch(files, workers):
     for i in (1, 4, 5, 6, 7):
         Path(files.path(i)).write_bytes(b"")
-    batches = list(evaluation(files, 4, workers))
+    batches = list(batches_of(files, EVAL, 4, workers))
     assert [batch.ids.tolist() for batch in batches] == [[0, 2, 3], [], [8, 9, 10, 11]]
     assert [batch.bad_ids for batch in batches] == [[1], [4, 5, 6, 7], []]
     assert [Path(bad.path).name for bad in batches[1].bad] == ["04.png", "05.png", "06.png", "07.png"]

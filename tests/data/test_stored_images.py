@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import batches_of
 from PIL import Image
 
 from gch_bench.data.images import BadImage, FileImages, WrongSize
-from gch_bench.data.loaders import Source, eval_loader, refuse_bad
+from gch_bench.data.loaders import refuse_bad
 from gch_bench.data.stored import stored_images
 from gch_bench.data.transforms import EvalTransform
 from gch_bench.errors import UserError
@@ -97,7 +98,7 @@ def test_size_of_every_image_is_checked_when_it_is_loaded(root: Path, workers: i
     Image.new("RGB", (18, 16)).save(images.path(1))
     assert isinstance(images.load_or_bad(1), WrongSize)
     assert not isinstance(images.load_or_bad(0), BadImage)
-    loader = eval_loader([Source(images, (EvalTransform(16),))], [[(0, 0), (0, 1)]], workers)
+    loader = batches_of(images, EvalTransform(16), 2, workers)
     with pytest.raises(UserError) as error:
         refuse_bad([bad for batch in loader for bad in batch.bad], skip_bad)
     assert str(error.value).startswith(f"{images.path(1)} must be 16x16 pixels")

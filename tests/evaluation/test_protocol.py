@@ -35,6 +35,7 @@ CHANGES = {
     "corruption_seed": 1,
     "noise_at_test": "on-T10",
     "draws": "cuda",
+    "subset_seed": 0,
 }
 
 
