@@ -76,7 +76,7 @@ class DataSource:
     train_fingerprint: str | None
     geometry: str  # "none" or, e.g., "resize256-bilinear-centercrop224"; part of the protocol id
     # Which of ImageNet-1k's 1,000 classes (sorted WordNet ids, the order of logits) each of `classes` is; None: other classes.
-    class_ids: tuple[int, ...] | None
+    class_ids: tuple[int, ...] | None = None
 
     @property
     def is_imagenet_1k(self) -> bool:
