@@ -74,7 +74,7 @@ class DataSource:
     train_fingerprint: str | None
     geometry: str  # the preparation in words, e.g. "resize256-bilinear-centercrop224", or "none"; part of the protocol id
     # Which of ImageNet-1k's 1,000 classes (sorted WordNet ids, the order of logits) each of `classes` is; None: other classes.
-    class_ids: tuple[int, ...] | None
+    class_ids: tuple[int, ...] | None = None
 
     @property
     def size(self) -> int:

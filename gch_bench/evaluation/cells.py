@@ -76,7 +76,7 @@ def try_corruptions(cells: list[Cell], size: int, parameters: str) -> None:
         UserError: a corruption that cannot be made here.
     """
     blank, ids = torch.zeros(1, 3, size, size, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
-    for name, severity in dict(cell for cell in cells if cell != CELL_CLEAN).items():
+    for name, severity in dict(cell for cell in cells if cell.severity > 0).items():
         try:
             corrupt(blank, name, severity, ids, parameters=parameters)
         except ValueError as error:

@@ -135,3 +135,26 @@ def test_pets_absent_malformed_or_with_other_classes(pets_root):
     assert "No such file or directory" in message(config)
     with pytest.raises(UserError, match=r"must hold Oxford-IIIT Pet, got: Dataset not found; pass data.download=true"):
         load_data(DataConfig("pets", root=str(pets_root / "oxford-iiit-pet")))
+
+
+def test_cifar100(tmp_path, monkeypatch):
+    """CIFAR-100's own file format with 20 images, of which torchvision's list of md5 sums is replaced."""
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    sums = {}
+    for k, name in enumerate(("train", "test")):
+        data = np.random.default_rng(k).integers(0, 256, (20, 3072), dtype=np.uint8)
+        content = pickle.dumps({"data": data, "fine_labels": [99 - i for i in range(20)], "coarse_labels": [0] * 20})
+        (folder / name).write_bytes(content)
+        sums[name] = hashlib.md5(content).hexdigest()
+    meta = pickle.dumps({"fine_label_names": [f"class {i}" for i in range(100)]})
+    (folder / "meta").write_bytes(meta)
+    cifar = torchvision.datasets.CIFAR100
+    monkeypatch.setattr(cifar, "train_list", [["train", sums["train"]]])
+    monkeypatch.setattr(cifar, "test_list", [["test", sums["test"]]])
+    monkeypatch.setattr(cifar, "meta", {**cifar.meta, "md5": hashlib.md5(meta).hexdigest()})
+    source = load_data(DataConfig("cifar100", root=str(tmp_path)))
+    assert source.description == f"cifar100 ({tmp_path}: 20 train / 20 val images, 100 classes, 32x32)"
+    assert (source.val.labels.tolist(), source.val.names[3]) == ([99 - i for i in range(20)], "cifar100/test/00003")
+    (folder / "test").unlink()
+    assert message(DataConfig("cifar100", root=str(tmp_path))).startswith(f"data.root: {tmp_path} must hold CIFAR-100, got:")
