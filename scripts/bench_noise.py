@@ -10,6 +10,7 @@ was. The mechanisms draw as in training, from one key per image; the layers of t
 import argparse
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 import timm
 import torch
@@ -53,9 +54,16 @@ def stage_output(model: nn.Module, images: Tensor, stage: str) -> Tensor:
     return kept[0]
 
 
-def mechanism(name: str) -> Mechanism:
+def preset(name: str) -> dict[str, Any]:
+    """The options of a preset, on top of those of the preset that it starts from."""
     with open(f"configs/noise/{name}.yaml") as file:
-        config = NoiseConfig(**yaml.safe_load(file))
+        own = yaml.safe_load(file)
+    above = [preset(parent) for parent in own.pop("defaults", []) if parent != "_self_"]
+    return {key: value for options in (*above, own) for key, value in options.items()}
+
+
+def mechanism(name: str) -> Mechanism:
+    config = NoiseConfig(**preset(name))
     assert config.law is not None
     return make_mechanism(config.law, config.kernel, config.options)
 
