@@ -16,7 +16,20 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 # What each part of the package may import besides itself. The ground imports nothing above it.
-GROUND = {"errors", "checks", "rng", "memory", "threads", "metrics", "files", "provenance", "distributed", "cores"}
+GROUND = {
+    "errors",
+    "checks",
+    "rng",
+    "memory",
+    "threads",
+    "metrics",
+    "files",
+    "provenance",
+    "distributed",
+    "cores",
+    "heartbeat",
+    "stopping",
+}
 CONFIG = {"errors", "checks", "config"}
 LOW = GROUND | CONFIG
 ALLOWED = {

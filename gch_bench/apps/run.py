@@ -33,10 +33,11 @@ from gch_bench.model.build import NoisyNetwork, build
 from gch_bench.model.weights import weights_digest
 from gch_bench.results import records
 from gch_bench.results.records import CELL_CLEAN, Cell
-from gch_bench.results.runfacts import RunFile, identity_hash, stage_in_words
+from gch_bench.results.runfacts import RunFile, identity_hash, sole_use, stage_in_words
 from gch_bench.results.summary import MEAN, logged_metrics, means, write_summary
+from gch_bench.stopping import Stopped, stop_requests
 from gch_bench.threads import torch_threads
-from gch_bench.training.loop import StepReport, Stopped, TrainingJob, stop_requests, train, training_note
+from gch_bench.training.loop import StepReport, TrainingJob, train, training_note
 from gch_bench.training.setup import training_job, training_warnings
 
 
@@ -58,19 +59,19 @@ class Job(NamedTuple):
 def train_and_evaluate(config: Config) -> None:
     """Train, evaluate and record one run. What its folder already holds is not done again. Without a recipe it only evaluates.
 
-    After Ctrl-C or SIGTERM the process exits with code 130 or 143; in training a checkpoint is written first.
+    After Ctrl-C, SIGTERM or SIGUSR1 (number n) the process exits with code 128 + n; in training it writes a checkpoint first.
 
     Raises:
         UserError: a user's mistake, in one line.
     """
     keep_freed_memory(config.memory)  # not in cli.entry, which a job of a sweep on a cluster does not run
-    with distributed.group(config.device) as world, torch_threads(config.threads):
-        try:
+    try:
+        with distributed.group(config.device) as world, torch_threads(config.threads):
             _run(config, world)
-        except Stopped as stopped:
-            if world.main:
-                print(stopped, file=sys.stderr, flush=True)
-            sys.exit(stopped.exit_code)
+    except Stopped as stopped:
+        if world.main:
+            print(stopped, file=sys.stderr, flush=True)
+        stopped.end()
 
 
 def _run(config: Config, world: World) -> None:
@@ -84,6 +85,15 @@ def _run(config: Config, world: World) -> None:
         if world.main:
             _show(job, _summary(job, known))
         return
+    with sole_use(job.folder, world):
+        # Another job may have worked here since run.json was read.
+        run_file = RunFile(job.folder, job.run_file.identity, config.resume, world)
+        _work(job._replace(run_file=run_file), cells)
+
+
+def _work(job: Job, cells: list[Cell]) -> None:
+    """Do what the run still lacks, in its folder, which no other job uses. `cells` are those that have no record yet."""
+    config, world = job.config, job.world
     training = None
     # All processes wait for each other at the end of this context, so that none writes before all have read the run folder.
     with distributed.failing_together(world):
@@ -275,7 +285,7 @@ def _evaluate(job: Job, model: nn.Module, weights: str) -> None:
         def step(note: str, images: int) -> None:
             advance(note, images)
             if stop:  # stop between two batches, where no file is half written and no library catches the exception
-                sys.exit(128 + stop[0])
+                raise Stopped(stop[0], job.folder)
 
         for number, cell in enumerate(cells):
             note = f"cell {number + 1}/{len(cells)} {cell.corruption}-{cell.severity}"

@@ -7,7 +7,8 @@ import hashlib
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -90,6 +91,24 @@ def stage_in_words(stage: Mapping[str, Any]) -> str:
 def identity_hash(identity: dict[str, Any]) -> str:
     """The SHA-256 of an identity, 64 hex digits."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def sole_use(folder: Path, world: World, patience: float = 60.0) -> Iterator[None]:
+    """Within the context no other job works in the run folder, which is made. All processes of this job must call it.
+
+    Args:
+        patience: seconds to wait for another job's end. One that was preempted may run again while the old one still ends.
+
+    Raises:
+        UserError: another job works there, or the folder cannot be made.
+    """
+    with ExitStack() as stack:
+        with distributed.failing_together(world):
+            if world.main:
+                stack.enter_context(files.making(folder))
+                stack.enter_context(files.locked(folder, "output", patience))
+        yield
 
 
 class RunFile:
