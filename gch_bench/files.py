@@ -96,6 +96,12 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any], elsewhere: str = 
             temporary.unlink(missing_ok=True)
 
 
+def remove_temporary(folder: Path) -> None:
+    """Remove the temporary files that killed processes left anywhere in the folder, which the caller has locked."""
+    for path in folder.rglob(".*.[0-9]*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=1, default=str) + "\n"
     write_atomic(path, lambda file: file.write(text.encode()))

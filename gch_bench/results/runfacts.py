@@ -21,6 +21,7 @@ from gch_bench.provenance import provenance
 
 # Version of run.json. It is raised when a field changes its meaning; a new field has a default and needs no new version.
 FORMAT = 2
+LOCK_SECONDS = 60.0  # to wait for another job in the run folder: a job that was preempted may run again while the old one ends
 
 
 @dataclass
@@ -94,20 +95,18 @@ def identity_hash(identity: dict[str, Any]) -> str:
 
 
 @contextmanager
-def sole_use(folder: Path, world: World, patience: float = 60.0) -> Iterator[None]:
+def sole_use(folder: Path, world: World) -> Iterator[None]:
     """Within the context no other job works in the run folder, which is made. All processes of this job must call it.
 
-    Args:
-        patience: seconds to wait for another job's end. One that was preempted may run again while the old one still ends.
-
     Raises:
-        UserError: another job works there, or the folder cannot be made.
+        UserError: another job still works there after LOCK_SECONDS, or the folder cannot be made.
     """
     with ExitStack() as stack:
         with distributed.failing_together(world):
             if world.main:
                 stack.enter_context(files.making(folder))
-                stack.enter_context(files.locked(folder, "output", patience))
+                stack.enter_context(files.locked(folder, "output", LOCK_SECONDS))
+                files.remove_temporary(folder)
         yield
 
 

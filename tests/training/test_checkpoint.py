@@ -111,7 +111,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("links", [True, False])
 def test_two_are_kept_and_a_damaged_newest_falls_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
-    """previous.pt is what last.pt was. A flipped bit of last.pt, or its end missing, is noticed; then last.pt is whole again."""
+    """previous.pt is what last.pt was. A flipped bit or a missing end of last.pt is noticed; then last.pt is whole again."""
     if not links:
 
         def refuse(source: object, name: object) -> None:
