@@ -192,6 +192,7 @@ def _train_epoch(
             _save(job, Position(epoch, step + 1) if step + 1 < steps else Position(epoch + 1, 0))
             saved = time.perf_counter()
         if stop:
+            distributed.barrier(world)  # none ends before rank 0 has written: a launcher may kill all when the first one ends
             raise Stopped(stop, job.checkpoint)
 
 
