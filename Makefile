@@ -1,11 +1,12 @@
-# make demo: set-up + the main job on the embedded data; make test: set-up + lint + all tests. Only git, make and Python >= 3.11 needed.
+# make demo: set-up + the main job on the embedded data; make test: set-up + lint + all tests; make test-slurm: those that
+# need a SLURM. Only git, make and Python >= 3.11 needed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/demo
 DEMO := model=resnet18_quarter recipe.epochs=15 seed=0
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test test-slurm lint bench clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/.installed
@@ -17,6 +18,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --hypothesis-seed=0
+
+test-slurm: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs --hypothesis-seed=0 tests/integration/test_slurm.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

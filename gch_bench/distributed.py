@@ -1,8 +1,9 @@
 """Process groups. `group` joins the processes that torchrun or srun started. The functions at the end of this file (all_reduce,
 all_gather, barrier, broadcast, ...) are the collectives: all processes must call them. With one process they do nothing.
 
-Every wait has an end. All processes must meet within `MEETING_SECONDS`. A collective that one process does not call fails after
-`COLLECTIVE_TIMEOUT`, or as soon as the connection to that process breaks.
+Every wait has an end. All processes must meet within `MEETING_SECONDS`. A process that dies, leaves with an error or falls
+silent for `SILENCE_SECONDS` ends all others with one line, whatever they are doing (heartbeat.py). A collective that a living
+process does not call fails after `COLLECTIVE_TIMEOUT`.
 """
 
 import itertools
@@ -22,8 +23,10 @@ import torch
 import torch.distributed as dist
 
 from gch_bench.errors import UserError
+from gch_bench.heartbeat import Heartbeat, lost_line
 
 MEETING_SECONDS = 60.0  # the time in which all processes must meet
+SILENCE_SECONDS = 45.0  # without a sign of life, after which a process is lost
 COLLECTIVE_TIMEOUT = timedelta(hours=1)  # long, because rank 0 may be downloading the data while the others wait
 
 # A process may join several groups, one after another (a sweep). Their numbers keep their keys in the store apart.
@@ -62,6 +65,7 @@ class Launch(NamedTuple):
     port: int
 
 
+CONTINUE = "the same command continues the run"
 ALONE = Launch(0, 1, 0, 1, "", 0)
 
 
@@ -82,7 +86,10 @@ def launched(environment: Mapping[str, str]) -> Launch:
             return ALONE._replace(local_rank=local[0])
         if not 0 <= rank < size:
             raise UserError(f"RANK must be in 0..WORLD_SIZE-1 = 0..{size - 1}, got {rank}: start with torchrun or srun")
-        return Launch(rank, size, *local, environment.get("MASTER_ADDR", "127.0.0.1"), _number(environment, "MASTER_PORT"))
+        port = _number(environment, "MASTER_PORT")
+        if not environment.get("MASTER_ADDR"):
+            raise UserError("the environment variable MASTER_ADDR must name rank 0's host: start with torchrun or srun")
+        return Launch(rank, size, *local, environment["MASTER_ADDR"], port)
     size = _number(environment, "SLURM_STEP_NUM_TASKS", 1)
     if size == 1:
         return ALONE
@@ -106,7 +113,7 @@ def unused_tasks(environment: Mapping[str, str]) -> str | None:
 
 
 @contextmanager
-def group(device: str = "auto", patience: float = MEETING_SECONDS) -> Iterator[World]:
+def group(device: str = "auto", patience: float = MEETING_SECONDS, silence: float = SILENCE_SECONDS) -> Iterator[World]:
     """Within the context this process is a member of the group that its launcher describes; without a launcher it is alone.
 
     The backend is nccl on CUDA and gloo on the CPU. Afterwards the group is destroyed and the current CUDA device restored;
@@ -115,9 +122,11 @@ def group(device: str = "auto", patience: float = MEETING_SECONDS) -> Iterator[W
     Args:
         device: auto (CUDA where there is a GPU), cpu or cuda.
         patience: seconds in which all processes must meet.
+        silence: seconds without a sign of life after which a process is lost.
 
     Raises:
-        UserError: a GPU is missing, a process does not arrive, or one is lost later.
+        UserError: a GPU is missing, a process does not arrive, or one is lost later. Where this process cannot raise, because
+            it hangs or is busy, it prints the line and exits with code 2 within seconds of the loss.
     """
     launch = launched(os.environ)
     cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
@@ -128,37 +137,61 @@ def group(device: str = "auto", patience: float = MEETING_SECONDS) -> Iterator[W
     own = torch.device("cuda", launch.local_rank) if cuda else torch.device("cpu")
     with torch.cuda.device(own) if cuda else nullcontext():
         joined = launch.size > 1 and not dist.is_initialized()
-        if joined:
-            _join(launch, "nccl" if cuda else "gloo", patience)
+        heartbeat = _join(launch, "nccl" if cuda else "gloo", patience, silence) if joined else None
+        failure: str | None = None  # what the others are told
         try:
             yield World(launch.rank, launch.size, own, launch.local_size)
         except SharedError:
             if launch.rank:
                 sys.exit(2)
             raise
-        except RuntimeError as error:
-            if isinstance(error, dist.DistError) or (launch.size > 1 and "gloo" in str(error)):
-                raise UserError(_lost(launch, error)) from error
+        except BaseException as error:
+            gloo = isinstance(error, RuntimeError) and launch.size > 1 and "gloo" in str(error)
+            if gloo or isinstance(error, dist.DistError):
+                known = heartbeat.failure() if heartbeat else None
+                raise UserError(lost_line(launch.rank, known, f"{CONTINUE} ({_first_line(error)})")) from error
+            failure = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {_first_line(error)}"
             raise
         finally:
+            if heartbeat:
+                heartbeat.leave(failure)
             if joined and dist.is_initialized():
                 dist.destroy_process_group()
 
 
-def _join(launch: Launch, backend: str, patience: float) -> None:
+def _join(launch: Launch, backend: str, patience: float, silence: float) -> Heartbeat:
     """Meet the other processes and join them in a group, or raise UserError after `patience` seconds."""
     where = f"{launch.address}:{launch.port}"
     try:
         store = _meet(launch, patience)
+        peers = _connect(launch, store, patience)
         limit = timedelta(seconds=patience)
         dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.size, timeout=limit)
-    except RuntimeError as error:  # dist.DistError, or gloo's
+    except (RuntimeError, OSError) as error:  # dist.DistError, gloo's, or a socket's
         raise UserError(
             f"the {launch.size} processes of this run must meet at {where} and stay, rank {launch.rank} failed:"
             f" {_first_line(error)}; see the messages of the others, or set MASTER_PORT to a free port"
         ) from error
     set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # the name in older torch
     set_timeout(COLLECTIVE_TIMEOUT)
+    return Heartbeat(launch.rank, peers, silence, CONTINUE)
+
+
+def _connect(launch: Launch, store: dist.Store, patience: float) -> dict[int, socket.socket]:
+    """Connect rank 0 with each other process: rank -> socket. Raises OSError if a process does not connect in time."""
+    if launch.rank:
+        peer = socket.create_connection((launch.address, int(store.get("heartbeat"))), timeout=patience)
+        peer.sendall(launch.rank.to_bytes(4))
+        return {0: peer}
+    peers: dict[int, socket.socket] = {}
+    with socket.create_server(("", 0), backlog=launch.size) as server:
+        server.settimeout(patience)
+        store.set("heartbeat", str(server.getsockname()[1]))
+        while len(peers) < launch.size - 1:
+            peer, _ = server.accept()
+            peer.settimeout(patience)
+            peers[int.from_bytes(peer.recv(4, socket.MSG_WAITALL))] = peer
+    return peers
 
 
 def _meet(launch: Launch, patience: float) -> dist.Store:
@@ -205,14 +238,7 @@ def _listens(address: str, port: int) -> bool:
     return False
 
 
-def _lost(launch: Launch, error: RuntimeError) -> str:
-    return (
-        f"rank {launch.rank} lost another process of this run: that process has printed why, or was killed, perhaps for lack of"
-        f" memory; the same command continues the run ({_first_line(error)})"
-    )
-
-
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
@@ -274,6 +300,15 @@ def all_reduce(values: torch.Tensor, world: World) -> torch.Tensor:
 def any_rank(flag: bool, world: World) -> bool:
     """Whether the flag is true on at least one process. Every process gets the same answer."""
     return bool(all_reduce(torch.tensor(int(flag), device=world.device), world).item()) if world.parallel else flag
+
+
+def largest(values: list[int], world: World) -> list[int]:
+    """For each place in the list the largest value of all processes. The list must be equally long on every process."""
+    if not world.parallel:
+        return values
+    tensor = torch.tensor(values, device=world.device)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return [int(value) for value in tensor.tolist()]
 
 
 def all_gather(value: Any, world: World) -> list[Any]:

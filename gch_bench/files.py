@@ -6,7 +6,10 @@ import fcntl
 import json
 import os
 import re
+import socket
+import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +23,8 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.]+", "-", name).strip("-")
 
 
+LOCK = ".lock"  # the file by which a process locks a folder, see `locked`
+NO_LOCK = -1
 ELSEWHERE = "choose another folder with output="
 
 
@@ -91,6 +96,12 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any], elsewhere: str = 
             temporary.unlink(missing_ok=True)
 
 
+def remove_temporary(folder: Path) -> None:
+    """Remove the temporary files that killed processes left anywhere in the folder, which the caller has locked."""
+    for path in folder.rglob(".*.[0-9]*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=1, default=str) + "\n"
     write_atomic(path, lambda file: file.write(text.encode()))
@@ -117,24 +128,59 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Lock the existing `folder` for this process until the context ends or the process dies.
+def locked(folder: Path, name: str, patience: float = 0.0) -> Iterator[None]:
+    """Lock the existing `folder` for this process until the context ends or the process dies, whatever it dies of.
 
-    On a file system that cannot lock folders nothing is locked.
+    The lock is an flock on the file LOCK in the folder, in which the holder writes who it is. The kernel frees it when the
+    process dies. Where the file cannot be made or the file system has no locks, nothing is locked.
+
+    Args:
+        name: how the user named the folder (output, DEST), for the message.
+        patience: seconds to wait for a process that has locked the folder.
 
     Raises:
-        UserError: another process has locked the folder, or it cannot be read.
+        UserError: another process has locked the folder, or there is no such folder.
     """
     try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        os.scandir(folder).close()
     except OSError as error:
-        raise UserError(f"DEST must be a folder that can be read, got {folder} ({error.strerror})") from error
+        raise UserError(f"{name} must be a folder that can be read, got {folder} ({error.strerror})") from error
+    path, deadline = folder / LOCK, time.monotonic() + patience
+    descriptor = _lock(path)
+    while descriptor is None:
+        if time.monotonic() >= deadline:
+            holder = ""
+            with contextlib.suppress(OSError):
+                holder = f" ({path.read_text().strip()})"
+            raise UserError(f"another run is at work in {folder}{holder}: wait for its end or stop it")
+        time.sleep(0.2)
+        descriptor = _lock(path)
     try:
-        with contextlib.suppress(OSError):  # raised by a file system that cannot lock folders
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(f"another run is at work in {folder}: wait for its end or stop it") from error
         yield
     finally:
-        os.close(descriptor)
+        if descriptor != NO_LOCK:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            os.close(descriptor)
+
+
+def _lock(path: Path) -> int | None:
+    """The descriptor of the file at `path`, made and locked by this process, or NO_LOCK; None if another one has the lock."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError:  # a folder that cannot be written
+        return NO_LOCK
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The process that held the lock may have removed the file since it was opened here.
+        if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            started = datetime.now(UTC).isoformat(timespec="seconds")
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"host {socket.gethostname()}, pid {os.getpid()}, since {started}\n".encode(), 0)
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except OSError:  # a file system without locks, or a full disk
+        return descriptor
+    os.close(descriptor)
+    return None

@@ -9,13 +9,16 @@ import contextlib
 import csv
 import os
 import re
+import secrets
+import shutil
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
 from gch_bench.config.run import LoggerConfig
 from gch_bench.errors import UserError
-from gch_bench.files import writing
+from gch_bench.files import write_atomic, writing
 
 
 class Logged(Protocol):
@@ -54,24 +57,52 @@ class NoLogger:
 
 
 class CsvLogger(NoLogger):
-    """logger=csv: metrics.csv in the run folder, with a row for every metric of every logged step.
+    """logger=csv: metrics.csv in the run folder, with one row for every metric of every logged step.
 
-    A resumed run appends its rows. After a kill it repeats the steps since the last checkpoint, which then have two rows each.
+    A run that is continued appends its rows. The steps that it takes again since its last checkpoint are not logged again. A
+    result that has changed, because more corruptions were evaluated, replaces the old row.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "metrics.csv"
+        self.logged: dict[tuple[int, str], float] = {}
+        with writing(self.path):
+            if self.path.exists():
+                *lines, cut = self.path.read_text().split("\n")
+                if cut:  # half a row, of a process that was killed
+                    write_atomic(self.path, lambda file: file.write("".join(f"{line}\n" for line in lines).encode()))
+                self.logged = {(int(step), name): float(value) for step, name, value in list(csv.reader(lines))[1:]}
 
     def metrics(self, values: dict[str, float], step: int) -> None:
-        with writing(self.path), open(self.path, "a", newline="") as file:
-            rows = csv.writer(file)
-            if file.tell() == 0:
-                rows.writerow(["step", "name", "value"])
-            rows.writerows([step, name, value] for name, value in values.items())
+        self.log_new(values, step)
+
+    def log_new(self, values: dict[str, float], step: int) -> dict[str, float]:
+        """Log what is not logged yet, and return it."""
+        changed = {
+            name: value
+            for name, value in values.items()
+            if (before := self.logged.get((step, name))) is not None and before != value and not name.startswith("train/")
+        }
+        new = {name: value for name, value in values.items() if (step, name) not in self.logged}
+        self.logged |= {(step, name): float(value) for name, value in (new | changed).items()}
+        rows = [(step, name, value) for name, value in new.items()]
+        with writing(self.path):
+            if changed or not self.path.exists():
+                text = "".join(f"{at},{name},{value}\n" for (at, name), value in self.logged.items())
+                write_atomic(self.path, lambda file: file.write(f"step,name,value\n{text}".encode()))
+            elif rows:
+                with open(self.path, "a", newline="") as file:
+                    csv.writer(file, lineterminator="\n").writerows(rows)
+        return new | changed
 
 
 class WandbLogger:
-    """logger=wandb: Weights & Biases. The default mode, offline, needs no account or network; `wandb sync` uploads it later."""
+    """logger=wandb: Weights & Biases. The default mode, offline, needs no account or network; `wandb sync` uploads it later.
+
+    A run folder has one wandb run, whose id lies in wandb/id.txt, however often it is continued. wandb loses what it has not
+    written yet when the process is killed, and an offline run cannot be continued. Therefore metrics.csv is kept, too, and an
+    offline session begins with everything that is logged there, and replaces the sessions before it.
+    """
 
     def __init__(self, config: Logged, folder: Path) -> None:
         if config.logger.mode == "offline":  # then wandb must not send crash reports either
@@ -79,21 +110,37 @@ class WandbLogger:
         import wandb
 
         self.wandb = wandb
+        self.csv = CsvLogger(folder)
+        place = folder / "wandb" / "id.txt"
+        with writing(place):
+            if not place.exists():
+                write_atomic(place, lambda file: file.write(secrets.token_hex(4).encode()))
+            name = place.read_text().strip()
         try:
             self.run = wandb.init(
                 project=config.logger.project,
                 entity=config.logger.entity,
                 mode=config.logger.mode,  # type: ignore[arg-type]
                 name=folder.name,
+                id=name,
+                resume="allow",
                 dir=str(folder),
                 config=config.as_dict(),
                 settings=wandb.Settings(console="off", silent=True, x_disable_stats=True, disable_git=True, save_code=False),
             )
         except (wandb.errors.Error, OSError) as error:
             raise UserError(f"wandb could not start ({error}): choose logger=csv or logger=none") from error
+        if config.logger.mode == "offline":
+            for step, each in groupby(sorted(self.csv.logged.items()), key=lambda item: item[0][0]):
+                self.run.log({name: value for (_, name), value in each}, step=step)
+            current = Path(self.run.dir).parent.resolve()
+            for earlier in (folder / "wandb").glob(f"offline-run-*-{name}"):
+                if earlier.resolve() != current:
+                    shutil.rmtree(earlier, ignore_errors=True)
 
     def metrics(self, values: dict[str, float], step: int) -> None:
-        self.run.log(values, step=step)
+        if new := self.csv.log_new(values, step):
+            self.run.log(new, step=step)
 
     def artifact(self, folder: Path, kind: str, names: Sequence[str]) -> None:
         artifact = self.wandb.Artifact(re.sub(r"[^\w.-]+", "_", f"{kind}-{folder.name}"), type=kind)

@@ -59,7 +59,8 @@ def test_tasks_of_each_node(node: int, tasks: int) -> None:
     ("given", "name"),
     [
         ({"RANK": "first", "WORLD_SIZE": "2"}, "RANK"),
-        ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_PORT"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "node0"}, "MASTER_PORT"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "29500"}, "MASTER_ADDR"),
         ({**TORCHRUN, "RANK": "4"}, "RANK"),
     ],
 )

@@ -16,7 +16,10 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 # What each part of the package may import besides itself. The ground imports nothing above it.
-GROUND = {"errors", "checks", "rng", "memory", "threads", "metrics", "files", "provenance", "distributed", "cores", "suites"}
+GROUND = {
+    "errors", "checks", "rng", "memory", "threads", "metrics", "files", "provenance", "distributed", "cores", "heartbeat",
+    "stopping", "suites",
+}  # fmt: skip
 CONFIG = {"errors", "checks", "suites", "config"}
 LOW = GROUND | CONFIG
 ALLOWED = {

@@ -12,7 +12,7 @@ from gch_bench import distributed
 from gch_bench.config.data import DataConfig
 from gch_bench.config.run import Config
 from gch_bench.data.imagenet import wordnet_ids
-from gch_bench.data.sets import DataSource, load_data
+from gch_bench.data.sets import DATASETS, DataSource, load_data
 from gch_bench.data.stored import StoredImages, stored_images
 from gch_bench.data.transforms import EvalTransform, Preparation, timm_preparation
 from gch_bench.display import Display
@@ -149,9 +149,11 @@ def preparations(job: Job) -> dict[Cell | None, Preparation]:
 def _scored(config: Config, data: DataSource) -> tuple[int, ...] | None:
     """Which outputs of the network are scored: for data with some of ImageNet's classes these, else None, which means all.
 
-    A network that is trained on such data has outputs for its classes alone.
+    A network that is or was trained on such data has outputs for its classes alone. Sets that are for evaluation only, and
+    networks with timm's weights, have all 1,000.
     """
-    return None if config.recipe or data.is_imagenet_1k else data.class_ids
+    for_imagenet = config.model.pretrained or not DATASETS[data.name].trainable
+    return data.class_ids if config.recipe is None and for_imagenet else None
 
 
 def _timm_cell(config: Config, data: DataSource, noisy: NoisyNetwork) -> Preparation | None:

@@ -1,9 +1,11 @@
 """The main job of train.py and evaluate.py: train a network with noise, evaluate it or several, record the results."""
 
+import contextlib
 import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import pandas as pd
@@ -26,10 +28,11 @@ from gch_bench.memory import keep_freed_memory
 from gch_bench.model.weights import weights_digest
 from gch_bench.results import records, shards
 from gch_bench.results.records import Cell
-from gch_bench.results.runfacts import identity_hash
+from gch_bench.results.runfacts import RunFile, identity_hash, sole_use
 from gch_bench.results.summary import logged_metrics, write_summary
+from gch_bench.stopping import Stopped, stop_requests
 from gch_bench.threads import torch_threads
-from gch_bench.training.loop import StepReport, Stopped, TrainingJob, stop_requests, train, training_note
+from gch_bench.training.loop import StepReport, TrainingJob, train, training_note
 from gch_bench.training.setup import training_job, training_warnings
 
 
@@ -45,20 +48,20 @@ class Ready(NamedTuple):
 def train_and_evaluate(config: Config) -> None:
     """Train, evaluate and record one run, or evaluate all networks of `config.checkpoints` in one pass over the images.
 
-    What a run folder already holds is not done again. Without a recipe nothing is trained. After Ctrl-C or SIGTERM the process
-    exits with code 130 or 143; in training a checkpoint is written first.
+    What a run folder already holds is not done again. Without a recipe nothing is trained. After Ctrl-C, SIGTERM or SIGUSR1
+    (number n) the process exits with code 128 + n; in training it writes a checkpoint first.
 
     Raises:
         UserError: a user's mistake, in one line.
     """
     keep_freed_memory(config.memory)  # not in cli.entry, which a job of a sweep on a cluster does not run
-    with distributed.group(config.device) as world, torch_threads(config.threads):
-        try:
+    try:
+        with distributed.group(config.device) as world, torch_threads(config.threads):
             _run(config, world)
-        except Stopped as stopped:
-            if world.main:
-                print(stopped, file=sys.stderr, flush=True)
-            sys.exit(stopped.exit_code)
+    except Stopped as stopped:
+        if world.main:
+            print(stopped, file=sys.stderr, flush=True)
+        stopped.end()
 
 
 def _run(config: Config, world: World) -> None:
@@ -66,32 +69,44 @@ def _run(config: Config, world: World) -> None:
         jobs = _prepared(config, world)
     for job in jobs:
         banner(job)
-    started = time.monotonic()
     # All processes wait for each other at the end of this context, so that none writes before all have read the run folders.
     with distributed.failing_together(world):
         left = [(job, cells) for job in jobs if (cells := _left(job)) is not None]
-        trainings = [_training(job, cells) for job, cells in left]
     for job in jobs:
         if all(job is not other for other, _ in left):
             job.display.line(f"nothing left to do: {job.folder} holds this run")
             if world.main:
                 show(job, _summary(job, str(job.run_file.weights)))
+    with contextlib.ExitStack() as stack:
+        for job, _ in left:
+            stack.enter_context(sole_use(job.folder, world))
+        if left:
+            _work([(_read_again(job), cells) for job, cells in left], world, stack)
+
+
+def _read_again(job: Job) -> Job:
+    """The job with its run.json as it is now: another job may have worked in the folder before this one had it for itself."""
+    return replace(job, run_file=RunFile(job.folder, job.run_file.identity, job.config.resume, job.world))
+
+
+def _work(left: Sequence[tuple[Job, list[Cell]]], world: World, stack: contextlib.ExitStack) -> None:
+    """Do what the runs still lack, in their folders, which no other job uses. The cells are those that have no record yet."""
+    started = time.monotonic()
+    with distributed.failing_together(world):
+        trainings = [_training(job, cells) for job, cells in left]
     for job, _ in left:
         job.run_file.begin(**described(job))
-    loggers = [open_logger(job.config, job.folder, world.main) if training else None
-               for (job, _), training in zip(left, trainings, strict=True)]  # fmt: skip
-    try:
-        ready = [_ready(job, training, logger)
-                 for (job, _), training, logger in zip(left, trainings, loggers, strict=True)]  # fmt: skip
-        trained = time.monotonic()
-        if ready:
-            _evaluate(ready, world)
-        for each, training, logger in zip(ready, trainings, loggers, strict=True):
-            _finish(each, training, logger, trained - started, (time.monotonic() - trained) / len(ready))
-    finally:
-        for logger in loggers:
-            if logger is not None:
-                logger.close()
+    ready, loggers = [], []
+    for (job, _), training in zip(left, trainings, strict=True):
+        logger = open_logger(job.config, job.folder, world.main) if training else None
+        if logger is not None:
+            stack.callback(logger.close)
+        loggers.append(logger)
+        ready.append(_ready(job, training, logger))
+    trained = time.monotonic()
+    _evaluate(ready, world)
+    for each, training, logger in zip(ready, trainings, loggers, strict=True):
+        _finish(each, training, logger, trained - started, (time.monotonic() - trained) / len(ready))
 
 
 def _prepared(config: Config, world: World) -> list[Job]:
@@ -181,7 +196,7 @@ def _evaluate(ready: Sequence[Ready], world: World) -> None:
         def step(note: str, images: int) -> None:
             advance(note, images)
             if stop:  # stop between two batches, where no file is half written and no library catches the exception
-                sys.exit(128 + stop[0])
+                raise Stopped(stop[0], ready[0].job.folder)
 
         evaluate(tasks, images, world, step)
     with distributed.failing_together(world):  # and so all processes have written their shards before they are joined

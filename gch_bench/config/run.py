@@ -207,6 +207,8 @@ class RecipeConfig:
     compile: bool = False
     freeze: str | None = None  # train only what lies after this stage (L1..L4 or a module's name); null: train everything
     sync_bn: bool = False  # with several processes, on GPUs: BatchNorm's batch statistics are over the images of all of them
+    # Within an epoch a checkpoint is written whenever so many minutes have passed; at the end of an epoch always.
+    checkpoint_minutes: float = field(default=10, metadata=NOT_IN_IDENTITY)
     recalibrate_bn: bool = False  # re-estimate BatchNorm's running statistics without noise before the evaluation
     # The recipe is meant for trained weights (model.pretrained or model.checkpoint): warn if training starts from random ones.
     expects_weights: bool = False
@@ -217,6 +219,7 @@ class RecipeConfig:
             check(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
         for name in ("lr", "weight_decay", "mixup", "cutmix", "min_lr", "warmup_epochs", "momentum"):
             check(0 <= getattr(self, name) < float("inf"), name, "finite and >= 0", getattr(self, name))
+        check(self.checkpoint_minutes > 0, "checkpoint_minutes", "> 0", self.checkpoint_minutes)
         check(0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)", self.label_smoothing)
         check(self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay", "in (0, 1) or null", self.ema_decay)
         check(self.grad_clip is None or self.grad_clip > 0, "grad_clip", "> 0 or null", self.grad_clip)

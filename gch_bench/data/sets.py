@@ -90,8 +90,11 @@ class DataSource:
 
     @property
     def is_imagenet_1k(self) -> bool:
-        """Whether the classes are those of ImageNet-1k, so that errors may be compared with AlexNet's published ones."""
-        return self.class_ids == tuple(range(1000))
+        """Whether this is ImageNet-1k itself, so that errors may be compared with AlexNet's published ones.
+
+        Sets with the same classes but other images or labels (V2, Sketch, ReaL) are not.
+        """
+        return self.name == "imagenet" and self.class_ids == tuple(range(1000))
 
 
 def load_data(config: DataConfig, train: bool = True) -> DataSource:

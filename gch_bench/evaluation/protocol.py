@@ -7,11 +7,13 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from gch_bench.config.parse import identity_of
 from gch_bench.config.run import Config
 from gch_bench.corruptions import PARAMETER_SETS
 from gch_bench.data.sets import DataSource
+from gch_bench.data.stored_layout import has_arrays
 from gch_bench.data.transforms import RGB, Normalisation
 from gch_bench.evaluation.cells import parameter_set
 
@@ -80,7 +82,7 @@ def protocol_of(config: Config, data: DataSource, normalisation: Normalisation, 
         std=normalisation.std,
         precision=config.evaluation.precision,
         parameters=NOT_APPLICABLE if stored else parameters + scaled,
-        jpeg_roundtrip=stored or corruptions.jpeg_roundtrip,
+        jpeg_roundtrip=not has_arrays(Path(str(corruptions.root)).expanduser()) if stored else corruptions.jpeg_roundtrip,
         num_images=corruptions.subset or len(data.val),
         corruption_seed=None if stored else corruptions.seed,
         noise_at_test=f"on-T{config.noise.mc_samples}" if noisy else "off",

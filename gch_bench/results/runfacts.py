@@ -7,19 +7,21 @@ import hashlib
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gch_bench import files
+from gch_bench import distributed, files
 from gch_bench.distributed import World
 from gch_bench.errors import UserError
 from gch_bench.provenance import provenance
 
 # Version of run.json. It is raised when a field changes its meaning; a new field has a default and needs no new version.
 FORMAT = 2
+LOCK_SECONDS = 60.0  # to wait for another job in the run folder: a job that was preempted may run again while the old one ends
 
 
 @dataclass
@@ -90,6 +92,22 @@ def stage_in_words(stage: Mapping[str, Any]) -> str:
 def identity_hash(identity: dict[str, Any]) -> str:
     """The SHA-256 of an identity, 64 hex digits."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def sole_use(folder: Path, world: World) -> Iterator[None]:
+    """Within the context no other job works in the run folder, which is made. All processes of this job must call it.
+
+    Raises:
+        UserError: another job still works there after LOCK_SECONDS, or the folder cannot be made.
+    """
+    with ExitStack() as stack:
+        with distributed.failing_together(world):
+            if world.main:
+                stack.enter_context(files.making(folder))
+                stack.enter_context(files.locked(folder, "output", LOCK_SECONDS))
+                files.remove_temporary(folder)
+        yield
 
 
 class RunFile:

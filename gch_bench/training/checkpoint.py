@@ -1,11 +1,16 @@
 """Training checkpoints. They hold everything that training depends on, so that a resumed run continues as if never stopped.
 
-A checkpoint is written whole or not at all, and read with weights_only=True. Its keys: model and model_ema (plain state dicts,
-which model.checkpoint=... can load too), optimizer, scheduler, scaler, rng (one state per process), position (epoch, step),
-config_hash, num_classes.
+A checkpoint is written whole or not at all, and read with weights_only=True. Two are kept: last.pt, which exists at every
+moment after its first write, and the one before it, previous.pt, from which training goes on if last.pt is damaged. The keys:
+model and model_ema (plain state dicts, which model.checkpoint=... can load too), optimizer, scheduler, scaler, rng (one state
+per process), position (epoch, step), config_hash, num_classes.
 """
 
+import os
 import random
+import shutil
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +21,11 @@ from torch import nn
 from gch_bench import distributed
 from gch_bench.distributed import World
 from gch_bench.errors import UserError
-from gch_bench.files import write_atomic
+from gch_bench.files import write_atomic, writing
 from gch_bench.rng import seed_of
 from gch_bench.training.optim import Optimisation
+
+START_AFRESH = "; delete it to start afresh"  # the end of the message about an unreadable checkpoint
 
 
 class Position(NamedTuple):
@@ -87,24 +94,88 @@ def save(
         except RuntimeError as error:  # torch's archive writer hides the OSError of a full disk
             cause = error.__context__
             raise cause if isinstance(cause, OSError) else OSError(str(error)) from error
+        if path.exists():  # the new checkpoint is whole, and is about to replace this one
+            _link(path, previous_of(path))
 
     write_atomic(path, write)
+
+
+def previous_of(path: Path) -> Path:
+    """Where the checkpoint before the one at `path` is kept."""
+    return path.with_name("previous.pt")
+
+
+def _link(source: Path, name: Path) -> None:
+    """Make `name` the same file as `source`, or a copy where the file system has no hard links. It is never half-written."""
+    temporary = name.with_name(f".{name.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    try:
+        os.replace(temporary, name)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def newest(path: Path, world: World, warn: Callable[[str], None]) -> dict[str, Any] | None:
+    """The content of the checkpoint at `path`, or of the one before it if that one is damaged; None if there is neither.
+
+    All processes must call it, and all get the same checkpoint. If the one at `path` is damaged, it is replaced by the one
+    before it, so that it never becomes the one before the next.
+
+    Args:
+        warn: called with a warning if the newest checkpoint was damaged.
+
+    Raises:
+        UserError: all that are there are damaged.
+    """
+    content, damage = None, ""
+    if path.exists():
+        try:
+            content = read(path)
+        except UserError as error:
+            damage = str(error)
+    if not distributed.any_rank(content is None, world):
+        return content
+    before = previous_of(path)
+    with distributed.failing_together(world):  # at its end every process has read what it will
+        if not before.exists():
+            if damage:
+                raise UserError(damage)
+            return None
+        try:
+            content = read(before)
+        except UserError as error:
+            raise UserError(f"{damage or f'{path} is missing'}; and {error}") from error
+    place = Position(**content["position"])
+    warn(
+        f"{damage.removesuffix(START_AFRESH) or f'checkpoint {path} is missing'}: training went on from {before.name}, epoch"
+        f" {place.epoch + 1}, step {place.step + 1}"
+    )
+    if world.main:
+        with writing(path):
+            _link(before, path)
+    return content
 
 
 def read(path: Path) -> dict[str, Any]:
     """The content of the checkpoint at `path` (see the module's docstring), with all tensors on the CPU.
 
     Raises:
-        UserError: the file is truncated, or is no checkpoint of this program.
+        UserError: the file is truncated or damaged, or is no checkpoint of this program.
     """
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"the checksum of {damaged} in it does not match")
         content = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(content, dict) or not {"model", "position", "config_hash"} <= content.keys():
             raise ValueError("not a checkpoint of this program")
     except Exception as error:  # torch, zipfile and pickle each raise their own
-        raise UserError(
-            f"checkpoint {path} cannot be read, it is truncated or foreign: {error}; delete it to start afresh"
-        ) from error
+        text = " ".join(str(error).split())
+        raise UserError(f"checkpoint {path} cannot be read, it is truncated or foreign: {text}{START_AFRESH}") from error
     return content
 
 

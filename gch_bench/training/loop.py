@@ -7,10 +7,9 @@ any step and resumed with the same number of processes ends with the same weight
 rounding, unless one of the reasons in training/processes.py applies; a warning then names it.
 """
 
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +26,7 @@ from gch_bench.errors import UserError
 from gch_bench.noise.draws import image_keys
 from gch_bench.noise.hooks import keyed_noise
 from gch_bench.rng import seed_of
+from gch_bench.stopping import Stopped, stop_requests
 from gch_bench.training import checkpoint
 from gch_bench.training.batchnorm import recalibrate
 from gch_bench.training.checkpoint import Position
@@ -36,14 +36,6 @@ from gch_bench.training.processes import process_dependence, synchronise
 
 CHECK_EVERY = 20  # optimiser steps between readings of the loss, because reading it makes the CPU wait for the GPU
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class Stopped(Exception):
-    """Raised after Ctrl-C or SIGTERM, when training has stopped between two steps and written its checkpoint."""
-
-    def __init__(self, number: int, path: Path) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}; continue with the same command from {path}")
-        self.exit_code = 128 + number
 
 
 class StepReport(NamedTuple):
@@ -111,25 +103,12 @@ def train(
     Raises:
         UserError: a loss that is not finite (the last good checkpoint is kept), an unreadable image, a folder that cannot be
             written, a checkpoint of another configuration.
-        Stopped: Ctrl-C or SIGTERM, after a checkpoint was written.
+        Stopped: a signal of the module stopping, after a checkpoint was written.
     """
     world, recipe = job.world, job.recipe
     checkpoint.seed_all(seed_of(job.seed, "training", world.rank))
     optimisation = job.optimisation
-    position = Position(0, 0)
-    if job.checkpoint.exists():
-        content = checkpoint.read(job.checkpoint)
-        if content["config_hash"] != job.config_hash:
-            raise UserError(f"{job.checkpoint} belongs to another configuration: choose another output= folder")
-        position = checkpoint.restore(content, job.model, optimisation, world, job.seed)
-        before, reasons = len(content["rng"]), process_dependence(job.model, recipe, job.frozen)
-        if before != world.size and reasons and position.epoch < recipe.epochs:
-            warn(
-                f"this run was continued with {world.size} instead of {before} processes at epoch {position.epoch + 1}, step"
-                f" {position.step + 1}: from there on it differs from an unbroken run, because {'; '.join(reasons)}"
-            )
-    else:
-        optimisation.scheduler.step_update(0)
+    position = _resume(job, warn)
     wrapped: nn.Module = job.model
     if world.parallel and recipe.sync_bn:
         synchronise(job.model)
@@ -141,8 +120,10 @@ def train(
         for epoch in range(position.epoch, recipe.epochs):
             start = position.step if epoch == position.epoch else 0
             _train_epoch(job, wrapped, epoch, start, report, skipped, requests)
-            done = Position(epoch + 1, 0)
-            _save(job, done)
+            _save(job, Position(epoch + 1, 0))
+        (stop,) = distributed.largest([requests[0] if requests else 0], world)  # a signal during the last checkpoint
+        if stop:
+            raise Stopped(stop, job.checkpoint)
     trained = optimisation.ema.module if optimisation.ema is not None else job.model
     if recipe.recalibrate_bn:  # on the images of the epoch after the last, in the order and with the augmentation of that epoch
         more = checked(job.loader.epoch(recipe.epochs), job.skip_bad, skipped)
@@ -150,6 +131,25 @@ def train(
     # Without recipe.sync_bn each process has BatchNorm statistics of its own images. From here on all use those of rank 0.
     distributed.broadcast(trained.state_dict(), world)
     return trained
+
+
+def _resume(job: TrainingJob, warn: Callable[[str], None]) -> Position:
+    """Restore the job from its newest good checkpoint, if there is one, and return the position at which training goes on."""
+    world, optimisation = job.world, job.optimisation
+    content = checkpoint.newest(job.checkpoint, world, warn)
+    if content is not None and content["config_hash"] != job.config_hash:
+        raise SharedError(f"{job.checkpoint} belongs to another configuration: choose another output= folder")
+    if content is None:
+        optimisation.scheduler.step_update(0)
+        return Position(0, 0)
+    position = checkpoint.restore(content, job.model, optimisation, world, job.seed)
+    before, reasons = len(content["rng"]), process_dependence(job.model, job.recipe, job.frozen)
+    if before != world.size and reasons and position.epoch < job.recipe.epochs:
+        warn(
+            f"this run was continued with {world.size} instead of {before} processes at epoch {position.epoch + 1}, step"
+            f" {position.step + 1}: from there on it differs from an unbroken run, because {'; '.join(reasons)}"
+        )
+    return position
 
 
 def _train_epoch(
@@ -167,7 +167,7 @@ def _train_epoch(
     batches = checked(job.loader.epoch(epoch, start * accumulation), job.skip_bad, skipped)
     # Since the last report: loss times number of images, number of correct predictions, number of images.
     sums = torch.zeros(3, device=world.device, dtype=torch.float64)
-    since = time.perf_counter()
+    since = saved = time.perf_counter()
     for step in range(start, steps):
         for part in range(accumulation):
             batch = next(batches, None)
@@ -178,9 +178,14 @@ def _train_epoch(
                 sums += _backward(job, wrapped, batch, epoch)
         update = epoch * steps + step + 1  # the number of this update of the weights, from 1 over all epochs
         looking = step + 1 == steps or (step + 1) % CHECK_EVERY == 0 or world.device.type == "cpu"
-        stop = requests[0] if requests else 0
-        stopping = distributed.any_rank(bool(stop), world) if looking else bool(stop) and not world.parallel
-        if looking or stopping:
+        stop = requests[0] if requests else 0  # the number of a signal
+        # Whether it is time for a checkpoint: rank 0's clock decides for all.
+        due = int(world.main and time.perf_counter() - saved >= 60 * job.recipe.checkpoint_minutes)
+        if looking:
+            stop, due = distributed.largest([stop, due], world)
+        elif world.parallel:
+            stop, due = 0, 0  # later, when all processes look
+        if looking or stop or due:
             _refuse_non_finite(job, sums, epoch, step)
         _update(job, update)
         if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
@@ -190,10 +195,12 @@ def _train_epoch(
             report(StepReport(epoch, step + 1, steps, loss / max(images, 1), correct / max(images, 1), rate, lr))
             sums.zero_()
             since = time.perf_counter()
-        if stopping:
-            here = Position(epoch, step + 1) if step + 1 < steps else Position(epoch + 1, 0)
-            _save(job, here)
-            raise Stopped(stop or signal.SIGTERM, job.checkpoint)
+        if stop or (due and step + 1 < steps):  # at the end of an epoch `train` writes one anyway
+            _save(job, Position(epoch, step + 1) if step + 1 < steps else Position(epoch + 1, 0))
+            saved = time.perf_counter()
+        if stop:
+            distributed.barrier(world)  # none ends before rank 0 has written: a launcher may kill all when the first one ends
+            raise Stopped(stop, job.checkpoint)
 
 
 def _backward(job: TrainingJob, wrapped: nn.Module, batch: Batch, epoch: int) -> Tensor:
@@ -251,22 +258,3 @@ def _refuse_non_finite(job: TrainingJob, sums: Tensor, epoch: int, step: int) ->
     """
     if distributed.any_rank(not bool(torch.isfinite(sums[0])), job.world):
         raise SharedError(f"the training loss is not finite at epoch {epoch + 1}, step {step + 1}: {_advice(job)}")
-
-
-@contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """Within the context the numbers of the signals SIGINT and SIGTERM are appended to the yielded list instead of ending the
-    process, so that the caller can stop between two steps. A second signal raises KeyboardInterrupt at once."""
-    requests: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        if requests:
-            raise KeyboardInterrupt
-        requests.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield requests
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

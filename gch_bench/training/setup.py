@@ -29,6 +29,8 @@ def training_job(
     recipe = config.recipe
     assert recipe is not None
     assert data.train is not None
+    if world.size > len(data.train):
+        raise UserError(f"there must be at most as many processes as training images, {len(data.train)}, got {world.size}")
     parts = world.size * recipe.grad_accumulation
     if recipe.batch_size % parts:
         raise UserError(

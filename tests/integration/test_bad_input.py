@@ -7,6 +7,8 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -244,6 +246,54 @@ def test_full_disk(tmp_path: Path) -> None:
     kept = {path: content for path, content in before.items() if path.name != "run.json"}
     assert {path: path.read_bytes() for path in kept} == kept
     json.loads((folder / "run.json").read_text())
+
+
+def test_no_space_for_a_checkpoint(tmp_path: Path, refused: Refused) -> None:
+    """One line; the checkpoint before is kept, and with space again the run goes on from it and finishes."""
+    options = (*TINY, "corruptions=none", "recipe.epochs=10", f"output={tmp_path / 'run'}")
+    last, before = tmp_path / "run" / "checkpoints" / "last.pt", resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill() -> None:
+        while not last.exists():
+            time.sleep(0.002)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (last.stat().st_size - 1000, before[1]))  # all other files are smaller
+
+    filling = threading.Thread(target=fill)
+    filling.start()
+    try:
+        message = refused(*options)
+    finally:
+        filling.join()
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert message.startswith(f"error: cannot write {last}")
+    assert 1 <= torch.load(last, weights_only=True)["position"]["epoch"] < 10
+    assert not list(tmp_path.rglob("*.tmp"))
+    train_and_evaluate(configuration(*options))
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_root_that_disappears_in_training(tree: Path, refused: Refused, workers: int) -> None:
+    """One line; the checkpoint is kept, and with the root there again the run goes on from it and finishes."""
+    options = folder_run(tree, "corruptions=none", "recipe.epochs=20", f"data.workers={workers}")
+    last, away = tree.parent / "run" / "checkpoints" / "last.pt", tree.with_name("away")
+
+    def disappear() -> None:
+        while not last.exists():
+            time.sleep(0.002)
+        tree.rename(away)
+
+    disappearing = threading.Thread(target=disappear)
+    disappearing.start()
+    message = refused(*options)
+    disappearing.join()
+    assert str(tree) in message
+    position = torch.load(last, weights_only=True)["position"]
+    assert 1 <= position["epoch"] < 20
+    away.rename(tree)
+    train_and_evaluate(configuration(*options))
+    facts = json.loads((tree.parent / "run" / "run.json").read_text())
+    assert (facts["status"], len(facts["sessions"]), facts["skipped"]) == ("finished", 2, {})
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])

@@ -115,7 +115,7 @@ def test_same_seed_same_weights(tmp_path: Path, noise: str) -> None:
     assert first["weights"] == second["weights"] != other["weights"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
 def test_stop_and_resume_is_the_same_run(tmp_path: Path, number: signal.Signals) -> None:
     """Stopped in the middle of training, then continued: the same weights as a run that was never stopped."""
     overrides = [

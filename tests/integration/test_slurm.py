@@ -1,13 +1,21 @@
-"""In a real SLURM, where there is one: what `python train.py` makes of an sbatch with and without srun."""
+"""In a real SLURM, where there is one: train.py in jobs with and without srun, sweeps, and a job that is preempted or runs out
+of time.
+
+`make test-slurm` runs these tests. The preemption needs the partitions low (jobs are requeued) and high (preempts low).
+"""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, TINY, environment
+from conftest import REPOSITORY, TINY, configuration, environment
+
+from gch_bench.apps.run import train_and_evaluate
 
 
 def slurm_works() -> bool:
@@ -55,3 +63,88 @@ def test_with_srun_a_mistake_ends_all_tasks_with_one_line(tmp_path: Path) -> Non
     assert code == 2
     assert output.count("error: data.root") == 1
     assert "Traceback" not in output
+
+
+def repository(tmp_path: Path) -> Path:
+    """A folder that looks like the repository, so that run folders come to lie there."""
+    for name in ("train.py", "configs", "scripts", "gch_bench"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    return tmp_path
+
+
+def call(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess:
+    """Run a command with this Python first in the path, which the jobs inherit."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(command, cwd=cwd, env=environment() | {"PATH": path}, capture_output=True, text=True, timeout=280)
+
+
+def jobs_gone(timeout: float = 240) -> None:
+    """Wait until no job is left. A job that was requeued would wait for two minutes; it starts at once here."""
+    deadline = time.monotonic() + timeout
+    while jobs := subprocess.run(["squeue", "-h", "-o", "%A %r"], capture_output=True, text=True).stdout.splitlines():
+        assert time.monotonic() < deadline, jobs
+        for job, reason in (line.split(" ", 1) for line in jobs):
+            if reason == "BeginTime":
+                subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True)
+        time.sleep(0.5)
+
+
+def finished(folder: Path) -> dict[tuple[str, int], str]:
+    """(noise, seed) -> weights of the runs in folder/runs, all of which have finished."""
+    facts = [json.loads(path.read_text()) for path in folder.glob("runs/*/run.json")]
+    assert all(each["status"] == "finished" for each in facts)
+    return {(each["config"]["noise"]["name"], each["config"]["seed"]): each["weights"] for each in facts}
+
+
+ALL_FOUR = {(noise, seed) for noise in ("none", "dropout") for seed in (0, 1)}
+CHOICES = ("noise=none,dropout", "seed=0,1")
+SHORT = (*(text for text in TINY if "epochs" not in text and "corruptions" not in text), "recipe.epochs=1", "corruptions=none")
+
+
+def test_a_sweep_without_submitit_returns_at_once(tmp_path: Path) -> None:
+    folder = repository(tmp_path)
+    started = time.monotonic()
+    done = call(folder / "scripts/slurm/sweep.sh", "--time=5", "--", *CHOICES, *SHORT, cwd=folder)
+    assert time.monotonic() - started < 10
+    assert done.returncode == 0, done.stderr
+    assert "4 jobs" in done.stdout
+    jobs_gone()
+    assert set(finished(folder)) == ALL_FOUR, [path.read_text() for path in folder.glob("slurm-*.out")]
+
+
+def test_a_sweep_with_submitit(tmp_path: Path) -> None:
+    folder = repository(tmp_path)
+    launcher = ("hydra/launcher=slurm", "hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1")
+    options = ("-m", *launcher, "hydra.launcher.partition=low", "hydra.launcher.timeout_min=5", *CHOICES, *SHORT)
+    done = call(sys.executable, "train.py", *options, cwd=folder)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert set(finished(folder)) == ALL_FOUR
+
+
+@pytest.mark.parametrize("how", ["preempted", "out of time"])
+def test_a_job_that_is_stopped_goes_on_and_ends_as_if_undisturbed(tmp_path: Path, how: str) -> None:
+    """Preempted by a job of higher priority, or signalled as sbatch's --signal does shortly before the time is over."""
+    folder = repository(tmp_path)
+    options = (*TINY, "noise=gch", "recipe.epochs=25", "recipe.batch_size=16", "corruptions=none")
+    script = folder / "scripts/slurm/train.sbatch"
+    done = call("sbatch", "--parsable", "--partition=low", "--time=5", script, *options, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    job = done.stdout.strip()
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("runs/*/checkpoints/previous.pt")):
+        assert time.monotonic() < deadline, [path.read_text() for path in folder.glob("slurm-*.out")]
+        time.sleep(0.2)
+    if how == "preempted":
+        other = call("sbatch", "--partition=high", "--exclusive", "--time=1", "--wrap=sleep 1", cwd=folder)
+        assert other.returncode == 0, other.stderr
+    else:
+        subprocess.run(["scancel", "--batch", "--signal=USR1", job], check=True)
+    jobs_gone()
+    (run,) = folder.glob("runs/*")
+    facts = json.loads((run / "run.json").read_text())
+    assert (facts["status"], len(facts["sessions"])) == ("finished", 2), next(folder.glob("slurm-*.out")).read_text()
+    train_and_evaluate(configuration(*options, f"output={tmp_path / 'undisturbed'}"))
+    undisturbed = json.loads((tmp_path / "undisturbed" / "run.json").read_text())
+    assert facts["weights"] == undisturbed["weights"]
+    record = "records/clean-0.parquet"
+    assert (run / record).read_bytes() == (tmp_path / "undisturbed" / record).read_bytes()

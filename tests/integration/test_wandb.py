@@ -1,13 +1,16 @@
 """logger=wandb, offline: the run file that wandb wrote holds the numbers of summary.csv, the configuration and the artifact."""
 
 import json
+import signal
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import TINY
+from conftest import REPOSITORY, TINY, environment
 from wandb.proto.wandb_internal_pb2 import Record
 
 BLOCK, HEADER = 32768, 7  # LevelDB's log format: blocks of chunks (crc32, length, type), after wandb's 7 bytes of its own
@@ -60,3 +63,77 @@ def test_offline_run_file_holds_the_summary(tmp_path: Path, cli) -> None:
     assert logged["train/loss"] > 0
     assert config["noise"]["gamma"] == 1.0
     assert {"records/clean-0.parquet", "summary.csv", "run.json"} <= set(artifacts)
+
+
+def histories(folder: Path) -> list[list[tuple[int, str]]]:
+    """For each session of a run folder its (step, metric) in the order in which they were logged."""
+    found = []
+    for file in sorted((folder / "wandb").glob("offline-run-*/run-*.wandb")):
+        history = [record.history for record in wandb_records(file) if record.WhichOneof("record_type") == "history"]
+        names = [(each.step.num, [item.key or "/".join(item.nested_key) for item in each.item]) for each in history]
+        found.append([(step, name) for step, each in names for name in each if not name.startswith("_")])
+    return found
+
+
+# Logs like a run, in the way its arguments say: the first and the last step, and whether it is killed.
+SESSION = """
+import os, sys
+from pathlib import Path
+from conftest import configuration
+from gch_bench.loggers import open_logger
+first, last, killed = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "killed"
+logger = open_logger(configuration("logger=wandb"), Path(sys.argv[1]), True)
+for step in range(first, last + 1):
+    logger.metrics({"train/loss": 1 / step, "train/images_per_second": float(os.getpid())}, step)
+if killed:
+    os.kill(os.getpid(), 9)
+logger.metrics({"clean/top1": 0.5, "shift/mean/top1": last / 100}, last)
+logger.close()
+"""
+
+
+def session(folder: Path, first: int, last: int, how: str) -> int:
+    command = [sys.executable, "-c", SESSION, str(folder), str(first), str(last), how]
+    return subprocess.run(command, env=environment(), capture_output=True, timeout=100).returncode
+
+
+def test_one_wandb_run_per_run_folder(tmp_path: Path) -> None:
+    """Killed, continued from some steps before, continued once more: one session that holds each step once, under one id."""
+    folder = tmp_path / "a run's folder"
+    folder.mkdir()
+    assert session(folder, 1, 6, "killed") == -signal.SIGKILL
+    with open(folder / "metrics.csv", "a") as damaged:
+        damaged.write("7,train/lo")
+    assert session(folder, 4, 12, "finished") == 0
+    name = (folder / "wandb" / "id.txt").read_text()
+    for last in (12, 13):
+        (history,) = histories(folder)
+        (file,) = (folder / "wandb").glob(f"offline-run-*-{name}/run-{name}.wandb")
+        assert sorted(set(history)) == sorted(history), "nothing twice"
+        assert {step for step, key in history if key == "train/loss"} == set(range(1, last + 1))
+        rows = pd.read_csv(folder / "metrics.csv")
+        assert not rows.duplicated(["step", "name"]).any()
+        assert rows["value"].iloc[-1] == last / 100
+        if last == 12:
+            assert len(rows) == 2 * 12 + 2
+            assert session(folder, 11, 13, "finished") == 0
+            assert not file.exists(), "the newest session holds everything"
+    sync = [str(REPOSITORY / "scripts" / "wandb_sync.sh"), str(folder)]
+    done = subprocess.run([*sync, "--dry-run"], env=environment(), capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert "offline-run-" in done.stdout + done.stderr
+
+
+def test_wandb_sync_refuses_in_one_line(tmp_path: Path) -> None:
+    for arguments, said in (
+        ((), "usage"),
+        (("--dry-run",), "usage"),
+        ((str(tmp_path / "no"),), "run folder"),
+        ((str(tmp_path),), "no offline"),
+    ):
+        command = [str(REPOSITORY / "scripts" / "wandb_sync.sh"), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("error: ")
+        assert said in line

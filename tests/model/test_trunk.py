@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from gch_bench.model.trunk import Trunk, check_trunk, find_trunk, first_noisy, noise_off, run_tail, trunk_digest, trunk_outputs
 from gch_bench.noise import GaussianChaosNoise, inject
-from gch_bench.noise.hooks import image_seeds
+from gch_bench.noise.hooks import keyed_noise
 from gch_bench.noise.kernels import White
 from gch_bench.noise.mechanism import Additive
 from gch_bench.noise.placement import find_stage, perturbed
@@ -164,11 +164,11 @@ def test_noise_is_drawn_as_in_a_plain_pass() -> None:
         assert torch.equal(run_tail(network, trunk, features, inputs), plain)
         with noise_off(network):
             assert not torch.equal(network(inputs), plain)
-        with image_seeds(network, [1, 2, 3]):
+        with keyed_noise(network, torch.tensor([1, 2, 3])):
             first = network(inputs)
-        with image_seeds(network, [4, 5, 6]):
+        with keyed_noise(network, torch.tensor([4, 5, 6])):
             second = network(inputs)
-        with image_seeds(network, [1, 2, 3, 4, 5, 6]):
+        with keyed_noise(network, torch.tensor([1, 2, 3, 4, 5, 6])):
             torch.testing.assert_close(run_tail(network, trunk, features, inputs, 2), torch.cat([first, second]))
 
 

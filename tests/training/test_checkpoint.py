@@ -107,3 +107,43 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
         checkpoint.save(path, model, optimisation, Position(0, 2), "hash", 4, ALONE)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_two_are_kept_and_a_damaged_newest_falls_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    """previous.pt is what last.pt was. A flipped bit or a missing end of last.pt is noticed; then last.pt is whole again."""
+    if not links:
+
+        def refuse(source: object, name: object) -> None:
+            raise OSError("no hard links here")
+
+        monkeypatch.setattr("os.link", refuse)
+    path, warnings = tmp_path / "last.pt", list[str]()
+    model, optimisation = make(0)
+    assert checkpoint.newest(path, ALONE, warnings.append) is None
+    for number in (1, 2, 3):
+        checkpoint.save(path, model, optimisation, Position(0, number), "hash", 4, ALONE)
+        content = checkpoint.newest(path, ALONE, warnings.append)
+        assert content is not None
+        assert content["position"]["step"] == number
+    assert not warnings
+    assert {each.name for each in tmp_path.iterdir()} == {"last.pt", "previous.pt"}
+    assert checkpoint.read(checkpoint.previous_of(path))["position"]["step"] == 2
+    whole = path.read_bytes()
+    middle = whole.index(model.state_dict()["early.0.weight"].numpy().tobytes()) + 5  # a byte of a weight
+    for damaged in (whole[:middle], whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :], b"", None):
+        path.unlink()
+        if damaged is not None:
+            path.write_bytes(damaged)
+        content = checkpoint.newest(path, ALONE, warnings.append)
+        assert content is not None
+        assert content["position"]["step"] == 2
+        assert f"{path}" in warnings[-1]
+        assert "training went on from previous.pt, epoch 1, step 3" in warnings[-1]
+        assert checkpoint.read(path)["position"]["step"] == 2, "the damaged one is replaced"
+    assert len(warnings) == 4
+    path.unlink()
+    path.write_bytes(whole[:middle])
+    checkpoint.previous_of(path).write_bytes(b"")
+    with pytest.raises(UserError, match=r"last.pt cannot be read.*previous.pt cannot be read"):
+        checkpoint.newest(path, ALONE, warnings.append)

@@ -21,6 +21,8 @@ from training_jobs import make_job
 
 from gch_bench.apps.run import train_and_evaluate
 from gch_bench.data.transforms import Normalisation
+from gch_bench.distributed import World
+from gch_bench.errors import UserError
 from gch_bench.evaluation.predict import Predictor, predict
 from gch_bench.results.records import CELL_CLEAN
 from gch_bench.training.loop import TrainingJob, train
@@ -166,3 +168,8 @@ def test_two_ranks_draw_different_noise(tmp_path: Path, cli: Callable) -> None:
         assert not torch.isclose(one, other).all((1, 2)).any(), "no image has the gate of the other rank's image"
     for name, value in first["weights"].items():  # and yet both processes end in the same network
         assert torch.equal(value, second["weights"][name]), name
+
+
+def test_more_processes_than_images(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"at most as many processes as training images, 72, got 73"):
+        make_job(tmp_path, "recipe.batch_size=73", world=World(0, 73, torch.device("cpu")))

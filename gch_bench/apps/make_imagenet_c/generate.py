@@ -103,7 +103,7 @@ def generate(options: Options) -> None:
         torch.set_num_threads(1)  # because the worker processes share the cores
     source = read_source(options)
     show.line(f"source: {options.src}: {len(source.names)} images")
-    with making(options.dest, ELSEWHERE), locked(options.dest):
+    with making(options.dest, ELSEWHERE), locked(options.dest, "DEST"):
         tree = Tree(options.dest)
         tree.check(source.identity)
         sizes = tree.scan(source.names)
@@ -300,7 +300,7 @@ def verify(options: Options) -> None:
         UserError: a file differs from its checksum or is missing (the first one found), a chosen cell is unfinished or missing.
     """
     show = Display(main=True)
-    with locked(options.dest):
+    with locked(options.dest, "DEST"):
         tree = Tree(options.dest)
         cells = options.cells(tree.cells)
         asked = {*(options.corruptions or ()), *(options.severities or ())}

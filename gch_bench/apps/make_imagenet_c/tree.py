@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gch_bench.errors import UserError
-from gch_bench.files import write_atomic, writing
+from gch_bench.files import LOCK, write_atomic, writing
 from gch_bench.results.records import Cell
 
 MANIFEST = "manifest.json"
@@ -90,7 +90,7 @@ class Tree:
         """
         numbers = {name: i for i, name in enumerate(names)}
         sizes = {_key(cell): np.zeros(len(names), dtype=np.int64) for cell in self.cells}
-        own = {MANIFEST, *(f"{key}.sha256" for key in sizes)}
+        own = {MANIFEST, LOCK, *(f"{key}.sha256" for key in sizes)}
         half_written = []
         for root, _, files in os.walk(self.folder, followlinks=True):
             place = os.path.relpath(root, self.folder)

@@ -152,7 +152,7 @@ def test_dest_of_something_else(src: Path, dest: Path, tmp_path: Path, refuse: C
 
 
 def test_two_runs_at_once(src: Path, dest: Path, refuse: Callable[..., str]) -> None:
-    descriptor = os.open(dest, os.O_RDONLY)
+    descriptor = os.open(dest / ".lock", os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         assert f"another run is at work in {dest}" in refuse(src, dest)

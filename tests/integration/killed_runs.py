@@ -1,0 +1,91 @@
+"""Runs train.py again and again, each time in a new process that is killed at some moment, until it has finished.
+
+It is a program of its own: it imports everything once and forks a process per attempt, in which the real entry point runs. Its
+arguments: a seed, the number of kills, and the arguments of train.py. Its output: a line per attempt that says at what moment
+the process was killed, or `end` and its exit code. What train.py prints goes to log.txt beside the run folder.
+"""
+
+import importlib
+import os
+import random
+import runpy
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from conftest import REPOSITORY
+
+for module in ("gch_bench.apps.run", "tinynet"):
+    importlib.import_module(module)
+
+Moment = Callable[[int], bool]  # of a process id: whether the moment has come
+
+
+def attempt(arguments: list[str], log: Path) -> int:
+    """Start train.py in a new process: its id."""
+    child = os.fork()
+    if child:
+        return child
+    code: object = 1
+    try:
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.argv = [str(REPOSITORY / "train.py"), *arguments]
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        code = 0
+    except SystemExit as ended:
+        code = ended.code
+    finally:
+        os._exit(code if isinstance(code, int) else 1)
+
+
+def after(seconds: float) -> Moment:
+    deadline = time.monotonic() + seconds
+    return lambda child: time.monotonic() > deadline
+
+
+def while_writing(path: Path) -> Moment:
+    """While the process writes the file, or any file in the folder `path`: its temporary file is there."""
+
+    def now(child: int) -> bool:
+        folder, name = (path, "") if path.is_dir() else (path.parent, path.name)
+        try:
+            return any(entry.startswith(f".{name}") and entry.endswith(f".{child}.tmp") for entry in os.listdir(folder))
+        except FileNotFoundError:
+            return False
+
+    return now
+
+
+def killed(child: int, now: Moment) -> bool:
+    """Kill the process at the moment: whether it came before the process had ended by itself."""
+    while not now(child):
+        if os.waitpid(child, os.WNOHANG)[0]:
+            return False
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return True
+
+
+def main(seed: int, kills: int, arguments: list[str]) -> None:
+    folder = Path(next(text for text in arguments if text.startswith("output=")).removeprefix("output="))
+    log, draw = folder.parent / "log.txt", random.Random(seed)
+    moments: dict[str, Callable[[], Moment]] = {
+        "random": lambda: after(draw.uniform(0.4, 1.6)),
+        "checkpoint": lambda: while_writing(folder / "checkpoints" / "last.pt"),
+        "record": lambda: while_writing(folder / "records"),
+        "run.json": lambda: while_writing(folder / "run.json"),
+    }
+    kinds = ["random", "checkpoint", "random", "run.json", "random", "checkpoint"]
+    plan = [*(kinds * kills)[: kills * 3 // 5], *(["record", "random"] * kills)[: kills - kills * 3 // 5]]
+    for kind in plan:
+        child = attempt(arguments, log)
+        print(kind if killed(child, moments[kind]()) else "ended", flush=True)
+    print("end", os.waitstatus_to_exitcode(os.waitpid(attempt(arguments, log), 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
