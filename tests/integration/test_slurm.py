@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from conftest import REPOSITORY, TINY, configuration, environment
 
@@ -121,13 +122,22 @@ def test_a_sweep_with_submitit(tmp_path: Path) -> None:
     assert set(finished(folder)) == ALL_FOUR
 
 
+LONG = (*TINY, "noise=gch", "recipe.epochs=10", "recipe.batch_size=32", "corruptions=none")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    train_and_evaluate(configuration(*LONG, f"output={folder}"))
+    return folder
+
+
 @pytest.mark.parametrize("how", ["preempted", "out of time"])
-def test_a_job_that_is_stopped_goes_on_and_ends_as_if_undisturbed(tmp_path: Path, how: str) -> None:
+def test_a_job_that_is_stopped_goes_on_and_ends_as_if_undisturbed(tmp_path: Path, how: str, undisturbed: Path) -> None:
     """Preempted by a job of higher priority, or signalled as sbatch's --signal does shortly before the time is over."""
     folder = repository(tmp_path)
-    options = (*TINY, "noise=gch", "recipe.epochs=25", "recipe.batch_size=16", "corruptions=none")
     script = folder / "scripts/slurm/train.sbatch"
-    done = call("sbatch", "--parsable", "--partition=low", "--time=5", script, *options, cwd=folder)
+    done = call("sbatch", "--parsable", "--partition=low", "--time=5", script, *LONG, cwd=folder)
     assert done.returncode == 0, done.stderr
     job = done.stdout.strip()
     deadline = time.monotonic() + 120
@@ -143,8 +153,7 @@ def test_a_job_that_is_stopped_goes_on_and_ends_as_if_undisturbed(tmp_path: Path
     (run,) = folder.glob("runs/*")
     facts = json.loads((run / "run.json").read_text())
     assert (facts["status"], len(facts["sessions"])) == ("finished", 2), next(folder.glob("slurm-*.out")).read_text()
-    train_and_evaluate(configuration(*options, f"output={tmp_path / 'undisturbed'}"))
-    undisturbed = json.loads((tmp_path / "undisturbed" / "run.json").read_text())
-    assert facts["weights"] == undisturbed["weights"]
-    record = "records/clean-0.parquet"
-    assert (run / record).read_bytes() == (tmp_path / "undisturbed" / record).read_bytes()
+    assert facts["weights"] == json.loads((undisturbed / "run.json").read_text())["weights"]
+    records = [pd.read_parquet(each / "records" / "clean-0.parquet") for each in (run, undisturbed)]
+    pd.testing.assert_frame_equal(*records, check_exact=True)
+    assert (run / "summary.csv").read_bytes() == (undisturbed / "summary.csv").read_bytes()
