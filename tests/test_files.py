@@ -1,5 +1,6 @@
 """A folder is locked for one process, and the lock ends with the process, whatever it dies of."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -74,6 +75,24 @@ def test_of_many_threads_one_at_a_time(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert (most[0], done[0]) == (1, 12)
+
+
+def test_a_lock_file_that_the_last_holder_removes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between our opening it and our locking it: a lock on the removed file would be no lock, because others lock a new one."""
+    opened = os.open
+
+    def removed(path: Path, *arguments: int) -> int:
+        descriptor = opened(path, *arguments)
+        if Path(path).name == ".lock":
+            Path(path).unlink()
+        return descriptor
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", removed)
+        with pytest.raises(UserError, match="another run"), files.locked(tmp_path, "output"):
+            pass
+    with files.locked(tmp_path, "output"):
+        pass
 
 
 def test_a_second_job_on_a_run_folder_is_refused(

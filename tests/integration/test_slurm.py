@@ -10,8 +10,10 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from conftest import REPOSITORY, TINY, configuration, environment
 
@@ -96,6 +98,10 @@ def finished(folder: Path) -> dict[tuple[str, int], str]:
     return {(each["config"]["noise"]["name"], each["config"]["seed"]): each["weights"] for each in facts}
 
 
+SUBMITIT = (
+    "hydra/launcher=slurm", "hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1",
+    "hydra.launcher.partition=low", "hydra.launcher.timeout_min=5",
+)  # fmt: skip
 ALL_FOUR = {(noise, seed) for noise in ("none", "dropout") for seed in (0, 1)}
 CHOICES = ("noise=none,dropout", "seed=0,1")
 SHORT = (*(text for text in TINY if "epochs" not in text and "corruptions" not in text), "recipe.epochs=1", "corruptions=none")
@@ -114,37 +120,64 @@ def test_a_sweep_without_submitit_returns_at_once(tmp_path: Path) -> None:
 
 def test_a_sweep_with_submitit(tmp_path: Path) -> None:
     folder = repository(tmp_path)
-    launcher = ("hydra/launcher=slurm", "hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1")
-    options = ("-m", *launcher, "hydra.launcher.partition=low", "hydra.launcher.timeout_min=5", *CHOICES, *SHORT)
-    done = call(sys.executable, "train.py", *options, cwd=folder)
+    done = call(sys.executable, "train.py", "-m", *SUBMITIT, *CHOICES, *SHORT, cwd=folder)
     assert done.returncode == 0, done.stderr[-2000:]
     assert set(finished(folder)) == ALL_FOUR
 
 
-@pytest.mark.parametrize("how", ["preempted", "out of time"])
-def test_a_job_that_is_stopped_goes_on_and_ends_as_if_undisturbed(tmp_path: Path, how: str) -> None:
+LONG = (*TINY, "noise=gch", "recipe.epochs=10", "recipe.batch_size=32", "corruptions=none")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    train_and_evaluate(configuration(*LONG, f"output={folder}"))
+    return folder
+
+
+@pytest.mark.parametrize("how", ["preempted", "out of time", "out of time with submitit"])
+def test_a_job_that_is_stopped_goes_on_and_ends_as_if_undisturbed(tmp_path: Path, how: str, undisturbed: Path) -> None:
     """Preempted by a job of higher priority, or signalled as sbatch's --signal does shortly before the time is over."""
     folder = repository(tmp_path)
-    options = (*TINY, "noise=gch", "recipe.epochs=25", "recipe.batch_size=16", "corruptions=none")
+    if how == "out of time with submitit":
+        with ThreadPoolExecutor() as pool:
+            launched = pool.submit(call, sys.executable, "train.py", "-m", *SUBMITIT, *LONG, cwd=folder)
+            wait_for_checkpoints(folder)
+            (job,) = subprocess.run(["squeue", "-h", "-o", "%A"], capture_output=True, text=True).stdout.split()
+            subprocess.run(["scancel", "--signal=USR2", job], check=True)
+            jobs_gone()
+        assert launched.result().returncode == 0, launched.result().stderr
+        compare(folder, undisturbed)
+        return
     script = folder / "scripts/slurm/train.sbatch"
-    done = call("sbatch", "--parsable", "--partition=low", "--time=5", script, *options, cwd=folder)
+    done = call("sbatch", "--parsable", "--partition=low", "--time=5", script, *LONG, cwd=folder)
     assert done.returncode == 0, done.stderr
     job = done.stdout.strip()
-    deadline = time.monotonic() + 120
-    while not list(folder.glob("runs/*/checkpoints/previous.pt")):
-        assert time.monotonic() < deadline, [path.read_text() for path in folder.glob("slurm-*.out")]
-        time.sleep(0.2)
+    wait_for_checkpoints(folder)
     if how == "preempted":
         other = call("sbatch", "--partition=high", "--exclusive", "--time=1", "--wrap=sleep 1", cwd=folder)
         assert other.returncode == 0, other.stderr
     else:
         subprocess.run(["scancel", "--batch", "--signal=USR1", job], check=True)
     jobs_gone()
-    (run,) = folder.glob("runs/*")
-    facts = json.loads((run / "run.json").read_text())
-    assert (facts["status"], len(facts["sessions"])) == ("finished", 2), next(folder.glob("slurm-*.out")).read_text()
-    train_and_evaluate(configuration(*options, f"output={tmp_path / 'undisturbed'}"))
-    undisturbed = json.loads((tmp_path / "undisturbed" / "run.json").read_text())
-    assert facts["weights"] == undisturbed["weights"]
-    record = "records/clean-0.parquet"
-    assert (run / record).read_bytes() == (tmp_path / "undisturbed" / record).read_bytes()
+    compare(folder, undisturbed)
+
+
+def wait_for_checkpoints(folder: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("runs/*/checkpoints/previous.pt")):
+        assert time.monotonic() < deadline, [path.read_text() for path in folder.glob("slurm-*.out")]
+        time.sleep(0.2)
+
+
+def compare(folder: Path, undisturbed: Path) -> None:
+    """The one run in folder/runs took two sessions and ended as the undisturbed one."""
+    (run,) = folder.glob("runs/*/run.json")
+    facts, straight = json.loads(run.read_text()), json.loads((undisturbed / "run.json").read_text())
+    assert (facts["status"], len(facts["sessions"])) == ("finished", 2), [
+        path.read_text() for path in folder.glob("slurm-*.out")
+    ]
+    assert facts["weights"] == straight["weights"]
+    records = [pd.read_parquet(each / "records" / "clean-0.parquet") for each in (run.parent, undisturbed)]
+    pd.testing.assert_frame_equal(*records, check_exact=True)
+    assert (run.parent / "summary.csv").read_bytes() == (undisturbed / "summary.csv").read_bytes()
