@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,13 +29,15 @@ from gch_bench.corruptions import CORRUPTIONS, corrupt
 from gch_bench.data.images import FileImages
 from gch_bench.data.transforms import EvalTransform, normalise, timm_preparation
 from gch_bench.distributed import World
-from gch_bench.evaluation.predict import Predictor, predict
+from gch_bench.evaluation.predict import Predictor, features_of, predict
 from gch_bench.evaluation.run import EvaluatedImages, NetworkTask, evaluate
+from gch_bench.evaluation.sharing import with_trunks
 from gch_bench.memory import keep_freed_memory
 from gch_bench.model.build import build_network, normalisation
+from gch_bench.noise import GaussianChaosNoise, inject
 from gch_bench.results.records import CELL_CLEAN, Cell
 
-MODEL, SIZE, BATCH, NETWORKS = "tf_efficientnet_lite0", 224, 32, 4
+MODEL, SIZE, BATCH, NETWORKS, PASSES = "tf_efficientnet_lite0", 224, 32, 4, 10
 FIFTEEN = [name for name, row in CORRUPTIONS.items() if row.group != "extra"]
 CELLS = [CELL_CLEAN, *(Cell(name, severity) for name in FIFTEEN for severity in (1, 2, 3, 4, 5))]
 ALONE = World(0, 1, torch.device("cpu"))
@@ -147,6 +150,40 @@ def many_networks(bench: Bench, turns: int) -> Iterator[str]:
     yield f"| one pass, of data + {NETWORKS} x forward passes | {over:.2f} | <= 1.25 | {MARK[over <= 1.25]} |"
 
 
+def predictions(predictors: list[Predictor], inputs: torch.Tensor) -> None:
+    """The logits of all predictors for a batch, with each trunk computed once, as a pass does it."""
+    ids, features = torch.arange(len(inputs)), {}
+    with torch.inference_mode():
+        for predictor in predictors:
+            if predictor.trunk_id not in features:
+                features[predictor.trunk_id] = features_of(predictor, inputs)
+            predict(predictor, inputs, CELL_CLEAN, ids, features[predictor.trunk_id])
+
+
+def shared_trunks(bench: Bench, turns: int) -> Iterator[str]:
+    """Networks that differ only after L3, and noisy passes of one network, with and without the trunk computed once."""
+    inputs = torch.randn(BATCH, 3, SIZE, SIZE)
+    plain = [Predictor(network, normalisation(network), "fp32") for network in bench.networks]
+    shared = with_trunks(plain, ["L3"] * NETWORKS, [SIZE] * NETWORKS)
+    noisy = deepcopy(bench.networks[0])
+    inject(noisy, GaussianChaosNoise(), ["L4"], test=True)
+    passes = Predictor(noisy.eval(), normalisation(noisy), "fp32", noise_passes=PASSES)
+    (quick,) = with_trunks([passes], [None], [SIZE])
+    found = timed(
+        {"one": lambda: predictions(plain[:1], inputs), "plain": lambda: predictions(plain, inputs),
+         "shared": lambda: predictions(shared, inputs), "noisy": lambda: predictions([passes._replace(noise_passes=1)], inputs),
+         "passes": lambda: predictions([passes], inputs), "quick": lambda: predictions([quick], inputs)}, turns,
+    )  # fmt: skip
+    extra = 1000 * (statistics.median(found["noisy"]) - statistics.median(found["one"]))
+    for what, slow, quick_way in (
+        (f"{NETWORKS} networks, frozen up to L3: sharing the trunk, of computing each", "shared", "plain"),
+        (f"{PASSES} noisy passes at L4: sharing the trunk, of computing each", "quick", "passes"),
+        (f"{PASSES} noisy passes at L4, sharing the trunk, of one pass without noise", "quick", "one"),
+    ):
+        yield f"| {what} | {ratio(found[slow], found[quick_way])[1]} | | |"
+    yield f"| test-time noise at L4: what one pass of {BATCH} images takes more | {extra:.1f} ms | | |"
+
+
 def against_timm(bench: Bench, turns: int) -> Iterator[str]:
     """Clean images: ours, with a record, against the loop of timm's validate.py (its loader, preparation and network)."""
     network = bench.networks[0]
@@ -211,7 +248,7 @@ def main() -> None:
         lines = [f"{MODEL}, {SIZE} px, batch {BATCH}, {options.images} photographs of 500 x 375 pixels, {options.turns} turns;"
                  f" {machine(torch.device('cpu'))}.", "", "| what | measured | goal | met |", "|---|---|---|---|"]  # fmt: skip
         print("\n".join(lines))
-        for part in (decoders, against_timm, before_and_now, many_networks):
+        for part in (decoders, against_timm, shared_trunks, before_and_now, many_networks):
             for line in part(bench, options.turns):
                 print(line, flush=True)
                 lines.append(line)
