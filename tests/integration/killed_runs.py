@@ -60,6 +60,22 @@ def while_writing(path: Path) -> Moment:
     return now
 
 
+def written(path: Path) -> float:
+    return path.stat().st_mtime if path.exists() else 0.0
+
+
+def in_training(last: Path, wait: float, then: Moment = lambda child: True) -> Moment:
+    """Once this process has written a checkpoint, `wait` seconds have passed since, and `then` comes."""
+    before, since = written(last), list[float]()
+
+    def now(child: int) -> bool:
+        if not since and written(last) != before:
+            since.append(time.monotonic())
+        return bool(since) and time.monotonic() - since[0] >= wait and then(child)
+
+    return now
+
+
 def killed(child: int, now: Moment) -> bool:
     """Kill the process at the moment: whether it came before the process had ended by itself."""
     while not now(child):
@@ -73,13 +89,15 @@ def killed(child: int, now: Moment) -> bool:
 def main(seed: int, kills: int, arguments: list[str]) -> None:
     folder = Path(next(text for text in arguments if text.startswith("output=")).removeprefix("output="))
     log, draw = folder.parent / "log.txt", random.Random(seed)
+    last = folder / "checkpoints" / "last.pt"
     moments: dict[str, Callable[[], Moment]] = {
         "random": lambda: after(draw.uniform(0.4, 1.6)),
-        "checkpoint": lambda: while_writing(folder / "checkpoints" / "last.pt"),
+        "step": lambda: in_training(last, draw.uniform(0, 0.2)),
+        "checkpoint": lambda: in_training(last, 0, while_writing(last)),
         "record": lambda: while_writing(folder / "records"),
         "run.json": lambda: while_writing(folder / "run.json"),
     }
-    kinds = ["random", "checkpoint", "random", "run.json", "random", "checkpoint"]
+    kinds = ["step", "checkpoint", "random", "step", "checkpoint", "run.json"]
     plan = [*(kinds * kills)[: kills * 3 // 5], *(["record", "random"] * kills)[: kills - kills * 3 // 5]]
     for kind in plan:
         child = attempt(arguments, log)
