@@ -30,24 +30,29 @@ class Display:
     @contextmanager
     def bar(self, what: str, total: int, unit: str) -> Iterator[Callable[[str, int], None]]:
         """A progress bar over `total` units. Yields advance(note, units), to be called when so many more units are done."""
+        start = shown = time.monotonic()
+        done = 0
+
+        def rate(units: int) -> str:
+            """Count the units, and return how many are done per second, in words."""
+            nonlocal done
+            done += units
+            return f"{done / max(time.monotonic() - start, 1e-9):.0f} {unit}/s"
+
         if self.terminal:
             eta = (TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
             columns = (TextColumn("{task.description}"), BarColumn(bar_width=8), MofNCompleteColumn(), *eta)  # fits 80 columns
             with Progress(*columns, console=self.console) as progress:
                 task = progress.add_task(what, total=total, note="")
-                yield lambda note, units: progress.update(task, advance=units, note=note)
+                yield lambda note, units: progress.update(task, advance=units, note=f"{rate(units)}  {note}")
             return
-        start = shown = time.monotonic()
-        done = 0
 
         def advance(note: str, units: int) -> None:
-            nonlocal shown, done
-            done += units
-            now = time.monotonic()
+            nonlocal shown
+            speed, now = rate(units), time.monotonic()
             if now - shown >= QUIET_SECONDS or done >= total:
                 eta = (now - start) / max(done, 1) * (total - done)
-                rate = done / max(now - start, 1e-9)
-                self.line(f"{what}: {done}/{total} {unit}  {note}  {rate:.0f} {unit}/s  ETA {eta:.0f} s")
+                self.line(f"{what}: {done}/{total} {unit}  {note}  {speed}  ETA {eta:.0f} s")
                 shown = now
 
         yield advance

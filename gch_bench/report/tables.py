@@ -172,7 +172,7 @@ def _notes(runs: list[Run], labels: list[str], shared: list[Cell], num_resamples
         f"{images} images per cell; shift: mean over severities {severities}, then over {len(names)} corruptions"
         f" ({', '.join(names)})" if names else f"{images} images; no corruption was evaluated in all of these runs"
     ]  # fmt: skip
-    left_out = len(set().union(*(run.cells for run in runs)) - {CELL_CLEAN}) - len(shared)
+    left_out = len({cell for run in runs for cell in run.cells if cell.severity > 0}) - len(shared)
     if left_out:
         notes.append(
             f"WARNING: {left_out} corrupted cells are left out: extra ones, or not in all of these runs or corruptions"

@@ -102,7 +102,7 @@ def logged_metrics(summary: pd.DataFrame, imagenet_1k: bool) -> dict[str, float]
     """The final metrics of a run under a logger's names: clean/top1, shift/<corruption>/<severity>/top1, shift/mean/mce, ..."""
     values: dict[str, float] = {}
     for cell, row in rows_by_cell(summary).items():
-        prefix = CLEAN if cell == CELL_CLEAN else f"shift/{cell.corruption}/{cell.severity}"
+        prefix = f"shift/{cell.corruption}/{cell.severity}" if cell.severity > 0 else cell.corruption
         values |= {f"{prefix}/{key}": row[key] for key in SHOWN}
     table = means(summary, imagenet_1k).set_index("corruption")
     if MEAN in table.index:

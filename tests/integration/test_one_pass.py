@@ -12,7 +12,9 @@ from conftest import TINY, configuration, needs_lite
 from PIL import Image
 
 from gch_bench.apps.run import train_and_evaluate
+from gch_bench.report.tables import compare, read_run
 from gch_bench.results.records import CELL_CLEAN, CELL_CLEAN_TIMM, Cell, read_record
+from gch_bench.results.summary import logged_metrics
 
 CLASSES = ("n01498041", "n01531178", "n01534433")  # the first of ImageNet-A's
 QUICK = ("corruptions.names=[contrast]", "corruptions.severities=[2]", "logger=none", "threads=1", "data.workers=0")
@@ -45,6 +47,10 @@ def test_real_weights_on_some_of_imagenets_classes(
     assert not rows[CELL_CLEAN]["nll"].equals(rows[CELL_CLEAN_TIMM]["nll"])
     assert pd.read_csv(folder / "means.csv")["corruption"].tolist() == ["clean", "contrast", "mean"]
     assert "timm validates this network with another preparation" in capsys.readouterr().out
+    logged = logged_metrics(pd.read_csv(folder / "summary.csv"), imagenet_1k=False)
+    assert {name.split("/")[0] for name in logged} == {"clean", "clean_timm", "shift"}
+    report = compare([read_run(folder), read_run(folder)])
+    assert not any("left out" in note for note in report.notes)
     train_and_evaluate(configuration(*options, name="evaluate"))
     assert "nothing left to do" in capsys.readouterr().out
 
