@@ -9,6 +9,7 @@ import tempfile
 import threading
 from pathlib import Path
 
+import pytest
 import torch
 from conftest import TINY, configuration
 from training_jobs import ALONE, make_job
@@ -48,14 +49,19 @@ def test_over_the_steps_of_a_training(tmp_path: Path) -> None:
     assert seen[-1] - seen[len(seen) // 3] < 4 * MIB, [each // MIB for each in seen]
 
 
-def test_over_the_images_of_an_evaluation(tmp_path: Path) -> None:
-    """One kept uint8 batch of 8 images is 24 KiB; 11,160 images are evaluated, which would be 33 MiB."""
+def test_over_the_images_of_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One kept uint8 batch of 8 images is 24 KiB; 11,160 images are evaluated, which would be 33 MiB.
+
+    A process holds the rows of one shard, so the shards are made small.
+    """
+    monkeypatch.setattr("gch_bench.evaluation.run.SHARD_IMAGES", 24)
     seen: list[int] = []
     done = threading.Event()
 
     def sample() -> None:
         while not done.wait(0.02):
-            if (tmp_path / "run" / "images.csv").exists():  # written when the evaluation has begun
+            run = tmp_path / "run"  # the checkpoint is written when training has ended, images.csv after the last shard
+            if (run / "checkpoints" / "last.pt").exists() and not (run / "images.csv").exists():
                 seen.append(resident())
 
     watcher = threading.Thread(target=sample)
