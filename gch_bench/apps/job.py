@@ -29,7 +29,7 @@ from gch_bench.results.records import CELL_CLEAN_TIMM, Cell
 from gch_bench.results.runfacts import RunFile, identity_hash
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """A run that is prepared: everything is loaded and checked, and nothing is written yet."""
 
@@ -39,6 +39,7 @@ class Job:
     noisy: NoisyNetwork
     cells: list[Cell]
     timm: Preparation | None  # of the cell CELL_CLEAN_TIMM; None: the run has no such cell
+    ids: np.ndarray  # int64, sorted: the ids of the images that are evaluated
     stored: dict[Cell, StoredImages]  # the stored images of the corrupted cells; {} where the images are generated
     protocol: Protocol
     folder: Path
@@ -64,7 +65,7 @@ class Job:
         corruptions = self.config.corruptions
         return EvaluatedImages(
             clean=self.data.val,
-            ids=subset_ids(len(self.data.val), corruptions.subset, corruptions.subset_seed),
+            ids=self.ids,
             cells=self.cells,
             stored=self.stored,
             corruption_seed=corruptions.seed,
@@ -129,11 +130,12 @@ def prepare(config: Config, world: World, loaded: Loaded) -> Job:
         cells.insert(1, CELL_CLEAN_TIMM)
     logits_cells(config.records, cells)
     protocol = protocol_of(config, data, noisy.normalisation, world.device.type)
-    stored = _stored(config, data, cells)
+    ids = subset_ids(len(data.val), config.corruptions.subset, config.corruptions.subset_seed)
+    stored = _stored(config, data, cells, ids)
     same = run_identity(config, data, noisy)
     folder = Path(config.output or f"runs/{config.run_name}-{identity_hash(same)[:8]}")
     run_file = RunFile(folder, same, config.resume, world)
-    return Job(config, world, data, noisy, cells, timm, stored, protocol, folder, run_file, Display(world.main))
+    return Job(config, world, data, noisy, cells, timm, ids, stored, protocol, folder, run_file, Display(world.main))
 
 
 def preparations(job: Job) -> dict[Cell | None, Preparation]:
@@ -163,11 +165,14 @@ def _timm_cell(config: Config, data: DataSource, noisy: NoisyNetwork) -> Prepara
     """
     if config.recipe or not config.model.pretrained or data.class_ids is None:
         return None
-    own = timm_preparation(config.model.name)
+    try:
+        own = timm_preparation(config.model.name)
+    except UserError:  # not square, for instance
+        return None
     return own if str(own) != data.geometry and not own.equals(data.preparation) and accepts(noisy.network, own.size) else None
 
 
-def _stored(config: Config, data: DataSource, cells: list[Cell]) -> dict[Cell, StoredImages]:
+def _stored(config: Config, data: DataSource, cells: list[Cell], ids: np.ndarray) -> dict[Cell, StoredImages]:
     """The stored images of each corrupted cell; {} where they are generated. Raises UserError if an image is missing."""
     if not config.corruptions.root:
         return {}
@@ -175,7 +180,6 @@ def _stored(config: Config, data: DataSource, cells: list[Cell]) -> dict[Cell, S
         raise FieldError("corruptions.resize=true", "resizes like the clean images: give data.resize=PIXELS, it is null")
     root = Path(config.corruptions.root).expanduser()
     corrupted = [cell for cell in cells if cell.severity > 0]
-    ids = subset_ids(len(data.val), config.corruptions.subset, config.corruptions.subset_seed)
     found = stored_images(root, corrupted, data.val, None if config.corruptions.resize else data.size, ids)
     return {cell: found[cell] for cell in corrupted}
 
@@ -212,6 +216,7 @@ def described(job: Job) -> dict[str, Any]:
             "train_fingerprint": data.train_fingerprint,
             "num_classes": len(data.classes),
             "imagenet_1k": data.is_imagenet_1k,
+            "several_labels": data.val.label_sets is not None,
         },
         "parameters": sum(parameter.numel() for parameter in job.noisy.network.parameters()),
         "config": job.config.as_dict(),

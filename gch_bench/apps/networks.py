@@ -1,6 +1,5 @@
 """The networks of one evaluation: turns `checkpoints=[...]` into one configuration for each network."""
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,15 +37,18 @@ def configurations(config: Config) -> list[Config]:
     made = [_of_entry(base, entry, config.noise) for entry in config.checkpoints]
     if config.output is None:
         return made
-    return [
-        replace(each, output=str(Path(config.output) / _name(entry)))
-        for each, entry in zip(made, config.checkpoints, strict=True)
-    ]
+    names = [_name(entry) for entry in config.checkpoints]
+    longer = [_name(entry, parents=1) if names.count(_name(entry)) > 1 else _name(entry) for entry in config.checkpoints]
+    return [replace(each, output=str(Path(config.output) / name)) for each, name in zip(made, longer, strict=True)]
 
 
-def _name(entry: str) -> str:
-    """The name of a network's folder below `output`: that of its run folder or file, or timm-NAME."""
-    return slug(re.sub(r"/checkpoints/[^/]*$", "", entry.rstrip("/")).rsplit("/", 1)[-1])
+def _name(entry: str, parents: int = 0) -> str:
+    """The name of a network's folder below `output`: that of its run folder or file, with so many parents; or timm-NAME."""
+    if entry.startswith(TIMM):
+        return slug(entry)
+    path = Path(entry).expanduser().resolve()
+    path = run_of(str(path)) or path
+    return slug("-".join(path.parts[-1 - parents :]))
 
 
 def run_of(checkpoint: str) -> Path | None:

@@ -71,17 +71,17 @@ def _run(config: Config, world: World) -> None:
         banner(job)
     # All processes wait for each other at the end of this context, so that none writes before all have read the run folders.
     with distributed.failing_together(world):
-        left = [(job, cells) for job in jobs if (cells := _left(job)) is not None]
+        left = [job for job in jobs if not _finished(job)]
     for job in jobs:
-        if all(job is not other for other, _ in left):
+        if job not in left:
             job.display.line(f"nothing left to do: {job.folder} holds this run")
             if world.main:
                 show(job, _summary(job, str(job.run_file.weights)))
     with contextlib.ExitStack() as stack:
-        for job, _ in left:
+        for job in sorted(left, key=lambda job: str(job.folder.resolve())):  # in the same order in every job on the cluster
             stack.enter_context(sole_use(job.folder, world))
         if left:
-            _work([(_read_again(job), cells) for job, cells in left], world, stack)
+            _work([_read_again(job) for job in left], world, stack)
 
 
 def _read_again(job: Job) -> Job:
@@ -89,15 +89,15 @@ def _read_again(job: Job) -> Job:
     return replace(job, run_file=RunFile(job.folder, job.run_file.identity, job.config.resume, job.world))
 
 
-def _work(left: Sequence[tuple[Job, list[Cell]]], world: World, stack: contextlib.ExitStack) -> None:
-    """Do what the runs still lack, in their folders, which no other job uses. The cells are those that have no record yet."""
+def _work(jobs: Sequence[Job], world: World, stack: contextlib.ExitStack) -> None:
+    """Do what the runs still lack, in their folders, which no other job uses."""
     started = time.monotonic()
     with distributed.failing_together(world):
-        trainings = [_training(job, cells) for job, cells in left]
-    for job, _ in left:
+        trainings = [_training(job) for job in jobs]
+    for job in jobs:
         job.run_file.begin(**described(job))
     ready, loggers = [], []
-    for (job, _), training in zip(left, trainings, strict=True):
+    for job, training in zip(jobs, trainings, strict=True):
         logger = open_logger(job.config, job.folder, world.main) if training else None
         if logger is not None:
             stack.callback(logger.close)
@@ -123,19 +123,17 @@ def _prepared(config: Config, world: World) -> list[Job]:
     return jobs
 
 
-def _left(job: Job) -> list[Cell] | None:
-    """The cells that are still to be evaluated; None where nothing is left to do."""
+def _finished(job: Job) -> bool:
+    """Whether the run folder holds everything that is wanted."""
     known = job.run_file.weights
-    if not known:
-        return job.cells
-    return missing_cells(job.folder, job.cells, job.facts(known), job.stored_facts, job.logits) or None
+    return known is not None and not missing_cells(job.folder, job.cells, job.facts(known), job.stored_facts, job.logits)
 
 
-def _training(job: Job, cells: list[Cell]) -> TrainingJob | None:
+def _training(job: Job) -> TrainingJob | None:
     """The training of the job, if it has a recipe. Raises UserError where a corruption or the recipe cannot be carried out."""
     config, size = job.config, job.data.size
     if not job.stored:
-        try_corruptions(cells, size, parameter_set(config.corruptions, size))
+        try_corruptions(job.cells, size, parameter_set(config.corruptions, size))
     if config.recipe is None:
         return None
     hashed = identity_hash(job.run_file.identity)
@@ -208,7 +206,8 @@ def _evaluate(ready: Sequence[Ready], world: World) -> None:
 def _join(each: Ready, images: int) -> None:
     """Write the records of a run from its shards."""
     job, facts = each.job, each.job.facts(each.weights)
-    listed = {"id": range(len(job.data.val)), "label": job.data.val.labels, "name": job.data.val.names}
+    val, ids = job.data.val, job.ids
+    listed = {"id": ids, "label": val.labels[ids], "name": [val.names[i] for i in ids]}
     files.write_csv(job.folder / "images.csv", pd.DataFrame(listed))
     _note_skipped(job, "val", shards.bad_images(job.folder, facts))
     commit = {"commit": str(job.run_file.commit)}

@@ -223,6 +223,7 @@ def _real_labels(path: str | None) -> list[tuple[int, ...]]:
     try:
         text = packaged("imagenet_real_labels.json") if path is None else Path(path).expanduser().read_text()
         sets = [tuple(labels) for labels in json.loads(text)]
+        assert sets, "an empty list"
         assert all(type(label) is int and 0 <= label < 1000 for labels in sets for label in labels)
     except (OSError, ValueError, TypeError, AssertionError) as error:
         raise UserError(

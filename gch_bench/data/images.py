@@ -26,6 +26,10 @@ class WrongSize(BadImage):
     """An image that could be decoded but has a size that the protocol forbids. It is an error even with data.skip_bad=true."""
 
 
+class LostImage(BadImage):
+    """A listed image that could not be opened: the disk or its folder is gone. It is an error even with data.skip_bad=true."""
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSet(ABC):
     """Base of the sets of N images: ``names`` (N,), ``labels`` (N,) int64, and ``load(id)``, which returns an image.
@@ -53,17 +57,18 @@ class ImageSet(ABC):
         """The image with this id as RGB, or the reason why it cannot be read."""
         try:
             return self.load(index)
-        except (
-            Exception
-        ) as error:  # a broken file makes Pillow raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
+        # A broken file makes Pillow raise OSError (without an errno), SyntaxError, ValueError, struct.error, zlib.error, ...
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                return LostImage(
+                    self.path(index), f"is listed but cannot be read ({error.strerror}): check the disk and its folder"
+                )
             return BadImage(self.path(index), _reason(error))
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "not an image in a format Pillow knows"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -6,9 +6,10 @@ workers, batch size, ranks or the global generators.
 
 import contextlib
 import random
+import signal
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -16,11 +17,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from gch_bench import rng
 from gch_bench.cores import usable_cores
-from gch_bench.data.images import ArrayImages, BadImage, ImageSet, WrongSize
+from gch_bench.data.images import ArrayImages, BadImage, ImageSet, LostImage, WrongSize
 from gch_bench.data.transforms import Preparation, Transform
 from gch_bench.errors import UserError
 
 FEW_IMAGES = 10_000  # a pass over fewer images in memory takes less time than starting loader processes
+T = TypeVar("T")
 MOST_WORKERS = 32  # more loader processes would not be worth the memory: each keeps batches ready
 
 
@@ -97,7 +99,8 @@ def collate_evaluation(samples: Sequence[EvalSample | tuple[int, BadImage]]) -> 
 class TrainDataset(Dataset):
     """Returns the Sample of (epoch, image id), augmented by random draws that depend on (seed, epoch, id) alone.
 
-    The next readable image takes the place of an unreadable one; BadImage is returned only if no image is readable.
+    The next readable image takes the place of an unreadable one. BadImage is returned only if no image is readable or one is
+    lost.
     """
 
     def __init__(self, images: ImageSet, transform: Transform, seed: int) -> None:
@@ -114,6 +117,8 @@ class TrainDataset(Dataset):
                 if not isinstance(image, BadImage):  # so all batches keep their size, and processes stay in step
                     return Sample(self.transform(image), int(self.images.labels[id_]), id_, tuple(bad))
                 bad.append(image)
+                if isinstance(image, LostImage):  # and so, probably, are all others
+                    return image
         return bad[0]
 
 
@@ -163,9 +168,9 @@ def checked(batches: Iterable[Batch], skip_bad: bool, skipped: list[BadImage]) -
 
 
 def refuse_bad(images: Iterable[BadImage], skip_bad: bool) -> None:
-    """Raise UserError if an image is unreadable and ``skip_bad`` is false, or if an image has a forbidden size."""
+    """Raise UserError if an image is unreadable and ``skip_bad`` is false, is lost, or has a forbidden size."""
     for bad in images:
-        if isinstance(bad, WrongSize):
+        if isinstance(bad, WrongSize | LostImage):
             raise UserError(f"{bad.path} {bad.reason}")
         if not skip_bad:
             raise UserError(f"unreadable image {bad.path}: {bad.reason}; remove it or set data.skip_bad=true")
@@ -209,7 +214,7 @@ class TrainLoader:
         if not 0 <= start_step <= self.steps_per_epoch:
             raise ValueError(f"start_step must be 0..{self.steps_per_epoch}, got {start_step}")
         self._order.epoch, self._order.start_step = epoch, start_step
-        return iter(self._loader)
+        return whole(self._loader)
 
 
 def train_loader(
@@ -259,6 +264,27 @@ def workers_warning(wanted: int | None, processes: int) -> str | None:
     )
 
 
+def whole(batches: Iterable[T]) -> Iterator[T]:
+    """The batches of a loader. Raises UserError if one of its processes is killed."""
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a loader process was killed, perhaps for lack of memory ({str(error).splitlines()[0]}): lower data.workers"
+        ) from error
+
+
+def _ignore_signals(worker: int) -> None:
+    """In a loader process: leave signals that stop the run to the main process, which ends its loaders when it has stopped.
+
+    SLURM and terminals send them to all processes at once.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _data_loader(dataset: Dataset, workers: int, **options: object) -> DataLoader:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="This DataLoader will create")  # see workers_warning
@@ -267,6 +293,7 @@ def _data_loader(dataset: Dataset, workers: int, **options: object) -> DataLoade
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_ignore_signals,
             generator=torch.Generator(),  # from it each pass draws a seed for the workers, and not from the global one
             **options,  # type: ignore[arg-type]
         )

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from gch_bench.corruptions import corrupt, jpeg_roundtrip
 from gch_bench.data.images import ImageSet
-from gch_bench.data.loaders import EvalBatch, Source, eval_loader, loader_workers, refuse_bad
+from gch_bench.data.loaders import EvalBatch, Source, eval_loader, loader_workers, refuse_bad, whole
 from gch_bench.data.stored import StoredImages
 from gch_bench.data.transforms import Preparation, normalise
 from gch_bench.distributed import World
@@ -101,7 +101,7 @@ def evaluate(
     for task in tasks:
         task.predictor.network.eval()
     with torch.inference_mode():
-        for number, (each, batch) in enumerate(zip(work, loader, strict=True)):
+        for number, (each, batch) in enumerate(zip(work, whole(loader), strict=True)):
             refuse_bad(batch.bad, images.skip_bad)
             for cell in sources[each.source][1]:
                 prepared = sources[each.source][0].preparations
@@ -223,7 +223,10 @@ def _add_rows(
 
 
 def _write(tasks: Sequence[NetworkTask], images: EvaluatedImages, batches: Sequence[np.ndarray]) -> None:
-    """Write the shard that consists of these batches of positions, for every network that needed one of its images."""
+    """Write the shard that consists of these batches of positions, for every network that needed one of its images.
+
+    It is written as one range of positions. Those inside that a network did not need are in its earlier shards.
+    """
     positions = np.unique(np.concatenate(batches))
     for task in tasks:
         own = task.needed[:, positions]

@@ -2,7 +2,7 @@
 
 Networks that were trained with recipe.freeze from the same weights have the same trunk. Noisy passes of one network are alike
 up to its first noisy stage. A trunk is only used if, on random images, trunk and tail give the logits of a plain forward pass
-bit for bit.
+bit for bit, also where another network has computed the trunk.
 """
 
 from collections import defaultdict
@@ -32,10 +32,11 @@ def with_trunks(predictors: Sequence[Predictor], frozen: Sequence[str | None], s
             groups[f"{size} {trunk_digest(predictor.network, trunk)}"].append(number)
     found = list(predictors)
     for digest, members in groups.items():
-        if len(members) > 1:
-            for number in members:
-                if _works(predictors[number], shared[number], sizes[number]):
-                    found[number] = predictors[number]._replace(trunk=shared[number], trunk_id=digest)
+        first = predictors[members[0]]
+        alike = [number for number in members if _works(predictors[number], shared[number], sizes[number], first)]
+        if len(alike) > 1 and alike[0] == members[0]:
+            for number in alike:
+                found[number] = predictors[number]._replace(trunk=shared[number], trunk_id=digest)
     for number, predictor in enumerate(found):
         if predictor.trunk is None and predictor.noise_passes > 1:
             found[number] = _with_own_trunk(predictor, sizes[number], f"of network {number}")
@@ -56,12 +57,14 @@ def _with_own_trunk(predictor: Predictor, size: int, name: str) -> Predictor:
     """The predictor with a trunk that ends at its first noisy stage."""
     stage = first_noisy(predictor.network, size)
     trunk = find_trunk(predictor.network, stage, size) if stage else None
-    if trunk is None or not _works(predictor, trunk, size):
+    if trunk is None or not _works(predictor, trunk, size, predictor):
         return predictor
     return predictor._replace(trunk=trunk, trunk_id=name)
 
 
-def _works(predictor: Predictor, trunk: Trunk, size: int) -> bool:
+def _works(predictor: Predictor, trunk: Trunk, size: int, first: Predictor) -> bool:
+    """Whether the predictor's tail gives the right logits on the features of the predictor `first`, which computes them."""
     images = random_images(size, size).to(next(predictor.network.parameters()).device)
     with torch.inference_mode():
-        return check_trunk(predictor.network, trunk, images, repeats=2 if predictor.noise_passes > 1 else 1)
+        repeats = 2 if predictor.noise_passes > 1 else 1
+        return check_trunk(predictor.network, trunk, images, repeats, computed_by=first.network)

@@ -168,7 +168,8 @@ def trunk_digest(network: nn.Module, trunk: Trunk) -> str:
 
     These are the bytes of the trunk's parameters and buffers, and the type and plain attributes (numbers, words, and functions
     by name) of its modules and of the modules that contain them, the network included. Networks of the same digest compute the
-    same features. The reverse does not hold where an attribute differs that only the tail uses, such as the number of classes.
+    same features, unless a module hides a difference in another kind of attribute (`check_trunk` with `computed_by` sees that).
+    The reverse does not hold where an attribute differs that only the tail uses, such as the number of classes.
     """
     digest = hashlib.sha256(f"{trunk.stage} {sorted(trunk.kept)} {trunk.keeps_inputs}".encode())
     around = {".".join(name.split(".")[:depth]) for name in trunk.outermost for depth in range(name.count(".") + 1)}
@@ -286,8 +287,12 @@ def _not_kept(call: Call) -> Call:
     return Call(call.module, tree_map_only(Tensor, NotKept.of, call.output))
 
 
-def check_trunk(network: nn.Module, trunk: Trunk, images: Tensor, repeats: int = 1) -> bool:
+def check_trunk(
+    network: nn.Module, trunk: Trunk, images: Tensor, repeats: int = 1, computed_by: nn.Module | None = None
+) -> bool:
     """Whether trunk and tail give bit for bit the logits of a plain forward pass without noise.
+
+    The trunk is computed by the network itself, or by the network `computed_by`, whose features are to be shared.
 
     With `repeats` it is also checked that the tail can be repeated along the batch. Other batch sizes may round otherwise, so
     that these logits need to agree to one per cent only, which is enough to see a row that belongs to another image.
@@ -299,7 +304,7 @@ def check_trunk(network: nn.Module, trunk: Trunk, images: Tensor, repeats: int =
     with noise_off(network):
         plain = network(images)
         try:
-            features = trunk_outputs(network, trunk, images)
+            features = trunk_outputs(computed_by or network, trunk, images)
             same = torch.equal(plain, run_tail(network, trunk, features, images))
             if repeats > 1:
                 rows, wanted = run_tail(network, trunk, features, images, repeats), torch.cat([plain] * repeats)

@@ -46,13 +46,15 @@ def paired_differences(
     num_resamples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
+    several_labels: bool = False,
 ) -> dict[str, Interval]:
     """Intervals of second - first for top1, ece, nll and brier, each averaged over cells; positive means second is larger.
 
     ``first`` and ``second`` list the same cells in the same order. Each cell is a DataFrame of N rows with the columns id,
-    label, prediction, confidence, nll and brier; ids and labels must agree in every cell of both runs. Resample r consists of
-    the rows ``rng.integers(0, N, size=N)``, the r-th draw of ``rng = numpy.random.default_rng(seed)``. top1, ece and brier are
-    fractions, nll is in nats.
+    label, prediction, confidence, nll and brier; ids and labels must agree in every cell of both runs. With ``several_labels``
+    only the ids must: an image is then scored against one of its labels, which depends on the prediction. Resample r consists
+    of the rows ``rng.integers(0, N, size=N)``, the r-th draw of ``rng = numpy.random.default_rng(seed)``. top1, ece and brier
+    are fractions, nll is in nats.
 
     Source: percentile interval of the resampled differences, Efron & Tibshirani 1993, section 13.3. Limits: ECE is biased
     upward on a finite sample, and a resample adds sampling noise to every bin once more. Resampled ECEs therefore lie above the
@@ -68,7 +70,7 @@ def paired_differences(
     """
     if len(first) != len(second):
         raise ValueError(f"first and second must list the same cells, got {len(first)} and {len(second)}")
-    _check_images({"first": first, "second": second})
+    _check_images({"first": first, "second": second}, ("id",) if several_labels else ("id", "label"))
     one, two = _run(first), _run(second)
     return _intervals(two.linear_NM - one.linear_NM, [(1, two), (-1, one)], num_resamples, seed, level)
 
@@ -81,20 +83,20 @@ def interval(
     Arguments, draws and errors are those of ``paired_differences``. The interval of ece is shifted upward and may even lie
     above its estimate, for the reason given there.
     """
-    _check_images({"cells": cells})
+    _check_images({"cells": cells}, ("id", "label"))
     run = _run(cells)
     return _intervals(run.linear_NM, [(1, run)], num_resamples, seed, level)
 
 
-def _check_images(runs: dict[str, Sequence[pd.DataFrame]]) -> None:
-    """Raises ValueError unless every cell of every run holds the same images in the same order, each once."""
+def _check_images(runs: dict[str, Sequence[pd.DataFrame]], columns: Sequence[str]) -> None:
+    """Raises ValueError unless these columns are equal in every cell of every run, and every id occurs once."""
     reference_name, reference_cells = next(iter(runs.items()))
     if not reference_cells:
         raise ValueError(f"{reference_name} must list at least one cell, got none")
     reference = reference_cells[0]
     if reference.empty or not reference["id"].is_unique:
         raise ValueError(f"{reference_name}[0] must hold unique ids, got {reference['id'].nunique()} in {len(reference)} rows")
-    for column in ("id", "label"):
+    for column in columns:
         expected_N = reference[column].to_numpy()
         for run_name, cells in runs.items():
             for index, cell in enumerate(cells):

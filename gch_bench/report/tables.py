@@ -73,7 +73,13 @@ def compare(runs: list[Run], num_resamples: int = 1000, level: float = 0.95) -> 
         average = [means(run, cells) for run in runs]
         try:
             intervals = [
-                paired_differences([runs[0].cells[c] for c in cells], [run.cells[c] for c in cells], num_resamples, level=level)
+                paired_differences(
+                    [runs[0].cells[c] for c in cells],
+                    [run.cells[c] for c in cells],
+                    num_resamples,
+                    level=level,
+                    several_labels=bool(run.facts.data.get("several_labels")),
+                )
                 for run in runs[1:]
             ]
         except ValueError as error:

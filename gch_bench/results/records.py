@@ -6,7 +6,7 @@ records/      CORRUPTION-SEVERITY.parquet: id, label, prediction, confidence, nl
 summary.csv   one row per cell, computed from the records; the clean row is `clean,0`; fractions, not percent
 means.csv     one row per corruption, averaged over its severities, computed from the records
 images.csv    id, label and name of every evaluated image, so that an id leads to its file
-checkpoints/  last.pt, the last checkpoint of the training
+checkpoints/  last.pt, the last checkpoint of the training, and previous.pt, the one before it
 
 Each of these files is written whole or not at all.
 """
@@ -60,6 +60,11 @@ class Rows(NamedTuple):
         order = np.argsort(atoms["id"].to_numpy(), kind="stable")
         logits = [part.logits for part in parts if part.logits is not None]
         return cls(atoms.iloc[order].reset_index(drop=True), np.concatenate(logits)[order] if logits else None)
+
+    def unique(self) -> "Rows":
+        """The rows without those whose id an earlier row has."""
+        first = ~self.atoms["id"].duplicated().to_numpy()
+        return Rows(self.atoms[first].reset_index(drop=True), None if self.logits is None else self.logits[first])
 
     @classmethod
     def of_table(cls, table: pa.Table, logits: bool) -> "Rows":

@@ -43,7 +43,7 @@ class RunFacts:
     mechanism: str  # the noise: its law, kernel and options; "none" without noise
     stages: list[dict[str, Any]]  # for each noisy stage the fields of model.build.Stage
     warnings: list[str]
-    data: dict[str, Any]  # description, fingerprint, train_fingerprint, num_classes, imagenet_1k
+    data: dict[str, Any]  # description, fingerprint, train_fingerprint, num_classes, imagenet_1k, several_labels
     parameters: int  # the number of the network's parameters
     config: dict[str, Any]
     identity: dict[str, Any]  # what determines the weights and each cell, see apps.run.run_identity
@@ -74,7 +74,8 @@ def read_run_facts(folder: Path) -> RunFacts:
     try:
         return RunFacts(**{name: value for name, value in content.items() if name in known})
     except TypeError as error:
-        raise UserError(f"{folder}/run.json is no run's: {error}; give another folder") from error
+        lacks = next((each.name for each in fields(RunFacts) if each.name not in content), "nothing")
+        raise UserError(f"{folder}/run.json is no run's, it lacks {lacks}: give another folder") from error
 
 
 def stage_in_words(stage: Mapping[str, Any]) -> str:

@@ -116,28 +116,34 @@ def join(
 ) -> None:
     """Write the record of each cell from the shards.
 
+    Two shards may hold the same image, for instance one with and one without logits. Their rows are equal, and one is taken.
+
     Args:
         images: the number of evaluated images.
         more: further facts of some cells' records.
         logits: the cells whose records hold logits.
 
     Raises:
-        RuntimeError: rows are missing or doubled, which is a bug; rows are never padded or cut to fit.
-        UserError: a record cannot be written.
+        RuntimeError: rows are missing, which is a bug; rows are never padded to fit.
+        UserError: a record cannot be written, or no image of a cell is readable; the records of other cells are written first.
     """
     found = shards(folder, facts)
+    empty = []
     for cell in cells:
         own = [shard for shard in found if _has(shard, cell, logits)]
         parts = [_read(shard, cell, cell in logits) for shard in own if cell in shard.groups]
         if not parts:
-            raise UserError(f"no image of {cell.corruption}-{cell.severity} is readable: check data.root and corruptions.root")
-        rows = Rows.joined(parts)
+            empty.append(f"{cell.corruption}-{cell.severity}")
+            continue
+        rows = Rows.joined(parts).unique()
         unreadable = {bad.id for shard in own for bad in shard.bad if bad.cell == cell}
-        if len(rows.atoms) != images - len(unreadable) or rows.atoms["id"].duplicated().any():
+        if len(rows.atoms) != images - len(unreadable):
             raise RuntimeError(
                 f"{images} images ({len(unreadable)} skipped) must give as many rows, got {len(rows.atoms)} for {cell}"
             )
         write_record(folder, cell, rows.atoms, facts | more.get(cell, {}), rows.logits)
+    if empty:
+        raise UserError(f"no image of {', '.join(empty[:3])} is readable: check data.root and corruptions.root")
 
 
 def bad_images(folder: Path, facts: dict[str, str]) -> list[tuple[str, str]]:

@@ -45,6 +45,15 @@ def test_each_entry_means_a_network(runs: Path, tmp_path: Path) -> None:
     assert frozen_stage(made[0]) is None
 
 
+def test_networks_of_the_same_name_get_folders_of_their_own(runs: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        shutil.copy(runs / name / "checkpoints" / "last.pt", tmp_path / name / "model.pt")
+    listed = entries(tmp_path / "a" / "model.pt", tmp_path / "b" / "model.pt", runs / "a")
+    made = configurations(configuration(*QUICK, listed, "output=out", name="evaluate"))
+    assert [each.output for each in made] == ["out/a-model.pt", "out/b-model.pt", "out/a"]
+
+
 def test_one_pass_gives_the_records_of_runs_alone(runs: Path, tmp_path: Path) -> None:
     options = (*QUICK, "records.logits=true", "records.logits_cells=[contrast]")
     train_and_evaluate(configuration(*options, entries(runs / "a", runs / "b"), f"output={tmp_path / 'all'}", name="evaluate"))

@@ -137,17 +137,37 @@ def test_networks_need_different_cells_and_images(tmp_path: Path) -> None:
     assert set(joined(tmp_path / "a")) == set(CELLS)
 
 
-def test_lost_or_doubled_rows_are_never_recorded(tmp_path: Path) -> None:
+def test_lost_rows_are_never_recorded(tmp_path: Path) -> None:
     evaluate([task(tmp_path)], images(), ALONE)
     first, *_ = shards.shards(tmp_path, FACTS)
-    content = first.path.read_bytes()
     first.path.unlink()
     with pytest.raises(RuntimeError, match="must give as many rows"):
         joined(tmp_path)
-    for name in (first.path.name, "again.parquet"):
-        (first.path.parent / name).write_bytes(content)
-    with pytest.raises(RuntimeError, match="must give as many rows"):
+
+
+def test_rows_that_two_shards_hold_count_once(tmp_path: Path) -> None:
+    """A pass without logits is stopped, goes on with the logits of one cell, is stopped again, and ends without."""
+    first, second, third = (task(tmp_path) for _ in range(3))
+    first.needed[:, 12:] = False
+    evaluate([first], images(), ALONE)
+    second.logits = frozenset(CELLS[:1])
+    second.needed &= ~shards.done(tmp_path, FACTS, CELLS, N, second.logits)
+    second.needed[:, 16:] = False
+    evaluate([second], images(), ALONE)
+    third.needed &= ~shards.done(tmp_path, FACTS, CELLS, N, third.logits)
+    evaluate([third], images(), ALONE)
+    evaluate([task(tmp_path / "straight")], images(), ALONE)
+    rows, expected = joined(tmp_path), joined(tmp_path / "straight")
+    assert all(rows[cell].equals(expected[cell]) for cell in CELLS)
+
+
+def test_a_cell_without_readable_images_does_not_block_the_others(tmp_path: Path) -> None:
+    one = task(tmp_path)
+    one.needed[1] = False
+    evaluate([one], images(), ALONE)
+    with pytest.raises(UserError, match="no image of contrast-2 is readable"):
         joined(tmp_path)
+    assert len(read_record(tmp_path, CELLS[2])) == N
 
 
 def test_a_damaged_shard_is_made_again(tmp_path: Path) -> None:

@@ -31,6 +31,17 @@ def predictor(network: nn.Module, passes: int = 0) -> Predictor:
     return Predictor(network, NORMALISATION, "fp32", passes, noise_seed=3)
 
 
+class Scaled(nn.Module):
+    """Multiplies by a number that lies where no hash of plain attributes looks."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.options = {"factor": factor}
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images * self.options["factor"]
+
+
 def calls_of(network: nn.Module, name: str) -> list[int]:
     """The batch sizes that the module is called with from now on, apart from calls that give a stored output."""
     seen: list[int] = []
@@ -51,11 +62,14 @@ def test_networks_with_the_same_trunk_compute_it_once() -> None:
     assert seen == [[4], [], []]
 
 
-@pytest.mark.parametrize("reason", ["other weights", "other size", "not frozen", "alone", "another network"])
+@pytest.mark.parametrize("reason", ["other weights", "hidden option", "other size", "not frozen", "alone", "another network"])
 def test_what_is_not_the_same_is_not_shared(reason: str) -> None:
     networks, frozen, sizes = tails(2), ["early", "early"], [32, 32]
     if reason == "other weights":
         networks[1].get_submodule("early.1").running_mean += 1e-6
+    elif reason == "hidden option":
+        for network, factor in zip(networks, (1.0, 3.0), strict=True):
+            network.shrink = nn.Sequential(network.get_submodule("shrink"), Scaled(factor))
     elif reason == "other size":
         sizes[1] = 40
     elif reason == "not frozen":

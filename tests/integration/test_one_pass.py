@@ -1,6 +1,12 @@
 """evaluate.py on several networks, end to end: real weights on some of ImageNet's classes, and several processes."""
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,12 +14,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import skimage
-from conftest import TINY, configuration, needs_lite
+import torch
+from conftest import REPOSITORY, TINY, configuration, environment, needs_lite
 from PIL import Image
+from tinynet import tinynet
 
 from gch_bench.apps.run import train_and_evaluate
 from gch_bench.report.tables import compare, read_run
 from gch_bench.results.records import CELL_CLEAN, CELL_CLEAN_TIMM, Cell, read_record
+from gch_bench.results.runfacts import RunFile
 from gch_bench.results.summary import logged_metrics
 
 CLASSES = ("n01498041", "n01531178", "n01534433")  # the first of ImageNet-A's
@@ -67,6 +76,50 @@ def test_timms_preparation_by_name(some_classes: Path, tmp_path: Path) -> None:
     assert facts["protocol"]["geometry"] == "timm-center-crop0.875-bicubic-224"
     assert facts["protocol"]["size"] == 224
     assert not (tmp_path / "out" / "timm-tf_efficientnet_lite0" / "records" / CELL_CLEAN_TIMM.file_name).exists()
+
+
+def test_a_root_that_disappears_is_never_skipped(some_classes: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    """Files that are gone are no broken images, so data.skip_bad=true does not turn the rest into a result."""
+    weights = tmp_path / "weights.pt"
+    torch.save(tinynet(1000).state_dict(), weights)
+    gone = some_classes / CLASSES[2]
+    options = (
+        *TINY, "data=imagenet_a", f"data.root={some_classes}", "data.num_classes=3", "data.size=64", "data.resize=72",
+        f"model.checkpoint={weights}", "evaluation.batch_size=2", "data.skip_bad=true", *QUICK, f"output={tmp_path / 'out'}",
+    )  # fmt: skip
+
+    def remove(*arguments: object) -> None:
+        shutil.rmtree(gone)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFile, "begin", lambda self, before=RunFile.begin, **facts: (before(self, **facts), remove())[0])
+        line = refused(*options, name="evaluate")
+    assert "is listed but cannot be read (No such file or directory)" in line
+    assert not list((tmp_path / "out" / "records").glob("*.parquet"))
+
+
+def test_a_subset_larger_than_the_data_stops_before_the_start(tmp_path: Path, refused: Callable[..., str]) -> None:
+    line = refused(*TINY, "corruptions.subset=361", f"output={tmp_path / 'out'}")
+    assert "corruptions.subset must be at most the number of evaluated images, 360, got 361" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_signal_to_all_processes_writes_a_checkpoint(tmp_path: Path) -> None:
+    """SLURM signals the loader processes, too. They must leave stopping to the main process."""
+    options = [*TINY, "recipe.epochs=300", "corruptions=none", "data.workers=2", f"output={tmp_path / 'run'}"]
+    command = [sys.executable, str(REPOSITORY / "train.py"), *options]
+    process = subprocess.Popen(
+        command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.pt"
+    deadline = time.monotonic() + 100
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert len(errors.splitlines()) == 1, errors
+    assert errors.startswith("stopped by SIGTERM")
 
 
 @pytest.mark.parametrize("processes", [2, 3])

@@ -215,3 +215,11 @@ def test_a_cell_of_the_first_run_is_named():
 def test_bad_arguments_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(make_run(1))
+
+
+def test_an_image_with_several_labels_may_be_scored_against_different_ones() -> None:
+    cell = pd.DataFrame({"id": [0, 1], "label": [3, 4], "prediction": [3, 3], "confidence": 0.5, "nll": 1.0, "brier": 0.5})
+    other = cell.assign(label=[3, 3])
+    with pytest.raises(ValueError, match="label of every cell must equal"):
+        paired_differences([cell], [other], 10)
+    assert paired_differences([cell], [other], 10, several_labels=True)["top1"][0] == 0.5
