@@ -50,6 +50,15 @@ class Bench(NamedTuple):
     folder: Path  # where runs are written
 
 
+def saved(folder: Path, images: Iterator[Image.Image]) -> FileImages:
+    """The images as JPEG files in one class folder."""
+    (folder / "all").mkdir(parents=True)
+    for number, image in enumerate(images):
+        image.save(folder / "all" / f"{number:04d}.jpg", quality=92)
+    names = sorted(path.name for path in (folder / "all").iterdir())
+    return FileImages(names, np.zeros(len(names), np.int64), str(folder / "all"))
+
+
 def images_of(bench: Bench, cells: list[Cell]) -> EvaluatedImages:
     return EvaluatedImages(bench.files, np.arange(len(bench.files)), cells, {}, 0, False, BATCH, 0, False)
 
@@ -90,7 +99,7 @@ def ratio(slow: list[float], quick: list[float]) -> tuple[float, str]:
     return statistics.median(ratios), f"{statistics.median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f})"
 
 
-def parts(bench: Bench, turns: int) -> tuple[list[str], dict[str, float]]:
+def seconds_of_parts(bench: Bench, turns: int) -> tuple[list[str], dict[str, float]]:
     """Decoding, corruption, and forward pass by themselves: seconds for all images (of all cells, for the last two)."""
     prepare = EvalTransform(SIZE, 256)
     pixels = torch.stack([prepare(bench.files.load(i)) for i in range(len(bench.files))])
@@ -136,7 +145,7 @@ def before_and_now(bench: Bench, turns: int) -> Iterator[str]:
 
 
 def many_networks(bench: Bench, turns: int) -> Iterator[str]:
-    lines, seconds = parts(bench, turns)
+    lines, seconds = seconds_of_parts(bench, turns)
     yield from lines
     ways: dict[str, Callable[[], object]] = {
         "together": lambda: run_pass(bench, bench.networks, CELLS),
@@ -191,7 +200,7 @@ def against_timm(bench: Bench, turns: int) -> Iterator[str]:
 
     def plain() -> None:
         loader = create_loader(
-            ImageDataset(bench.folder / "photographs"), input_size=config["input_size"], batch_size=BATCH, use_prefetcher=False,
+            ImageDataset(Path(bench.files.folder).parent), input_size=config["input_size"], batch_size=BATCH, use_prefetcher=False,
             interpolation=config["interpolation"], mean=config["mean"], std=config["std"], num_workers=0,
             crop_pct=config["crop_pct"], device=torch.device("cpu"),
         )  # fmt: skip
@@ -223,12 +232,21 @@ def decoders(bench: Bench, turns: int) -> Iterator[str]:
     _, text = ratio(found["pillow"], found["torchvision"])
     yield f"| decoding: Pillow, of torchvision.io.decode_jpeg | {text} | | |"
     yield f"| pixels of these two: largest difference, share that differs | {worst} grey levels, {100 * share:.2g}% | | |"
-    yield f"| nvJPEG | {'not measured' if torch.cuda.is_available() else 'not measured: no GPU'} | | |"
+    if not torch.cuda.is_available():
+        yield "| nvJPEG | not measured: no GPU | | |"
+        return
+    encoded = [read_file(path) for path in paths]
+    found = timed(
+        {"cpu": lambda: [decode_jpeg(each, ImageReadMode.RGB) for each in encoded],
+         "nvjpeg": lambda: (decode_jpeg(encoded, ImageReadMode.RGB, device="cuda"), torch.cuda.synchronize())}, turns,
+    )  # fmt: skip
+    yield f"| decoding: torchvision.io.decode_jpeg on the CPU, of nvJPEG | {ratio(found['cpu'], found['nvjpeg'])[1]} | | |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=positive, default=32)
+    parser.add_argument("--images", type=positive, default=12, help="photographs for c15, which has 76 cells")
+    parser.add_argument("--clean", type=positive, default=128, help="photographs for the comparisons on clean images")
     parser.add_argument("--turns", type=positive, default=3)
     parser.add_argument("--threads", type=positive, default=2)
     parser.add_argument("--root", type=Path, help="a folder of JPEG photographs to take instead of the shipped ones")
@@ -237,18 +255,17 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     keep_freed_memory("auto")
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "photographs" / "all"
-        folder.mkdir(parents=True)
-        for number, image in enumerate(photographs(options.images, (500, 375), options.root)):
-            image.save(folder / f"{number:04d}.jpg", quality=92)
-        names = sorted(path.name for path in folder.iterdir())
-        files = FileImages(names, np.zeros(len(names), np.int64), str(folder))
         networks = [build_network(ModelConfig(MODEL, pretrained=True), 1000, SIZE)[0].eval() for _ in range(NETWORKS)]
-        bench = Bench(files, networks, Path(place))
-        lines = [f"{MODEL}, {SIZE} px, batch {BATCH}, {options.images} photographs of 500 x 375 pixels, {options.turns} turns;"
-                 f" {machine(torch.device('cpu'))}.", "", "| what | measured | goal | met |", "|---|---|---|---|"]  # fmt: skip
+        few, many = (
+            Bench(saved(Path(place) / str(count), photographs(count, (500, 375), options.root)), networks, Path(place))
+            for count in (options.images, options.clean)
+        )
+        lines = [f"{MODEL}, {SIZE} px, batch {BATCH}, photographs of 500 x 375 pixels ({options.clean} clean ones, {options.images}"
+                 f" for c15), {options.turns} turns; {machine(torch.device('cpu'))}.",
+                 "", "| what | measured | goal | met |", "|---|---|---|---|"]  # fmt: skip
         print("\n".join(lines))
-        for part in (decoders, against_timm, shared_trunks, before_and_now, many_networks):
+        parts = ((decoders, many), (against_timm, many), (shared_trunks, few), (before_and_now, few), (many_networks, few))
+        for part, bench in parts:
             for line in part(bench, options.turns):
                 print(line, flush=True)
                 lines.append(line)
