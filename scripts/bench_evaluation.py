@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from measure import machine, photographs, positive
+from PIL import Image
 from timm.data import create_loader, resolve_data_config
 from timm.data.dataset import ImageDataset
 from torch import nn
@@ -199,8 +200,9 @@ def against_timm(bench: Bench, turns: int) -> Iterator[str]:
     config = resolve_data_config(model=network, use_test_size=True)
 
     def plain() -> None:
+        images = ImageDataset(Path(bench.files.folder).parent)
         loader = create_loader(
-            ImageDataset(Path(bench.files.folder).parent), input_size=config["input_size"], batch_size=BATCH, use_prefetcher=False,
+            images, input_size=config["input_size"], batch_size=BATCH, use_prefetcher=False,
             interpolation=config["interpolation"], mean=config["mean"], std=config["std"], num_workers=0,
             crop_pct=config["crop_pct"], device=torch.device("cpu"),
         )  # fmt: skip
@@ -260,9 +262,9 @@ def main() -> None:
             Bench(saved(Path(place) / str(count), photographs(count, (500, 375), options.root)), networks, Path(place))
             for count in (options.images, options.clean)
         )
-        lines = [f"{MODEL}, {SIZE} px, batch {BATCH}, photographs of 500 x 375 pixels ({options.clean} clean ones, {options.images}"
-                 f" for c15), {options.turns} turns; {machine(torch.device('cpu'))}.",
-                 "", "| what | measured | goal | met |", "|---|---|---|---|"]  # fmt: skip
+        counts = f"{options.clean} clean ones, {options.images} for c15"
+        lines = [f"{MODEL}, {SIZE} px, batch {BATCH}, photographs of 500 x 375 pixels ({counts}), {options.turns} turns;"
+                 f" {machine(torch.device('cpu'))}.", "", "| what | measured | goal | met |", "|---|---|---|---|"]  # fmt: skip
         print("\n".join(lines))
         parts = ((decoders, many), (against_timm, many), (shared_trunks, few), (before_and_now, few), (many_networks, few))
         for part, bench in parts:
