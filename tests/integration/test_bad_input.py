@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from conftest import REPOSITORY, TINY, configuration, environment, signalled
@@ -312,11 +313,12 @@ def test_atomic_write_keeps_the_old_content(tmp_path: Path, number: int) -> None
 
 
 def test_ctrl_c_during_evaluation(tmp_path: Path) -> None:
-    """Exit code 130, and the cells already recorded are kept whole."""
-    overrides = [*TINY, "corruptions=c15", "recipe.epochs=1", f"output={tmp_path / 'run'}", "evaluation.batch_size=1"]
-    first = tmp_path / "run" / "records" / "clean-0.parquet"
-    code, errors = signalled(overrides, first, signal.SIGINT)
+    """Exit code 130, and the shard that was finished is kept whole."""
+    overrides = [*TINY, "corruptions=c15", "recipe.epochs=1", f"output={tmp_path / 'run'}", "evaluation.batch_size=8"]
+    shards = tmp_path / "run" / "records" / "shards"
+    code, errors = signalled(overrides, shards, signal.SIGINT)
     assert code == 130
     assert "Traceback" not in errors
-    assert first.exists()
-    assert not list((tmp_path / "run").rglob("*.tmp"))
+    (shard,) = shards.iterdir()
+    assert len(pd.read_parquet(shard)) == 76 * 256
+    assert not (shards.parent / "clean-0.parquet").exists(), "the cells are joined at the end"
