@@ -1,6 +1,8 @@
 """One pass for several networks: what each sees, which rows it gets, how the work is cut, and going on after a stop."""
 
+import errno
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -168,6 +170,22 @@ def test_a_cell_without_readable_images_does_not_block_the_others(tmp_path: Path
     with pytest.raises(UserError, match="no image of contrast-2 is readable"):
         joined(tmp_path)
     assert len(read_record(tmp_path, CELLS[2])) == N
+
+
+def test_a_full_disk_ends_in_one_line_and_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer, calls = shards.pq.ParquetWriter, []
+
+    def until_full(*arguments: object) -> object:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return writer(*arguments)
+
+    monkeypatch.setattr(shards.pq, "ParquetWriter", until_full)
+    with pytest.raises(UserError, match="No space left on device; free space there or choose another folder"):
+        evaluate([task(tmp_path)], images(), ALONE)
+    (kept,) = (tmp_path / "records" / "shards").iterdir()
+    assert [shard.path for shard in shards.shards(tmp_path, FACTS)] == [kept]
 
 
 def test_a_damaged_shard_is_made_again(tmp_path: Path) -> None:
