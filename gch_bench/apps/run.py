@@ -71,7 +71,7 @@ def _run(config: Config, world: World) -> None:
         banner(job)
     # All processes wait for each other at the end of this context, so that none writes before all have read the run folders.
     with distributed.failing_together(world):
-        left = [job for job in jobs if not _finished(job)]
+        left = [job for job in jobs if job.run_file.weights is None or _missing(job)]
     for job in jobs:
         if job not in left:
             job.display.line(f"nothing left to do: {job.folder} holds this run")
@@ -123,17 +123,19 @@ def _prepared(config: Config, world: World) -> list[Job]:
     return jobs
 
 
-def _finished(job: Job) -> bool:
-    """Whether the run folder holds everything that is wanted."""
+def _missing(job: Job) -> list[Cell]:
+    """The cells that the run folder lacks. A run that has not finished yet lacks all, as its weights are not known."""
     known = job.run_file.weights
-    return known is not None and not missing_cells(job.folder, job.cells, job.facts(known), job.stored_facts, job.logits)
+    if known is None:
+        return job.cells
+    return missing_cells(job.folder, job.cells, job.facts(known), job.stored_facts, job.logits)
 
 
 def _training(job: Job) -> TrainingJob | None:
     """The training of the job, if it has a recipe. Raises UserError where a corruption or the recipe cannot be carried out."""
     config, size = job.config, job.data.size
     if not job.stored:
-        try_corruptions(job.cells, size, parameter_set(config.corruptions, size))
+        try_corruptions(_missing(job), size, parameter_set(config.corruptions, size))
     if config.recipe is None:
         return None
     hashed = identity_hash(job.run_file.identity)

@@ -9,7 +9,7 @@ from conftest import batches_of
 from PIL import Image
 
 from gch_bench.config.data import DataConfig
-from gch_bench.data.images import BadImage
+from gch_bench.data.images import BadImage, LostImage
 from gch_bench.data.sets import load_data
 from gch_bench.data.transforms import EvalTransform
 from gch_bench.errors import UserError
@@ -161,7 +161,9 @@ def test_unreadable_files_are_named_results(tree):
     source = load_data(folder(tree))
     assert source.size == 32
     assert source.val.load_or_bad(0) == BadImage(f"{tree}/val/ant/0.png", "not an image in a format Pillow knows")
-    assert source.val.load_or_bad(4) == BadImage(f"{tree}/val/cat/0.png", "No such file or directory")
+    lost = source.val.load_or_bad(4)
+    assert isinstance(lost, LostImage), "a file that is gone is no broken image"
+    assert "(No such file or directory)" in lost.reason
     truncated = source.val.load_or_bad(2)
     assert isinstance(truncated, BadImage)
     assert "truncated" in truncated.reason
