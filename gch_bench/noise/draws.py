@@ -28,7 +28,7 @@ GOLDEN = _signed(0x9E3779B97F4A7C15)
 MIX_STEPS = ((30, _signed(0xBF58476D1CE4E5B9)), (27, _signed(0x94D049BB133111EB)), (31, 1))
 
 # How many 64-bit numbers are drawn at once. Intermediate results that stay in a CPU's cache make large draws much quicker.
-CPU_BLOCK = 2**16
+CPU_BLOCK = 2**17
 GPU_BLOCK = 2**22
 
 

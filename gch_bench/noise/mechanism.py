@@ -48,8 +48,12 @@ class Mechanism(nn.Module):
 
     @torch.compiler.disable  # if it were traced, every compiled graph would rebuild the cached matrices
     def drawn(self, features: Tensor, draws: Draws | None) -> Tensor:
-        """`draw`, from torch's global generator if `draws` is None."""
-        return self.draw(features, GlobalDraws(features.device) if draws is None else draws)
+        """`draw` in the features' memory layout, from torch's global generator if `draws` is None."""
+        noise = self.draw(features, GlobalDraws(features.device) if draws is None else draws)
+        if noise.shape == features.shape and features.is_contiguous(memory_format=torch.channels_last):
+            # The numbers do not depend on the layout, but products of two layouts take several times as long.
+            noise = noise.contiguous(memory_format=torch.channels_last)
+        return noise
 
     def apply_noise(self, features: Tensor, draws: Draws | None = None) -> Tensor:
         """The features with noise, in training mode as in eval mode: (B, C, H, W) -> (B, C, H, W).

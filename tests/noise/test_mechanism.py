@@ -140,6 +140,15 @@ def test_shared_or_per_channel(law: str, per_channel: bool) -> None:
     assert not torch.equal(out[0], out[1])
 
 
+@pytest.mark.parametrize("name", NOISY)
+def test_memory_layout_does_not_change_the_noise(name: str) -> None:
+    features, keys_B = torch.rand(3, 4, 5, 6), image_keys(torch.arange(3), 2)
+    plain = build(name).apply_noise(features, KeyedDraws(keys_B))
+    last = build(name).apply_noise(features.contiguous(memory_format=torch.channels_last), KeyedDraws(keys_B))
+    torch.testing.assert_close(last, plain)
+    assert last.is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize("noise", [GaussianChaosNoise(), HardMask(DirichletGreen())], ids=str)
 def test_gradient_is_the_gate(noise: Mechanism) -> None:
     features = torch.ones(2, 3, 4, 4, requires_grad=True)
