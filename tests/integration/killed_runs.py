@@ -91,14 +91,17 @@ def main(seed: int, kills: int, arguments: list[str]) -> None:
     log, draw = folder.parent / "log.txt", random.Random(seed)
     last = folder / "checkpoints" / "last.pt"
     moments: dict[str, Callable[[], Moment]] = {
-        "random": lambda: after(draw.uniform(0.4, 1.6)),
+        "random": lambda: after(draw.uniform(0.4, 1.2)),
         "step": lambda: in_training(last, draw.uniform(0, 0.2)),
         "checkpoint": lambda: in_training(last, 0, while_writing(last)),
+        "shard": lambda: while_writing(folder / "records" / "shards"),
         "record": lambda: while_writing(folder / "records"),
         "run.json": lambda: while_writing(folder / "run.json"),
     }
     kinds = ["step", "checkpoint", "random", "step", "checkpoint", "run.json"]
-    plan = [*(kinds * kills)[: kills * 3 // 5], *(["record", "random"] * kills)[: kills - kills * 3 // 5]]
+    # Most kills come in training, then some in the evaluation, and the last ones when its shards are joined to records.
+    late = ["random", "shard", "random", "shard", "random", "random", "record", "record"]
+    plan = [*(kinds * kills)[: max(0, kills - len(late))], *late] if kills else []
     for kind in plan:
         child = attempt(arguments, log)
         print(kind if killed(child, moments[kind]()) else "ended", flush=True)

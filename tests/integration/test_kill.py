@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 from conftest import REPOSITORY, TINY, environment
 
-OPTIONS = ("noise=gch", "recipe.epochs=8", "recipe.ema_decay=0.9", "recipe.mixup=0.2", "logger=csv", "data.workers=0")
+OPTIONS = ("noise=gch", "recipe.epochs=8", "recipe.ema_decay=0.9", "recipe.mixup=0.2", "logger=csv", "data.workers=0",
+           "evaluation.batch_size=4")  # fmt: skip  # an evaluation of some seconds
 
 
 def killed_run(folder: Path, kills: int) -> list[str]:
@@ -29,7 +30,7 @@ def test_killed_at_twenty_moments(tmp_path: Path) -> None:
     assert last == "end 0", (tmp_path / "killed" / "log.txt").read_text()[-3000:]
     count = Counter(attempts)
     assert count["ended"] <= 4, "some attempts at the end may find nothing left to do"
-    assert min(count[kind] for kind in ("step", "checkpoint", "record", "run.json")) >= 1, count
+    assert min(count[kind] for kind in ("step", "checkpoint", "random", "shard", "record", "run.json")) >= 1, count
     straight, killed = tmp_path / "straight" / "run", tmp_path / "killed" / "run"
     first, second = (json.loads((folder / "run.json").read_text()) for folder in (straight, killed))
     assert (second["status"], second["warnings"]) == ("finished", first["warnings"])
