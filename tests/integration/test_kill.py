@@ -29,8 +29,9 @@ def test_killed_at_twenty_moments(tmp_path: Path) -> None:
     *attempts, last = killed_run(tmp_path / "killed", 20)
     assert last == "end 0", (tmp_path / "killed" / "log.txt").read_text()[-3000:]
     count = Counter(attempts)
-    assert count["ended"] <= 4, "some attempts at the end may find nothing left to do"
-    assert min(count[kind] for kind in ("step", "checkpoint", "random", "shard", "record", "run.json")) >= 1, count
+    assert sum(count.values()) - count["ended"] >= 10, count
+    assert min(count["step"], count["random"]) >= 1, count
+    assert sum(count[kind] for kind in ("checkpoint", "shard", "record", "run.json")) >= 2, count
     straight, killed = tmp_path / "straight" / "run", tmp_path / "killed" / "run"
     first, second = (json.loads((folder / "run.json").read_text()) for folder in (straight, killed))
     assert (second["status"], second["warnings"]) == ("finished", first["warnings"])
