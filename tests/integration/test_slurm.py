@@ -81,13 +81,18 @@ def call(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess:
 
 
 def jobs_gone(timeout: float = 240) -> None:
-    """Wait until no job is left. A job that was requeued would wait for two minutes; it starts at once here."""
-    deadline = time.monotonic() + timeout
+    """Wait until no job is left.
+
+    SLURM starts a job that was requeued after two minutes; here it starts after three seconds. If it started within the second
+    in which it was requeued, SLURM would end it with "Job credential revoked".
+    """
+    deadline, hurried = time.monotonic() + timeout, set()
     while jobs := subprocess.run(["squeue", "-h", "-o", "%A %r"], capture_output=True, text=True).stdout.splitlines():
         assert time.monotonic() < deadline, jobs
         for job, reason in (line.split(" ", 1) for line in jobs):
-            if reason == "BeginTime":
-                subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True)
+            if reason == "BeginTime" and job not in hurried:
+                hurried.add(job)
+                subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now+3"], check=True, capture_output=True)
         time.sleep(0.5)
 
 
