@@ -1,12 +1,15 @@
 """The networks of one evaluation: turns `checkpoints=[...]` into one configuration for each network."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from gch_bench.config.parse import parse
 from gch_bench.config.run import Config, ModelConfig, NoiseConfig
 from gch_bench.errors import FieldError, UserError
 from gch_bench.files import slug
+from gch_bench.results.records import LAST_CHECKPOINT
 from gch_bench.results.runfacts import RunFacts, read_run_facts
 
 TIMM = "timm:"
@@ -16,7 +19,7 @@ def configurations(config: Config) -> list[Config]:
     """One configuration per network of `config.checkpoints`; `[config]` where that is empty.
 
     An entry is one of:
-    - a run folder: its last checkpoint, with the network, noise and seed of its run.json;
+    - the folder of a finished run: its last checkpoint, with the network, noise and seed of its run.json;
     - a checkpoint file inside a run folder's checkpoints/: the same for this file;
     - any other file of weights: for the network that `model` chooses;
     - timm:NAME: timm's network of this name with its trained weights (or an installed package's, see model/packaged.py).
@@ -57,12 +60,41 @@ def run_of(checkpoint: str) -> Path | None:
     return folder.parent if folder.name == "checkpoints" and (folder.parent / "run.json").is_file() else None
 
 
+def origin(config: Config) -> RunFacts | None:
+    """run.json of the run that made the network's weights; None if they lie in no run folder."""
+    folder = run_of(config.model.checkpoint) if config.model.checkpoint else None
+    return read_run_facts(folder) if folder else None
+
+
 def frozen_stage(config: Config) -> str | None:
     """The stage up to which the network's weights were frozen when it was trained, as far as its run folder says so."""
-    folder = run_of(config.model.checkpoint) if config.model.checkpoint else None
-    recipe = read_run_facts(folder).config.get("recipe") if folder else None
-    stage: str | None = (recipe or {}).get("freeze")
+    facts = origin(config)
+    stage: str | None = ((facts.config if facts else {}).get("recipe") or {}).get("freeze")
     return stage
+
+
+def origin_warnings(config: Config, inputs: Mapping[str, Any]) -> list[str]:
+    """What the reader should know where a network is evaluated otherwise than in its own run.
+
+    Args:
+        inputs: size, geometry and digest of the weights as in this evaluation's identity, see apps.job.run_identity.
+    """
+    facts, file = origin(config), config.model.checkpoint
+    if facts is None or file is None:
+        return []
+    warnings = []
+    theirs = {**inputs, **facts.identity.get("inputs", {})}
+    if any(theirs[name] != inputs[name] for name in ("size", "geometry")):
+        warnings.append(
+            f"{file} was trained on images of {theirs['size']} pixels ({theirs['geometry']}) and is evaluated on"
+            f" {inputs['size']} pixels ({inputs['geometry']}): data.size and data.preprocess decide that"
+        )
+    if facts.finished and facts.weights != inputs["weights"] and Path(file).name == LAST_CHECKPOINT.name:
+        warnings.append(
+            f"{file} holds other weights ({inputs['weights']}) than those that its run was evaluated with ({facts.weights}): its"
+            " numbers will differ from the run's"
+        )
+    return warnings
 
 
 def _of_entry(config: Config, entry: str, at_test: NoiseConfig) -> Config:
@@ -70,14 +102,17 @@ def _of_entry(config: Config, entry: str, at_test: NoiseConfig) -> Config:
     if entry.startswith(TIMM):
         return replace(config, model=ModelConfig(name=entry.removeprefix(TIMM), pretrained=True))
     path = Path(entry).expanduser()
-    file = path / "checkpoints" / "last.pt" if path.is_dir() else path
+    file = path / LAST_CHECKPOINT if path.is_dir() else path
     if not file.is_file():
         lacks = f"a folder without {file.relative_to(path)}" if path.is_dir() else "no such file or folder"
         raise FieldError("checkpoints", f"must name run folders, files of weights or timm:NAME, got {entry} ({lacks})")
     folder = run_of(str(file))
     if folder is None:
         return replace(config, model=replace(config.model, checkpoint=str(file)))
-    return _of_run(config, read_run_facts(folder), file, at_test)
+    facts = read_run_facts(folder)
+    if path.is_dir() and not facts.finished:
+        raise FieldError("checkpoints", f"must name finished runs, got {entry}: finish it with {facts.command}, or name {file}")
+    return _of_run(config, facts, file, at_test)
 
 
 def _of_run(config: Config, facts: RunFacts, checkpoint: Path, at_test: NoiseConfig) -> Config:

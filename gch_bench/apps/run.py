@@ -13,7 +13,7 @@ from torch import nn
 
 from gch_bench import distributed, files
 from gch_bench.apps.job import Job, Loaded, described, prepare
-from gch_bench.apps.networks import configurations, frozen_stage
+from gch_bench.apps.networks import configurations, frozen_stage, origin_warnings
 from gch_bench.apps.show import banner, show
 from gch_bench.config.run import Config
 from gch_bench.data.images import BadImage
@@ -120,6 +120,7 @@ def _prepared(config: Config, world: World) -> list[Job]:
     said = (distributed.unused_tasks(os.environ), workers_warning(config.data.workers, world.local_size))
     for job in jobs:
         job.noisy.warnings.extend(warning for warning in said if warning)
+        job.noisy.warnings.extend(origin_warnings(job.config, job.run_file.identity["inputs"]))
     return jobs
 
 

@@ -236,7 +236,10 @@ def train_loader(
 
 
 def eval_loader(sources: Sequence[Source], batches: Iterable[Sequence[tuple[int, int]]], workers: int = 0) -> DataLoader:
-    """A loader of EvalBatch in the order of ``batches``, each of which lists (number of the source, image id) of one source."""
+    """A loader of EvalBatch in the order of ``batches``, each of which lists (number of the source, image id) of one source.
+
+    ``batches`` must have a length.
+    """
     return _data_loader(EvalDataset(sources), workers, batch_sampler=batches, collate_fn=collate_evaluation)
 
 

@@ -33,7 +33,7 @@ from gch_bench.evaluation.predict import Predictor, features_of, predict
 from gch_bench.metrics import sample_atoms, scored_labels
 from gch_bench.model.trunk import Features
 from gch_bench.results.records import Cell, Rows
-from gch_bench.results.shards import BadRow, write_shard
+from gch_bench.results.shards import BadRow, Span, write_shard
 
 SHARD_IMAGES = 256  # images of a shard: how much work a kill can cost
 
@@ -63,6 +63,7 @@ class NetworkTask:
     parameters: str  # name of the corruption parameter set, for generated images
     needed: np.ndarray  # bool (cells, N): the cells and images that it has no row of yet
     logits: frozenset[Cell]  # the cells whose logits are recorded
+    spans: dict[Cell, list[Span]] = field(default_factory=lambda: defaultdict(list))  # the positions that rows and bad cover
     rows: dict[Cell, list[Rows]] = field(default_factory=lambda: defaultdict(list))
     bad: list[BadRow] = field(default_factory=list)
 
@@ -71,11 +72,29 @@ class NetworkTask:
 
 
 class Work(NamedTuple):
-    """One batch of a pass: the images at some positions in the list of evaluated images, out of one source."""
+    """One batch of a pass: the images at the positions start..stop-1 in the list of evaluated images, out of one source."""
 
     shard: int
     source: int
-    positions: np.ndarray
+    start: int
+    stop: int
+
+
+class Batches:
+    """The batch sampler of a pass: for each Work the list of (source, image id), made when it is asked for.
+
+    All lists at once would take 380 MB for 76 stored cells of 50,000 images.
+    """
+
+    def __init__(self, work: Sequence[Work], ids: np.ndarray) -> None:
+        self.work, self.ids = work, ids
+
+    def __len__(self) -> int:
+        return len(self.work)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for each in self.work:
+            yield [(each.source, int(i)) for i in self.ids[each.start : each.stop]]
 
 
 def evaluate(
@@ -96,8 +115,7 @@ def evaluate(
     sources = _sources(tasks, images)
     work, count = _planned(tasks, images, [cells for _, cells in sources], world)
     workers = loader_workers(images.workers, images.clean, world.local_size)
-    wanted = [[(each.source, int(i)) for i in images.ids[each.positions]] for each in work]
-    loader = eval_loader([source for source, _ in sources], wanted, workers)
+    loader = eval_loader([source for source, _ in sources], Batches(work, images.ids), workers)
     for task in tasks:
         task.predictor.network.eval()
     with torch.inference_mode():
@@ -105,10 +123,10 @@ def evaluate(
             refuse_bad(batch.bad, images.skip_bad)
             for cell in sources[each.source][1]:
                 prepared = sources[each.source][0].preparations
-                rows = _evaluate_cell(tasks, images, cell, each.positions, batch, prepared, world.device)
+                rows = _evaluate_cell(tasks, images, cell, (each.start, each.stop), batch, prepared, world.device)
                 progress(f"shard {each.shard + 1}/{count}", rows * world.size)  # the others are assumed to be as fast
             if number + 1 == len(work) or work[number + 1].shard != each.shard:
-                _write(tasks, images, [w.positions for w in work if w.shard == each.shard])
+                _write(tasks)
 
 
 def _sources(tasks: Sequence[NetworkTask], images: EvaluatedImages) -> list[tuple[Source, list[Cell]]]:
@@ -131,8 +149,8 @@ def _planned(
     """The batches that this process evaluates, in order, and the number of all shards."""
     rows = {cell: number for number, cell in enumerate(images.cells)}
     needed_CN = np.logical_or.reduce([task.needed for task in tasks])
-    size, positions = images.batch_size, np.arange(len(images.ids))
-    starts = [start for start in range(0, len(positions), size) if needed_CN[:, start : start + size].any()]
+    size = images.batch_size
+    starts = [start for start in range(0, len(images.ids), size) if needed_CN[:, start : start + size].any()]
     length = max(1, min(SHARD_IMAGES // size, -(-len(starts) // world.size)))  # batches of a shard
     shards = [starts[i : i + length] for i in range(0, len(starts), length)]
     work = []
@@ -141,7 +159,7 @@ def _planned(
             chosen = [rows[cell] for cell in cells]
             for start in shards[number]:
                 if needed_CN[chosen, start : start + size].any():
-                    work.append(Work(number, source, positions[start : start + size]))
+                    work.append(Work(number, source, start, min(start + size, len(images.ids))))
     return work, len(shards)
 
 
@@ -149,16 +167,17 @@ def _evaluate_cell(
     tasks: Sequence[NetworkTask],
     images: EvaluatedImages,
     cell: Cell,
-    positions: np.ndarray,
+    span: Span,
     batch: EvalBatch,
     prepared: Sequence[Preparation],
     device: torch.device,
 ) -> int:
     """Make the rows of a batch in one cell for every network that needs them; return how many were made."""
     row = images.cells.index(cell)
-    needing = [task for task in tasks if task.needed[row, positions].any()]
+    needing = [task for task in tasks if task.needed[row, slice(*span)].any()]
     bad = [BadRow(cell, number, *image[:2]) for number, image in zip(batch.bad_ids, batch.bad, strict=True)]
     for task in needing:
+        task.spans[cell].append(span)
         task.bad += bad
     if not len(batch.ids):
         return 0
@@ -169,8 +188,7 @@ def _evaluate_cell(
             if predictor.trunk_id not in features:
                 features[predictor.trunk_id] = features_of(predictor, inputs)
             logits_BC = predict(predictor, inputs, cell, batch.ids, features[predictor.trunk_id])
-            still_B = torch.from_numpy(task.needed[row, np.searchsorted(images.ids, batch.ids.numpy())])
-            _add_rows(task, cell, logits_BC, batch, still_B, images.clean.label_sets)
+            _add_rows(task, cell, logits_BC, batch, images.clean.label_sets)
     return len(batch.ids) * len(needing)
 
 
@@ -201,16 +219,14 @@ def _add_rows(
     cell: Cell,
     logits_BC: Tensor,
     batch: EvalBatch,
-    needed_B: Tensor,
     label_sets: Sequence[tuple[int, ...]] | None,
 ) -> None:
-    """Add the rows of the images that the network needs. An image with several labels is scored by `metrics.scored_labels`."""
-    logits_BC = logits_BC[needed_B.to(logits_BC.device)]
+    """Add the rows of a batch. An image with several labels is scored by `metrics.scored_labels`."""
     logp_BC = logits_BC.log_softmax(1).cpu().numpy()
     where = f"{task.folder.name}: the network's output for {cell.corruption}-{cell.severity}"
     if not np.isfinite(logp_BC).any(1).all():
         raise UserError(f"{where} is not finite: its weights are broken")
-    ids, labels = batch.ids[needed_B].numpy(), batch.labels[needed_B].numpy()
+    ids, labels = batch.ids.numpy(), batch.labels.numpy()
     if label_sets is not None:
         labels = scored_labels(logp_BC, [label_sets[i] for i in ids])
     atoms = sample_atoms(logp_BC, labels)._asdict()
@@ -222,18 +238,12 @@ def _add_rows(
     task.rows[cell].append(Rows(pd.DataFrame({"id": ids, "label": labels, **atoms}), half))
 
 
-def _write(tasks: Sequence[NetworkTask], images: EvaluatedImages, batches: Sequence[np.ndarray]) -> None:
-    """Write the shard that consists of these batches of positions, for every network that needed one of its images.
-
-    It is written as one range of positions. Those inside that a network did not need are in its earlier shards.
-    """
-    positions = np.unique(np.concatenate(batches))
+def _write(tasks: Sequence[NetworkTask]) -> None:
+    """Write the rows that were made since the last shard, for every network that has some, and forget them."""
     for task in tasks:
-        own = task.needed[:, positions]
-        if own.any():
-            inside = positions[own.any(0)]
-            cells = [images.cells[row] for row in np.flatnonzero(own.any(1))]
-            rows = {cell: Rows.joined(task.rows[cell]) for cell in cells}
-            write_shard(task.folder, int(inside[0]), int(inside[-1]) + 1, task.facts, rows, task.bad)
+        if task.spans:
+            rows = {cell: Rows.joined(own) for cell, own in task.rows.items()}
+            write_shard(task.folder, task.facts, task.spans, rows, task.bad)
+        task.spans.clear()
         task.rows.clear()
         task.bad.clear()

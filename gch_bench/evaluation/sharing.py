@@ -26,7 +26,8 @@ def with_trunks(predictors: Sequence[Predictor], frozen: Sequence[str | None], s
     groups: dict[str, list[int]] = defaultdict(list)
     shared: dict[int, Trunk] = {}
     for number, (predictor, stage, size) in enumerate(zip(predictors, frozen, sizes, strict=True)):
-        trunk = _frozen_trunk(predictor, stage, size)
+        # Several noisy passes save more with a trunk that ends at the noise, which lies behind the frozen part.
+        trunk = _frozen_trunk(predictor, stage, size) if predictor.noise_passes <= 1 else None
         if trunk is not None:
             shared[number] = trunk
             groups[f"{size} {trunk_digest(predictor.network, trunk)}"].append(number)

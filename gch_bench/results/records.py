@@ -29,6 +29,7 @@ TYPES = {
     "brier": pa.float32(), "top5": pa.bool_(), "entropy": pa.float32(),
 }  # fmt: skip
 COLUMNS = list(TYPES)
+LAST_CHECKPOINT = Path("checkpoints") / "last.pt"
 
 
 class Cell(NamedTuple):

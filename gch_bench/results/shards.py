@@ -30,36 +30,36 @@ class BadRow(NamedTuple):
     reason: str
 
 
+Span = tuple[int, int]  # first position in the list of evaluated images, and the one after the last
+
+
 class Shard(NamedTuple):
-    """One file of shards: which cells it has, and the range of positions in the list of evaluated images."""
+    """One file of shards: of which cells and images it holds what can be read."""
 
     path: Path
-    cells: list[Cell]
+    spans: dict[Cell, list[Span]]
     groups: list[Cell]  # the cells that have rows, in the order of the file's row groups
-    start: int
-    stop: int
     logits: frozenset[Cell]  # the cells whose logits it has
     bad: list[BadRow]
 
 
 def write_shard(
-    folder: Path, start: int, stop: int, facts: dict[str, str], rows: dict[Cell, Rows], bad: Sequence[BadRow]
+    folder: Path, facts: dict[str, str], spans: dict[Cell, list[Span]], rows: dict[Cell, Rows], bad: Sequence[BadRow]
 ) -> None:
-    """Write the rows of the images at the positions start..stop-1, by cell.
+    """Write the rows of some images, by cell.
 
     Args:
         facts: what the rows were made with (protocol id, weights); a shard of other facts is not read again.
-        bad: the images in this range that could not be read.
+        spans: for each cell the positions in the list of evaluated images of which `rows` or `bad` has all.
+        bad: the images among them that could not be read.
 
     Raises:
         UserError: the file cannot be written.
     """
     filled = {cell: each for cell, each in rows.items() if len(each.atoms)}
     contents = {
-        "cells": [[*cell] for cell in rows],
+        "spans": [[*cell, *span] for cell, own in spans.items() for span in own],
         "groups": [[*cell] for cell in filled],
-        "start": start,
-        "stop": stop,
         "logits": [[*cell] for cell, each in filled.items() if each.logits is not None],
         "bad": [[*each.cell, each.id, each.path, each.reason] for each in bad],
     }
@@ -71,7 +71,8 @@ def write_shard(
             for each in filled.values():
                 writer.write_table(arrow_table(each, classes), row_group_size=len(each.atoms))
 
-    which = hashlib.sha256(json.dumps(contents["cells"]).encode()).hexdigest()[:8]
+    which = hashlib.sha256(json.dumps([contents["spans"], contents["logits"]]).encode()).hexdigest()[:8]
+    start, stop = (choose(position for own in spans.values() for span in own for position in span) for choose in (min, max))
     write_atomic(_folder(folder) / f"{start:07d}-{stop:07d}-{which}.parquet", write, durable=False)
 
 
@@ -85,9 +86,12 @@ def shards(folder: Path, facts: dict[str, str]) -> list[Shard]:
         except (OSError, pa.ArrowInvalid, KeyError, ValueError):
             continue  # its images are evaluated again
         if facts.items() <= metadata.items():
-            cells, groups, logits = ([Cell(*cell) for cell in contents[key]] for key in ("cells", "groups", "logits"))
+            groups, logits = ([Cell(*cell) for cell in contents[key]] for key in ("groups", "logits"))
+            spans: dict[Cell, list[Span]] = {}
+            for name, severity, start, stop in contents["spans"]:
+                spans.setdefault(Cell(name, severity), []).append((start, stop))
             bad = [BadRow(Cell(*each[:2]), *each[2:]) for each in contents["bad"]]
-            found.append(Shard(path, cells, groups, contents["start"], contents["stop"], frozenset(logits), bad))
+            found.append(Shard(path, spans, groups, frozenset(logits), bad))
     return found
 
 
@@ -100,9 +104,10 @@ def done(folder: Path, facts: dict[str, str], cells: Sequence[Cell], images: int
     rows = {cell: number for number, cell in enumerate(cells)}
     held = np.zeros((len(cells), images), dtype=bool)
     for shard in shards(folder, facts):
-        for cell in shard.cells:
+        for cell, spans in shard.spans.items():
             if cell in rows and _has(shard, cell, logits):
-                held[rows[cell], shard.start : shard.stop] = True
+                for start, stop in spans:
+                    held[rows[cell], start:stop] = True
     return held
 
 
@@ -161,7 +166,7 @@ def clear(folder: Path) -> None:
 
 def _has(shard: Shard, cell: Cell, logits: frozenset[Cell]) -> bool:
     """Whether the shard has what is wanted of the cell: its rows, and its logits if those are wanted."""
-    return cell in shard.cells and (cell not in logits or cell in shard.logits or cell not in shard.groups)
+    return cell in shard.spans and (cell not in logits or cell in shard.logits or cell not in shard.groups)
 
 
 def _read(shard: Shard, cell: Cell, logits: bool) -> Rows:

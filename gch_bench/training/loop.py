@@ -25,6 +25,7 @@ from gch_bench.distributed import SharedError, World
 from gch_bench.errors import UserError
 from gch_bench.noise.draws import image_keys
 from gch_bench.noise.hooks import keyed_noise
+from gch_bench.results.records import LAST_CHECKPOINT
 from gch_bench.rng import seed_of
 from gch_bench.stopping import Stopped, stop_requests
 from gch_bench.training import checkpoint
@@ -79,7 +80,7 @@ class TrainingJob(NamedTuple):
 
     @property
     def checkpoint(self) -> Path:
-        return self.folder / "checkpoints" / "last.pt"
+        return self.folder / LAST_CHECKPOINT
 
     def inputs(self, batch: Batch) -> Tensor:
         """The images of a batch (B, 3, H, W) on this process's device, in the recipe's memory layout."""
@@ -128,6 +129,7 @@ def train(
     if recipe.recalibrate_bn:  # on the images of the epoch after the last, in the order and with the augmentation of that epoch
         more = checked(job.loader.epoch(recipe.epochs), job.skip_bad, skipped)
         recalibrate(trained, job.frozen, (job.inputs(batch) for batch in more), world)
+        _save(job, Position(recipe.epochs, 0))  # a run that goes on from here estimates the same statistics again
     # Without recipe.sync_bn each process has BatchNorm statistics of its own images. From here on all use those of rank 0.
     distributed.broadcast(trained.state_dict(), world)
     return trained

@@ -1,5 +1,6 @@
 """checkpoints=[...]: which network each entry means, and what cannot be told."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from gch_bench.apps.networks import configurations, frozen_stage
 from gch_bench.apps.run import train_and_evaluate
 from gch_bench.results.records import CELL_CLEAN, Cell, read_logits, read_record
+from gch_bench.results.runfacts import read_run_facts
 
 Refused = Callable[..., str]
 QUICK = (*TINY, "recipe.epochs=1", "corruptions.names=[contrast]", "corruptions.severities=[2]")
@@ -115,3 +117,34 @@ def test_networks_of_other_classes_are_refused_before_the_pass(runs: Path, tmp_p
 
 def test_train_takes_no_list(refused: Refused) -> None:
     assert "checkpoints must be left out with train.py" in refused(*QUICK, entries("a"))
+
+
+def test_a_recalibrated_run_gives_the_network_that_it_recorded(tmp_path: Path) -> None:
+    options = (*QUICK, "corruptions=none", "noise=gch", "noise.stages=[early]", "recipe.ema_decay=0.9")
+    train_and_evaluate(configuration(*options, "recipe.recalibrate_bn=true", f"output={tmp_path / 'run'}"))
+    listed = entries(tmp_path / "run")
+    train_and_evaluate(configuration(*QUICK, "corruptions=none", listed, f"output={tmp_path / 'again'}", name="evaluate"))
+    first, second = read_run_facts(tmp_path / "run"), read_run_facts(tmp_path / "again" / "run")
+    assert second.weights == first.weights
+    assert not [text for text in second.warnings if "holds other weights" in text]
+    records = [read_record(folder, CELL_CLEAN) for folder in (tmp_path / "run", tmp_path / "again" / "run")]
+    pd.testing.assert_frame_equal(*records, check_exact=True)
+
+
+def test_other_weights_and_another_image_size_are_told(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "a", tmp_path / "a")
+    shutil.copy(runs / "b" / "checkpoints" / "last.pt", tmp_path / "a" / "checkpoints" / "last.pt")
+    options = (*QUICK, "corruptions=none", "data.size=24", entries(tmp_path / "a"), f"output={tmp_path / 'out'}")
+    train_and_evaluate(configuration(*options, name="evaluate"))
+    warnings = read_run_facts(tmp_path / "out" / "a").warnings
+    assert any("was trained on images of 32 pixels" in text and "on 24 pixels" in text for text in warnings)
+    assert any("holds other weights" in text and "than those that its run was evaluated with" in text for text in warnings)
+
+
+def test_an_unfinished_run_is_refused(runs: Path, tmp_path: Path, refused: Refused) -> None:
+    shutil.copytree(runs / "a", tmp_path / "a")
+    facts = json.loads((tmp_path / "a" / "run.json").read_text())
+    (tmp_path / "a" / "run.json").write_text(json.dumps(facts | {"status": "running", "weights": None}))
+    line = refused(*QUICK, entries(tmp_path / "a"), f"output={tmp_path / 'out'}", name="evaluate")
+    assert "checkpoints must name finished runs" in line
+    assert not (tmp_path / "out").exists()

@@ -163,6 +163,25 @@ def test_rows_that_two_shards_hold_count_once(tmp_path: Path) -> None:
     assert all(rows[cell].equals(expected[cell]) for cell in CELLS)
 
 
+def test_a_shard_claims_only_the_images_that_it_has(tmp_path: Path) -> None:
+    """A pass over what an earlier shard lacks must not stand in for that shard, should it turn out to be damaged."""
+    middle, rest = task(tmp_path), task(tmp_path)
+    middle.needed[:, :8] = False
+    middle.needed[:, 16:] = False
+    evaluate([middle], images(), ALONE)
+    (shard,) = (tmp_path / "records" / "shards").iterdir()
+    rest.needed &= ~shards.done(tmp_path, FACTS, CELLS, N, frozenset())
+    assert rest.needed[:, :8].all()
+    assert not rest.needed[:, 8:16].any()
+    evaluate([rest], images(), ALONE)
+    assert shards.done(tmp_path, FACTS, CELLS, N, frozenset()).all()
+    shard.write_bytes(shard.read_bytes()[:100])
+    held = shards.done(tmp_path, FACTS, CELLS, N, frozenset())
+    assert not held[:, 8:16].any()
+    assert held[:, :8].all()
+    assert held[:, 16:].all()
+
+
 def test_a_cell_without_readable_images_does_not_block_the_others(tmp_path: Path) -> None:
     one = task(tmp_path)
     one.needed[1] = False

@@ -118,3 +118,15 @@ def test_tails_that_read_the_images_get_them() -> None:
     with torch.inference_mode():
         result = predict(found, inputs, CELL_CLEAN, ids, features_of(found, inputs))
     torch.testing.assert_close(result, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_noisy_passes_share_a_trunk_up_to_the_noise_and_not_the_frozen_part() -> None:
+    """So that each network gives the same logits alone and beside others, and computes no more than it must."""
+    networks = tails(2)
+    for network in networks:
+        inject(network, GaussianChaosNoise(), ["late"], test=True)
+    together = with_trunks([predictor(network, passes=3) for network in networks], ["early"] * 2, [32] * 2)
+    alone = [with_trunks([predictor(network, passes=3)], [None], [32])[0] for network in networks]
+    assert [each.trunk.stage for each in together if each.trunk] == ["late", "late"]
+    assert [each.trunk for each in together] == [each.trunk for each in alone]
+    assert len({each.trunk_id for each in together}) == 2

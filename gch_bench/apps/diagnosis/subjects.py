@@ -21,6 +21,7 @@ from gch_bench.files import read_json, slug
 from gch_bench.model.build import build_network, normalisation
 from gch_bench.model.packaged import pretrained_origin
 from gch_bench.model.weights import weights_digest
+from gch_bench.results.records import LAST_CHECKPOINT
 from gch_bench.results.runfacts import read_run_facts
 
 
@@ -177,7 +178,7 @@ def _of_run(folder: Path, label: str, head_dim: int | None) -> Subject:
         size, classes = facts.protocol["size"], facts.data["num_classes"]
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder}/run.json was written by another version: {error}") from error
-    last = folder / "checkpoints" / "last.pt"
+    last = folder / LAST_CHECKPOINT
     if last.exists():
         model = replace(model, checkpoint=str(last), pretrained=False)
     elif not (model.checkpoint or model.pretrained):
