@@ -91,7 +91,7 @@ def origin_warnings(config: Config, inputs: Mapping[str, Any]) -> list[str]:
         )
     if facts.finished and facts.weights != inputs["weights"] and Path(file).name == LAST_CHECKPOINT.name:
         warnings.append(
-            f"{file} holds other weights ({inputs['weights']}) than those that its run was evaluated with ({facts.weights}): its"
+            f"{file} holds other weights ({inputs['weights']}) than its run was evaluated with ({facts.weights}): its"
             " numbers will differ from the run's"
         )
     return warnings

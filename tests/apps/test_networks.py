@@ -138,7 +138,7 @@ def test_other_weights_and_another_image_size_are_told(runs: Path, tmp_path: Pat
     train_and_evaluate(configuration(*options, name="evaluate"))
     warnings = read_run_facts(tmp_path / "out" / "a").warnings
     assert any("was trained on images of 32 pixels" in text and "on 24 pixels" in text for text in warnings)
-    assert any("holds other weights" in text and "than those that its run was evaluated with" in text for text in warnings)
+    assert any("holds other weights" in text and "than its run was evaluated with" in text for text in warnings)
 
 
 def test_an_unfinished_run_is_refused(runs: Path, tmp_path: Path, refused: Refused) -> None:
