@@ -24,6 +24,7 @@ import torch.distributed as dist
 
 from gch_bench.errors import UserError
 from gch_bench.heartbeat import Heartbeat, lost_line
+from gch_bench.stopping import Stopped
 
 MEETING_SECONDS = 60.0  # the time in which all processes must meet
 SILENCE_SECONDS = 45.0  # without a sign of life, after which a process is lost
@@ -138,7 +139,7 @@ def group(device: str = "auto", patience: float = MEETING_SECONDS, silence: floa
     with torch.cuda.device(own) if cuda else nullcontext():
         joined = launch.size > 1 and not dist.is_initialized()
         heartbeat = _join(launch, "nccl" if cuda else "gloo", patience, silence) if joined else None
-        failure: str | None = None  # what the others are told
+        failure, stopped = None, False  # what the others are told, and whether it was a signal
         try:
             yield World(launch.rank, launch.size, own, launch.local_size)
         except SharedError:
@@ -150,11 +151,12 @@ def group(device: str = "auto", patience: float = MEETING_SECONDS, silence: floa
             if gloo or isinstance(error, dist.DistError):
                 known = heartbeat.failure() if heartbeat else None
                 raise UserError(lost_line(launch.rank, known, f"{CONTINUE} ({_first_line(error)})")) from error
-            failure = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {_first_line(error)}"
+            stopped = isinstance(error, Stopped)
+            failure = str(error) if stopped or isinstance(error, UserError) else f"{type(error).__name__}: {_first_line(error)}"
             raise
         finally:
             if heartbeat:
-                heartbeat.leave(failure)
+                heartbeat.leave(failure, stopped)
             if joined and dist.is_initialized():
                 dist.destroy_process_group()
 

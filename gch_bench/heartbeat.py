@@ -3,7 +3,9 @@
 Rank 0 is connected with every other process by a socket of its own. A thread of each process sends a line over it every few
 seconds. A process that is killed breaks its connection at once, and one whose host is gone or that was suspended falls silent;
 both are lost. A process that fails says why before it leaves, and one that has done its work says so. Rank 0 passes on what it
-hears. A process that learns of a loss has some seconds to end by itself; then its thread prints one line and ends it.
+hears. A process that learns of a loss has some seconds to end by itself; then its thread prints one line and ends it. One that
+learns that another was stopped by a signal has longer, because the signal probably came to all of them, and each finishes its
+step first.
 
 The thread needs the interpreter only for moments, so that a process may be busy in one step for as long as it likes.
 """
@@ -17,7 +19,8 @@ import threading
 import time
 from typing import NamedTuple
 
-BEAT, LEFT, FAILED = "beat", "left", "failed"  # the lines that are sent; FAILED is followed by what happened
+# The lines that are sent. FAILED and STOPPED (by a signal) are followed by what happened.
+BEAT, LEFT, FAILED, STOPPED = "beat", "left", "failed", "stopped"
 TICK = 0.2  # seconds between two looks at whether this process is leaving
 FAREWELL_SECONDS = 2.0  # for which a process that leaves waits until the others have heard of it
 
@@ -45,6 +48,7 @@ class Heartbeat:
         self.rank, self.silence, self.advice = rank, silence, advice
         self._peers = {other: _Peer(other, each, [time.monotonic()], bytearray()) for other, each in peers.items()}
         self._failure: str | None = None
+        self._patience = silence / 9  # seconds that this process has to end by itself after a loss
         self._lost, self._leaving = threading.Event(), threading.Event()
         self._farewell = LEFT
         self._ending = threading.Lock()  # held by whoever ends this process: its own work, or this thread
@@ -56,10 +60,16 @@ class Heartbeat:
         self._lost.wait(patience)
         return self._failure
 
-    def leave(self, failure: str | None) -> None:
-        """Tell the others that this process leaves the group, with its error if it failed, and end the thread."""
+    def leave(self, failure: str | None, stopped: bool = False) -> None:
+        """Tell the others that this process leaves the group, with its error if it failed, and end the thread.
+
+        Args:
+            stopped: the failure is that a signal stopped this process.
+        """
         self._ending.acquire()  # never released: from here on this thread alone decides how the process ends
-        self._farewell = LEFT if failure is None else f"{FAILED} rank {self.rank} failed: {' '.join(failure.split())}"
+        if failure is not None:
+            word = STOPPED if stopped else FAILED
+            self._farewell = f"{word} rank {self.rank} {word}: {' '.join(failure.split())}"
         self._leaving.set()
         self._thread.join()
 
@@ -76,7 +86,7 @@ class Heartbeat:
                 for peer in list(self._peers.values()):
                     if time.monotonic() - peer.heard[0] > self.silence:
                         self._lose(f"rank {peer.rank} gave no sign of life for {self.silence:g} s")
-                if self._lost.is_set() and not self._leaving.wait(self.silence / 9):
+                if self._lost.is_set() and not self._leaving.wait(self._patience):
                     self._end()
             self._say(self._farewell)
             for peer in self._peers.values():
@@ -98,22 +108,24 @@ class Heartbeat:
             *lines, rest = bytes(peer.buffer).split(b"\n")
             peer.buffer[:] = rest
             said = [line.decode(errors="replace") for line in lines]
-            failed = next((line for line in said if line.startswith(FAILED)), None)
+            failed = next((line for line in said if line.startswith((FAILED, STOPPED))), None)
             if not received or failed or LEFT in said:
                 selector.unregister(peer.socket)
                 peer.socket.close()
                 del self._peers[peer.rank]
                 if failed:
-                    self._lose(failed.removeprefix(FAILED).strip())
+                    word, _, what = failed.partition(" ")
+                    self._lose(what, word)
                 elif LEFT not in said:
                     self._lose(f"rank {peer.rank} was killed, perhaps for lack of memory, or its connection broke")
 
-    def _lose(self, what: str) -> None:
+    def _lose(self, what: str, word: str = FAILED) -> None:
         """Note the first loss, and pass it on."""
         if self._leaving.is_set() or self._lost.is_set():
             return
         self._failure = what
-        self._say(f"{FAILED} {what}")
+        self._patience = self.silence if word == STOPPED else self._patience
+        self._say(f"{word} {what}")
         self._lost.set()
 
     def _say(self, line: str) -> None:

@@ -71,7 +71,10 @@ class CsvLogger(NoLogger):
                 *lines, cut = self.path.read_text().split("\n")
                 if cut:  # half a row, of a process that was killed
                     write_atomic(self.path, lambda file: file.write("".join(f"{line}\n" for line in lines).encode()))
-                self.logged = {(int(step), name): float(value) for step, name, value in list(csv.reader(lines))[1:]}
+                try:
+                    self.logged = {(int(step), name): float(value) for step, name, value in list(csv.reader(lines))[1:]}
+                except ValueError as error:
+                    raise UserError(f"{self.path} is damaged ({error}): move it away, and a new one begins") from error
 
     def metrics(self, values: dict[str, float], step: int) -> None:
         self.log_new(values, step)
@@ -140,7 +143,7 @@ class WandbLogger:
 
     def metrics(self, values: dict[str, float], step: int) -> None:
         if new := self.csv.log_new(values, step):
-            self.run.log(new, step=step)
+            self.run.log(new, step=max(step, self.run.step))  # a run that goes on online takes no step before its last one
 
     def artifact(self, folder: Path, kind: str, names: Sequence[str]) -> None:
         artifact = self.wandb.Artifact(re.sub(r"[^\w.-]+", "_", f"{kind}-{folder.name}"), type=kind)

@@ -210,7 +210,16 @@ class Metric(NamedTuple):
         difference."""
         return f"{100 * value:{sign}.2f}" if self.percent else f"{value:{sign}.4f}"
 
+    def interval(self, difference: tuple[float, float, float]) -> str:
+        """A difference and the bounds of its interval as tables show them."""
+        estimate, low, high = (self.text(value, "+") for value in difference)
+        return f"{estimate} [{low}, {high}]"
 
+
+_TOP_LABEL = Metric(
+    "top-label ECE",
+    lambda a: top_label_calibration_error(a.confidence, a.correct, a.prediction, a.num_classes, a.num_bins),
+)
 # The one list of metrics, which summary.csv, console, logger, report and comparison read. Its keys are columns of summary.csv.
 METRICS: dict[str, Metric] = {
     "top1": Metric("top-1", lambda a: a.correct.mean(), better="higher", shown=True),
@@ -221,14 +230,9 @@ METRICS: dict[str, Metric] = {
     "ece_equal_mass": Metric(
         "ECE, equal-mass bins", lambda a: equal_mass_calibration_error(a.confidence, a.correct, a.num_bins)
     ),
-    "ece_top_label": Metric(
-        "top-label ECE",
-        lambda a: top_label_calibration_error(a.confidence, a.correct, a.prediction, a.num_classes, a.num_bins),
-    ),
-    "ece_classwise": Metric(  # the former name of ece_top_label, kept for programs that read this column of summary.csv
-        "top-label ECE (former name)",
-        lambda a: top_label_calibration_error(a.confidence, a.correct, a.prediction, a.num_classes, a.num_bins),
-    ),
+    "ece_top_label": _TOP_LABEL,
+    # The former name, kept for programs that read this column of summary.csv.
+    "ece_classwise": _TOP_LABEL._replace(title="top-label ECE (former name)"),
     "max_ce": Metric("maximum CE", lambda a: maximum_calibration_error(a.confidence, a.correct, a.num_bins)),
     "aurc": Metric("AURC", lambda a: area_under_risk_coverage(a.confidence, a.correct)),
     "entropy": Metric("entropy", lambda a: a.entropy.mean(), percent=False, better=None),

@@ -6,12 +6,14 @@ installs one that requeues its SLURM job. Such an earlier handler gets the signa
 
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+PATIENCE = 20.0  # seconds for the step that is at work; SLURM and others may send several signals within a moment
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -34,13 +36,18 @@ class Stopped(Exception):
 def stop_requests() -> Iterator[list[int]]:
     """Within the context the numbers of the signals are appended to the yielded list instead of ending the process.
 
-    The caller must look at the list between two steps and raise Stopped. A second Ctrl-C raises KeyboardInterrupt at once.
+    The caller must look at the list between two steps and raise Stopped. A second Ctrl-C raises KeyboardInterrupt at once, and
+    so does any signal that comes PATIENCE seconds after the first one or later, because a step may never end (for instance
+    while it waits for a file server that is gone).
     """
     requests: list[int] = []
+    first = 0.0
 
     def note(number: int, frame: FrameType | None) -> None:
-        if requests and number == signal.SIGINT:
+        nonlocal first
+        if requests and (number == signal.SIGINT or time.monotonic() - first >= PATIENCE):
             raise KeyboardInterrupt
+        first = first if requests else time.monotonic()
         requests.append(number)
 
     caught = [number for number in NUMBERS if number != signal.SIGUSR2 or callable(_earlier(number))]

@@ -14,10 +14,12 @@ from conftest import environment
 # itself and calls no collective.
 MEMBER = """
 import os, sys, time
+from contextlib import suppress
 from pathlib import Path
 from gch_bench import distributed
 from gch_bench.apps.cli import reported
 from gch_bench.errors import UserError
+from gch_bench.stopping import Stopped
 
 victim, what, silence = int(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 
@@ -26,7 +28,7 @@ def busy(seconds):
     while time.monotonic() < end:
         pass
 
-with reported(), distributed.group("cpu", silence=silence) as world:
+with suppress(Stopped), reported(), distributed.group("cpu", silence=silence) as world:
     distributed.barrier(world)
     Path(f"{world.rank}.ready").write_text(str(os.getpid()))
     if what == "busy":
@@ -35,6 +37,9 @@ with reported(), distributed.group("cpu", silence=silence) as world:
         busy(0 if world.rank == victim else 3 * silence)
     elif what == "mistake" and world.rank == victim:
         raise UserError("the disk is full")
+    elif what == "signal":  # to both; the other notes it at the end of a step
+        busy(0 if world.rank == victim else silence / 2)
+        raise Stopped(10, Path("run"))
     else:
         busy(60)
     if what != "early":
@@ -107,3 +112,10 @@ def test_a_busy_process_is_alive(what: str, tmp_path: Path) -> None:
     errors = [process.communicate(timeout=60)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
     assert errors == ["", ""]
+
+
+def test_a_signal_to_all_leaves_each_time_to_end_its_step(tmp_path: Path) -> None:
+    processes = members(tmp_path, 0, "signal", silence=4)
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    assert errors == ["", ""]
+    assert [process.returncode for process in processes] == [0, 0]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from gch_bench import stopping
 from gch_bench.stopping import Stopped, stop_requests
 
 
@@ -38,6 +39,15 @@ def test_a_second_ctrl_c_ends_at_once(restored: None) -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert requests == [signal.SIGTERM]
+
+
+def test_a_signal_that_comes_again_much_later_ends_at_once(restored: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with stop_requests():
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        monkeypatch.setattr(stopping, "PATIENCE", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])

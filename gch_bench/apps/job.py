@@ -87,6 +87,7 @@ class Job:
                 precision=self.config.evaluation.precision,
                 noise_passes=self.config.noise.mc_samples if self.protocol.noise_at_test != "off" else 0,
                 noise_seed=self.config.seed,
+                noisy_rows=self.config.evaluation.noisy_rows,
                 classes=_scored(self.config, self.data),
             ),
             folder=self.folder,
@@ -169,7 +170,7 @@ def _timm_cell(config: Config, data: DataSource, noisy: NoisyNetwork) -> Prepara
         own = timm_preparation(config.model.name)
     except UserError:  # not square, for instance
         return None
-    return own if str(own) != data.geometry and not own.equals(data.preparation) and accepts(noisy.network, own.size) else None
+    return own if not own.equals(data.preparation) and accepts(noisy.network, own.size) else None
 
 
 def _stored(config: Config, data: DataSource, cells: list[Cell], ids: np.ndarray) -> dict[Cell, StoredImages]:

@@ -27,8 +27,8 @@ from gch_bench.loggers import Logger, open_logger
 from gch_bench.memory import keep_freed_memory
 from gch_bench.model.weights import weights_digest
 from gch_bench.results import records, shards
-from gch_bench.results.records import Cell
-from gch_bench.results.runfacts import RunFile, identity_hash, sole_use
+from gch_bench.results.records import CELL_CLEAN_TIMM, Cell
+from gch_bench.results.runfacts import RunFile, Timings, identity_hash, sole_use
 from gch_bench.results.summary import logged_metrics, write_summary
 from gch_bench.stopping import Stopped, stop_requests
 from gch_bench.threads import torch_threads
@@ -105,8 +105,9 @@ def _work(jobs: Sequence[Job], world: World, stack: contextlib.ExitStack) -> Non
         ready.append(_ready(job, training, logger))
     trained = time.monotonic()
     _evaluate(ready, world)
+    evaluated = time.monotonic()
     for each, training, logger in zip(ready, trainings, loggers, strict=True):
-        _finish(each, training, logger, trained - started, (time.monotonic() - trained) / len(ready))
+        _finish(each, training, logger, Timings(trained - started if training else 0.0, evaluated - trained, len(ready)))
 
 
 def _prepared(config: Config, world: World) -> list[Job]:
@@ -215,6 +216,8 @@ def _join(each: Ready, images: int) -> None:
     _note_skipped(job, "val", shards.bad_images(job.folder, facts))
     commit = {"commit": str(job.run_file.commit)}
     more = {cell: commit | ({"images": job.stored[cell].fingerprint} if cell in job.stored else {}) for cell in each.missing}
+    if job.timm is not None:
+        more[CELL_CLEAN_TIMM] = commit | {"preparation": str(job.timm)}  # other than the protocol's
     shards.join(job.folder, each.missing, images, facts, more, job.logits)
     shards.clear(job.folder)
 
@@ -225,13 +228,13 @@ def _note_skipped(job: Job, split: str, skipped: Sequence[tuple[str, str]]) -> N
         job.display.warn(f"{count} unreadable {split} images were skipped; {job.run_file.path} names them")
 
 
-def _finish(each: Ready, training: TrainingJob | None, logger: Logger | None, trained: float, evaluated: float) -> None:
+def _finish(each: Ready, training: TrainingJob | None, logger: Logger | None, timings: Timings) -> None:
     """Write the tables of a finished run, log its metrics and show them."""
     job = each.job
     if not job.world.main:
         return
     summary = _summary(job, each.weights)
-    job.run_file.finish(each.weights, trained if training else 0.0, evaluated)
+    job.run_file.finish(each.weights, timings)
     own = logger or open_logger(job.config, job.folder, job.world.main)
     steps = training.recipe.epochs * training.steps if training else 0
     own.metrics(logged_metrics(summary, job.data.is_imagenet_1k), steps)

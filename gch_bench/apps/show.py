@@ -3,7 +3,8 @@
 import pandas as pd
 
 from gch_bench.apps.job import Job
-from gch_bench.metrics import CLEAN, SHOWN
+from gch_bench.metrics import CLEAN, METRICS, SHOWN
+from gch_bench.report.statistics import paired_differences
 from gch_bench.results.records import CELL_CLEAN, CELL_CLEAN_TIMM, read_record
 from gch_bench.results.runfacts import stage_in_words
 from gch_bench.results.summary import MEAN, means
@@ -55,12 +56,13 @@ def show(job: Job, summary: pd.DataFrame) -> None:
 
 
 def _timm_note(job: Job) -> str:
-    """Clean top-1 accuracy in timm's own preparation against that in the run's, with a paired 95% interval."""
-    records = [read_record(job.folder, cell) for cell in (CELL_CLEAN, CELL_CLEAN_TIMM)]
-    own, other = ((record["prediction"] == record["label"]).to_numpy(float) for record in records)
-    mean, half = 100 * (other - own).mean(), 196 * (other - own).std() / len(own) ** 0.5
+    """Clean accuracy and NLL in timm's own preparation against those in the run's, with paired 95% intervals."""
+    own, other = (read_record(job.folder, cell) for cell in (CELL_CLEAN, CELL_CLEAN_TIMM))
+    several_labels = job.data.val.label_sets is not None
+    differences = paired_differences([own], [other], several_labels=several_labels)
+    shown = [f"{METRICS[key].header} {METRICS[key].interval(differences[key])}" for key in ("top1", "nll")]
     return (
-        f"timm validates this network with another preparation of the images ({job.timm}): clean top-1 is then"
-        f" {100 * other.mean():.2f}%, {mean:+.2f} points [{mean - half:+.2f}, {mean + half:+.2f}] against this run's"
-        f" ({job.data.geometry}); data.preprocess=timm uses it for all cells"
+        f"timm validates this network with another preparation of the images, {job.timm} instead of {job.data.geometry}; it"
+        f" changes the clean numbers by: {', '.join(shown)} [95% intervals, paired bootstrap]; data.preprocess=timm uses it for"
+        " all cells"
     )

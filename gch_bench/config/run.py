@@ -155,10 +155,13 @@ class EvaluationConfig:
     """How the forward passes of an evaluation run."""
 
     batch_size: int = field(default=64, metadata=NOT_IN_IDENTITY)  # images per forward pass and process
+    # Several noisy passes go through the part of the network after the noise together while they have at most so many rows.
+    noisy_rows: int = field(default=256, metadata=NOT_IN_IDENTITY)
     precision: str = "fp32"  # fp32 | bf16 (torch's autocast)
 
     def __post_init__(self) -> None:
-        check(self.batch_size >= 1, "batch_size", ">= 1", self.batch_size)
+        for name in ("batch_size", "noisy_rows"):
+            check(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
         check_choice("precision", self.precision, ("fp32", "bf16"))
 
 

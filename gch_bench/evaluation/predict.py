@@ -17,8 +17,6 @@ from gch_bench.noise.draws import image_keys
 from gch_bench.noise.hooks import keyed_noise
 from gch_bench.results.records import Cell
 
-PASS_ROWS = 256  # noisy passes of the tail run together as long as the batch has no more rows than this
-
 
 class Predictor(NamedTuple):
     """How normalised images become logits: everything that a prediction depends on except the images."""
@@ -28,6 +26,7 @@ class Predictor(NamedTuple):
     precision: str  # fp32 | bf16
     noise_passes: int = 0  # T, the number of noisy passes; 0: one pass without noise
     noise_seed: int = 0
+    noisy_rows: int = 256  # most rows of a forward pass of the tail in which several noisy passes go together
     classes: tuple[int, ...] | None = None  # which of the network's outputs are scored, in this order; None: all
     # The part of the network that is computed once for all noisy passes, and for all networks with the same trunk_id.
     trunk: Trunk | None = None
@@ -93,7 +92,7 @@ def predict(predictor: Predictor, inputs: Tensor, cell: Cell, ids: Tensor, featu
     """
     if not predictor.noise_passes:
         return _forward(predictor, inputs, features)
-    together = 1 if features is None else max(1, PASS_ROWS // len(ids))
+    together = 1 if features is None else max(1, predictor.noisy_rows // len(ids))
     passes: list[Tensor] = []
     for first in range(0, predictor.noise_passes, together):
         numbers = range(first, min(first + together, predictor.noise_passes))

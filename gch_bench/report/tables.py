@@ -166,8 +166,7 @@ def means(run: Run, cells: list[Cell]) -> dict[str, float]:
 def _interval(metric: Metric, value: Interval | None) -> str:
     if value is None:  # a metric that the bootstrap does not know
         return "no interval"
-    estimate, low, high = (metric.text(part, "+") for part in value)
-    return f"{estimate} [{low}, {high}]"
+    return metric.interval(value)
 
 
 def _notes(runs: list[Run], labels: list[str], shared: list[Cell], num_resamples: int, level: float) -> list[str]:

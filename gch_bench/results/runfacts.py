@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gch_bench import distributed, files
 from gch_bench.distributed import World
@@ -22,6 +22,14 @@ from gch_bench.provenance import provenance
 # Version of run.json. It is raised when a field changes its meaning; a new field has a default and needs no new version.
 FORMAT = 2
 LOCK_SECONDS = 60.0  # to wait for another job in the run folder: a job that was preempted may run again while the old one ends
+
+
+class Timings(NamedTuple):
+    """How long the parts of a session took."""
+
+    train_seconds: float
+    evaluate_seconds: float  # of the whole pass over the images, which may have evaluated other networks, too
+    networks: int  # that the pass evaluated
 
 
 @dataclass
@@ -50,7 +58,7 @@ class RunFacts:
     skipped: dict[str, Any] = field(default_factory=dict)  # split -> number and names of the images that could not be read
     sessions: list[dict[str, Any]] = field(default_factory=list)
     weights: str | None = None  # digest of the weights that the records were made with; None until a session has finished
-    timings: dict[str, float] = field(default_factory=dict)  # train_seconds and evaluate_seconds, summed over the sessions
+    timings: dict[str, float] = field(default_factory=dict)  # the seconds of Timings, summed over the sessions
     format: int = FORMAT
 
     @property
@@ -203,11 +211,11 @@ class RunFile:
             self.write()
         return len(images)
 
-    def finish(self, weights: str, train_seconds: float, evaluate_seconds: float) -> None:
-        """End the session and mark the run as finished. `timings` sums the sessions that got this far."""
+    def finish(self, weights: str, timings: Timings) -> None:
+        """End the session and mark the run as finished. The run's `timings` sum the sessions that got this far."""
         assert self.facts is not None
-        own = {"train_seconds": round(train_seconds, 2), "evaluate_seconds": round(evaluate_seconds, 2)}
-        self.facts.sessions[-1] |= own | {"ended": _now()}
+        own = {"train_seconds": round(timings.train_seconds, 2), "evaluate_seconds": round(timings.evaluate_seconds, 2)}
+        self.facts.sessions[-1] |= own | {"evaluated_networks": timings.networks, "ended": _now()}
         self.facts.timings = {key: round(sum(session.get(key, 0) for session in self.facts.sessions), 2) for key in own}
         self.facts.status, self.facts.weights = "finished", weights
         self.write()

@@ -9,7 +9,7 @@ import torch
 
 from gch_bench.distributed import World
 from gch_bench.errors import UserError
-from gch_bench.results.runfacts import FORMAT, RunFile, differences, read_run_facts
+from gch_bench.results.runfacts import FORMAT, RunFile, Timings, differences, read_run_facts
 
 WORLD = World(0, 1, torch.device("cpu"))
 DESCRIBED = {
@@ -23,7 +23,7 @@ def written(folder: Path) -> dict:
     status.begin(**DESCRIBED)
     assert not read_run_facts(folder).finished
     assert status.note_skipped("val", [("b.png", "cut"), ("a.png", "empty")]) == 2
-    status.finish("digest", 1.5, 2.5)
+    status.finish("digest", Timings(1.5, 2.5, 1))
     return json.loads((folder / "run.json").read_text())
 
 
@@ -40,10 +40,11 @@ def test_sessions_add_up_and_another_identity_is_refused(tmp_path: Path) -> None
     written(tmp_path)
     again = RunFile(tmp_path, {"seed": 0}, "auto", WORLD)
     again.begin(**{**DESCRIBED, "mechanism": "other"})
-    again.finish("digest", 0.0, 1.0)
+    again.finish("digest", Timings(0.0, 1.0, 2))
     facts = read_run_facts(tmp_path)
     assert len(facts.sessions) == 2
     assert facts.timings["evaluate_seconds"] == 3.5
+    assert [session["evaluated_networks"] for session in facts.sessions] == [1, 2]
     assert facts.mechanism == "none", "a finished run keeps what made its weights"
     with pytest.raises(UserError, match=r"another run \(it differs in seed\)"):
         RunFile(tmp_path, {"seed": 1}, "auto", WORLD)
@@ -58,7 +59,7 @@ def test_warnings_about_the_weights_outlive_their_session(tmp_path: Path) -> Non
     again = RunFile(tmp_path, {"seed": 0}, "auto", WORLD)  # the first session was stopped
     again.begin(**{**DESCRIBED, "warnings": ["second"]})
     assert again.warnings == read_run_facts(tmp_path).warnings == ["second", "continued"]
-    again.finish("digest", 0.0, 0.0)
+    again.finish("digest", Timings(0.0, 0.0, 1))
     third = RunFile(tmp_path, {"seed": 0}, "auto", WORLD)
     third.begin(**{**DESCRIBED, "warnings": ["third"]})
     assert read_run_facts(tmp_path).warnings == ["second", "continued"], "a finished run keeps what made its weights"
