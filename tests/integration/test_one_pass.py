@@ -21,7 +21,7 @@ from tinynet import tinynet
 
 from gch_bench.apps.run import train_and_evaluate
 from gch_bench.report.tables import compare, read_run
-from gch_bench.results.records import CELL_CLEAN, CELL_CLEAN_TIMM, Cell, read_record
+from gch_bench.results.records import CELL_CLEAN, CELL_CLEAN_TIMM, Cell, read_record, record_facts
 from gch_bench.results.runfacts import RunFile
 from gch_bench.results.summary import logged_metrics
 
@@ -55,7 +55,13 @@ def test_real_weights_on_some_of_imagenets_classes(
     assert all(table["prediction"].isin([0, 1, 2]).all() for table in rows.values())
     assert not rows[CELL_CLEAN]["nll"].equals(rows[CELL_CLEAN_TIMM]["nll"])
     assert pd.read_csv(folder / "means.csv")["corruption"].tolist() == ["clean", "contrast", "mean"]
-    assert "timm validates this network with another preparation" in capsys.readouterr().out
+    facts = record_facts(folder, CELL_CLEAN_TIMM)
+    assert facts is not None
+    assert facts["preparation"] == "timm-center-crop0.875-bicubic-224"
+    shown = " ".join(capsys.readouterr().out.split())
+    own, timms = (rows[cell]["nll"].astype(float).mean() for cell in (CELL_CLEAN, CELL_CLEAN_TIMM))
+    assert "timm validates this network with another preparation" in shown
+    assert f"NLL {timms - own:+.4f} [" in shown
     logged = logged_metrics(pd.read_csv(folder / "summary.csv"), imagenet_1k=False)
     assert {name.split("/")[0] for name in logged} == {"clean", "clean_timm", "shift"}
     report = compare([read_run(folder), read_run(folder)])
