@@ -42,6 +42,7 @@ MODEL, SIZE, BATCH, NETWORKS, PASSES = "tf_efficientnet_lite0", 224, 32, 4, 10
 FIFTEEN = [name for name, row in CORRUPTIONS.items() if row.group != "extra"]
 CELLS = [CELL_CLEAN, *(Cell(name, severity) for name in FIFTEEN for severity in (1, 2, 3, 4, 5))]
 ALONE = World(0, 1, torch.device("cpu"))
+HEADER = "| what (A / B: the time of A divided by that of B) | measured | goal | met |"
 MARK = {True: "yes", False: "NO"}
 
 
@@ -278,7 +279,7 @@ def main() -> None:
         )
         counts = f"{options.clean} clean ones, {options.images} for c15"
         lines = [f"{MODEL}, {SIZE} px, batch {BATCH}, photographs of 500 x 375 pixels ({counts}), {options.turns} turns;"
-                 f" {machine(torch.device('cpu'))}.", "", "| what (A / B: the time of A divided by that of B) | measured | goal | met |", "|---|---|---|---|"]  # fmt: skip
+                 f" {machine(torch.device('cpu'))}.", "", HEADER, "|---|---|---|---|"]  # fmt: skip
         print("\n".join(lines))
         parts = (
             (decoders, many),
