@@ -24,6 +24,7 @@ from gch_bench.data.transforms import Normalisation
 from gch_bench.distributed import World
 from gch_bench.errors import UserError
 from gch_bench.evaluation.predict import Predictor, predict
+from gch_bench.noise.mechanism import Gate
 from gch_bench.results.records import CELL_CLEAN
 from gch_bench.training.loop import TrainingJob, train
 from gch_bench.training.optim import ema_warning
@@ -123,6 +124,19 @@ def test_amp_is_what_modules_see(amp: str, dtype: torch.dtype, tmp_path: Path) -
     train(job, lambda progress: None, [], warn=print)
     assert set(seen) == {(dtype, torch.float32)}, "activations in the recipe's precision, weights in float32"
     assert set(losses) == {torch.float32}
+
+
+def test_every_epoch_draws_other_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gates: list[Tensor] = []
+    transform = Gate.transform
+    monkeypatch.setattr(Gate, "transform", lambda self, psi: (gates.append(transform(self, psi)), gates[-1])[1])
+    job = make_job(tmp_path, "noise=gch", "recipe.epochs=2", "recipe.batch_size=36")
+    gates.clear()  # those of the trial forward passes
+    train(job, lambda progress: None, [], warn=print)
+    ids = torch.stack([torch.cat([batch.ids for batch in job.loader.epoch(epoch)]) for epoch in (0, 1)])
+    first, second = (torch.cat(gates[2 * epoch : 2 * epoch + 2])[ids[epoch].argsort()] for epoch in (0, 1))
+    assert (len(gates), first.shape) == (4, (72, 4, 4))
+    assert not torch.isclose(first, second).all((1, 2)).any(), "no image has the same gate in both epochs"
 
 
 def test_bf16_evaluation_is_what_modules_see() -> None:
