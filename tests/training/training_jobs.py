@@ -1,5 +1,6 @@
 """A training job as the program makes it, for tests that look inside; and several of them, when run under torchrun."""
 
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,8 @@ from gch_bench.data.images import ArrayImages
 from gch_bench.data.sets import load_data
 from gch_bench.distributed import World
 from gch_bench.model.build import build
-from gch_bench.training.loop import TrainingJob, train
+from gch_bench.training import checkpoint
+from gch_bench.training.loop import StepReport, TrainingJob, train
 from gch_bench.training.setup import training_job
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -57,6 +59,27 @@ BATCHNORM_CASES = {
 }
 
 
+# A training of 9 optimiser steps with all that a process draws by itself.
+RESUMED = (
+    "noise=gch", "recipe.ema_decay=0.9", "recipe.grad_accumulation=2", "recipe.mixup=0.2", "recipe.epochs=3",
+    "recipe.batch_size=24", "recipe.checkpoint_minutes=0.00001",
+)  # fmt: skip
+
+
+def resumed_weights(folder: Path, world: World) -> dict[str, dict[str, torch.Tensor]]:
+    """The weights at the end of a training, and of one that goes on from the straight one's checkpoint in its second epoch."""
+    jobs = {name: make_job(folder / name, *RESUMED, world=world) for name in ("straight", "resumed")}
+
+    def keep(progress: StepReport) -> None:
+        if world.main and progress.epoch == 1:
+            shutil.copytree(jobs["straight"].checkpoint.parent, jobs["resumed"].checkpoint.parent)
+
+    weights = {"straight": train(jobs["straight"], keep, [], warn=print).state_dict()}
+    position = checkpoint.newest(jobs["resumed"].checkpoint, world, print)["position"]  # type: ignore[index]
+    assert position == {"epoch": 1, "step": 2}, position
+    return weights | {"resumed": train(jobs["resumed"], lambda progress: None, [], warn=print).state_dict()}
+
+
 def save_weights(folder: Path) -> None:
     """In each process of the group: write the weights at the end of all trainings to `folder`/RANK.pt."""
     with distributed.group("cpu") as world:
@@ -64,6 +87,7 @@ def save_weights(folder: Path) -> None:
         for name, options in BATCHNORM_CASES.items():
             job = make_job(folder / name, "noise=gch", "recipe.epochs=1", "recipe.batch_size=24", *options, world=world)
             weights[name] = train(job, lambda progress: None, [], warn=print).state_dict()
+        weights |= resumed_weights(folder, world)
         torch.save(weights, folder / f"{world.rank}.pt")
 
 
