@@ -180,6 +180,7 @@ def test_source_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(other["exponent"][:3]) == list(whole["exponent"])
     parts, one = SafetensorsWeights("parts"), SafetensorsWeights("gpt.safetensors")
     assert list(parts) == list(one)
+    assert [name for name in one if "c_fc" in name] == [f"h.{i}.mlp.c_fc.weight" for i in (1, 2, 10)]
     assert all(torch.equal(parts[name], one[name]) for name in one)
 
 
