@@ -73,13 +73,15 @@ def environment() -> dict[str, str]:
 
 
 def signalled(overrides: list[str], file: Path, number: int) -> tuple[int, str]:
-    """Run train.py, send it the signal once `file` is there: (exit code, stderr)."""
+    """Run train.py, send it and its loader processes the signal once `file` is there: (exit code, stderr)."""
     command = [sys.executable, str(REPOSITORY / "train.py"), *overrides]
-    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     deadline = time.monotonic() + 120
     while not file.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(number)
+    os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=120)
     return process.returncode, errors
 

@@ -2,8 +2,11 @@ import dataclasses
 import re
 
 import pytest
+from conftest import configuration
 
-from gch_bench.evaluation.protocol import NOT_APPLICABLE, Protocol
+from gch_bench.data.sets import load_data
+from gch_bench.data.transforms import Normalisation
+from gch_bench.evaluation.protocol import NOT_APPLICABLE, Protocol, protocol_of
 
 BASE = Protocol(
     source="generated",
@@ -69,3 +72,12 @@ def test_malformed_fields():
         dataclasses.replace(BASE, mean=(0.5,))
     with pytest.raises(ValueError, match="noise_at_test must be off or on-T<passes>, got 'on'"):
         dataclasses.replace(BASE, noise_at_test="on")
+
+
+def test_other_images_of_the_same_number_are_another_protocol():
+    ids = set()
+    for seed in (0, 1):
+        config = configuration("corruptions.subset=10", f"corruptions.subset_seed={seed}")
+        data = load_data(config.data, train=False)
+        ids.add(protocol_of(config, data, Normalisation(BASE.mean, BASE.std), "cpu").id)
+    assert len(ids) == 2

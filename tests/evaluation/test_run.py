@@ -30,6 +30,7 @@ ALONE = World(0, 1, torch.device("cpu"))
 FACTS = {"protocol": "p"}
 CELLS = [CELL_CLEAN, Cell("contrast", 2), Cell("gaussian_noise", 3)]
 N = 23
+SEED = 7  # of the corruptions
 PIXELS = np.random.default_rng(1).integers(0, 256, (N, 32, 32, 3), dtype=np.uint8)
 CLEAN = ArrayImages([str(i) for i in range(N)], np.arange(N) % 5, PIXELS)
 
@@ -40,7 +41,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def images(jpeg: bool = False, cells: Sequence[Cell] = CELLS, batch_size: int = 4) -> EvaluatedImages:
-    return EvaluatedImages(CLEAN, np.arange(N), list(cells), {}, 0, jpeg, batch_size, 0, False)
+    return EvaluatedImages(CLEAN, np.arange(N), list(cells), {}, SEED, jpeg, batch_size, 0, False)
 
 
 def network(seed: int) -> nn.Module:
@@ -148,8 +149,9 @@ def test_lost_rows_are_never_recorded(tmp_path: Path) -> None:
 
 
 def test_rows_that_two_shards_hold_count_once(tmp_path: Path) -> None:
-    """A pass without logits is stopped, goes on with the logits of one cell, is stopped again, and ends without."""
-    first, second, third = (task(tmp_path) for _ in range(3))
+    """A pass without logits is stopped, goes on with the logits of one cell, is stopped again, and ends without; then a pass
+    wants these logits of all images, and makes those that no shard has."""
+    first, second, third, last = (task(tmp_path) for _ in range(4))
     first.needed[:, 12:] = False
     evaluate([first], images(), ALONE)
     second.logits = frozenset(CELLS[:1])
@@ -161,6 +163,13 @@ def test_rows_that_two_shards_hold_count_once(tmp_path: Path) -> None:
     evaluate([task(tmp_path / "straight")], images(), ALONE)
     rows, expected = joined(tmp_path), joined(tmp_path / "straight")
     assert all(rows[cell].equals(expected[cell]) for cell in CELLS)
+    last.logits = second.logits
+    last.needed &= ~shards.done(tmp_path, FACTS, CELLS, N, last.logits)
+    assert last.needed.sum(1).tolist() == [N - 16, 0, 0], "the second pass has the logits of the first 16"
+    evaluate([last], images(), ALONE)
+    rows = joined(tmp_path, last.logits)
+    assert all(rows[cell].equals(expected[cell]) for cell in CELLS)
+    assert read_logits(tmp_path, CELLS[0]).shape == (N, 5)
 
 
 def test_a_shard_claims_only_the_images_that_it_has(tmp_path: Path) -> None:
@@ -228,7 +237,7 @@ def test_pixels_that_the_network_sees(tmp_path: Path, cell: Cell, jpeg: bool) ->
     evaluate([one], images(jpeg, [cell], batch_size=N), ALONE)
     expected = torch.from_numpy(PIXELS).permute(0, 3, 1, 2).contiguous()
     if cell != CELL_CLEAN:
-        expected = corrupt(expected, *cell, torch.arange(N), parameters="cifar_32")
+        expected = corrupt(expected, *cell, torch.arange(N), SEED, "cifar_32")
         if jpeg:
             expected = torch.stack([through_jpeg(image) for image in expected])
     torch.testing.assert_close(seen, [normalise(expected, NORMALISATION)], rtol=0, atol=0)
@@ -255,6 +264,18 @@ def test_recorded_logits_are_the_networks_own(tmp_path: Path) -> None:
     assert read_logits(tmp_path, CELLS[1]).shape == (N, 5)
     with pytest.raises(UserError, match=r"holds no logits: evaluate with records\.logits=true"):
         read_logits(tmp_path, CELLS[2])
+
+
+def test_an_image_with_several_labels_is_scored_against_the_most_probable_one(tmp_path: Path) -> None:
+    sets = [(i % 5, (i + 2) % 5) for i in range(N)]
+    several = images()._replace(clean=ArrayImages(CLEAN.names, CLEAN.labels, PIXELS, label_sets=sets))
+    one = task(tmp_path)
+    evaluate([one], several, ALONE)
+    with torch.inference_mode():
+        logits = one.predictor.network(normalise(torch.from_numpy(PIXELS).permute(0, 3, 1, 2), NORMALISATION)).tolist()
+    expected = [max(labels, key=lambda label: scores[label]) for labels, scores in zip(sets, logits, strict=True)]
+    assert joined(tmp_path)[CELL_CLEAN]["label"].tolist() == expected
+    assert expected != CLEAN.labels.tolist(), "the first label of each image"
 
 
 def test_logits_beyond_float16_are_refused(tmp_path: Path) -> None:

@@ -120,6 +120,25 @@ def test_tails_that_read_the_images_get_them() -> None:
     torch.testing.assert_close(result, plain, rtol=1e-5, atol=1e-6)
 
 
+class Placed(nn.Module):
+    """Gives logits that depend on an image's place in the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = tinynet(5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.body(images)
+        return logits + torch.arange(len(logits))[:, None]
+
+
+def test_a_tail_that_cannot_be_repeated_along_the_batch_is_not_used() -> None:
+    network = Placed().eval()
+    inject(network, GaussianChaosNoise(), ["body.late"], test=True)
+    (found,) = with_trunks([predictor(network, passes=3)], [None], [32])
+    assert found.trunk is None
+
+
 def test_noisy_passes_share_a_trunk_up_to_the_noise_and_not_the_frozen_part() -> None:
     """So that each network gives the same logits alone and beside others, and computes no more than it must."""
     networks = tails(2)

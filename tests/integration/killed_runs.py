@@ -2,7 +2,8 @@
 
 It is a program of its own: it imports everything once and forks a process per attempt, in which the real entry point runs. Its
 arguments: a seed, the number of kills, and the arguments of train.py. Its output: a line per attempt that says at what moment
-the process was killed, or `end` and its exit code. What train.py prints goes to log.txt beside the run folder.
+the process was killed, `ended` where the moment did not come, after which a new run begins, or `end` and its exit code. What
+train.py prints goes to log.txt beside the run folder.
 """
 
 import importlib
@@ -21,6 +22,7 @@ from conftest import REPOSITORY
 for module in ("gch_bench.apps.run", "tinynet"):
     importlib.import_module(module)
 
+EVALUATION = {"evaluation", "shard", "record"}  # kinds of moments that lie in the evaluation for certain
 Moment = Callable[[int], bool]  # of a process id: whether the moment has come
 
 
@@ -77,6 +79,16 @@ def in_training(last: Path, wait: float, then: Moment = lambda child: True) -> M
     return now
 
 
+def more_files(folder: Path) -> Moment:
+    """Once there are more complete files in the folder than now."""
+
+    def count() -> int:
+        return len(list(folder.glob("*.parquet")))
+
+    before = count()
+    return lambda child: count() > before
+
+
 def killed(child: int, now: Moment) -> bool:
     """Kill the process at the moment: whether it came before the process had ended by itself."""
     while not now(child):
@@ -95,20 +107,32 @@ def main(seed: int, kills: int, arguments: list[str]) -> None:
         "random": lambda: after(draw.uniform(0.4, 1.2)),
         "step": lambda: in_training(last, draw.uniform(0, 0.2)),
         "checkpoint": lambda: in_training(last, 0, while_writing(last)),
+        "evaluation": lambda: more_files(folder / "records" / "shards"),  # seconds before it is finished
         "shard": lambda: while_writing(folder / "records" / "shards"),
         "record": lambda: while_writing(folder / "records"),
         "run.json": lambda: while_writing(folder / "run.json"),
     }
     kinds = ["step", "checkpoint", "random", "step", "checkpoint", "run.json"]
     # Most kills come in training, then some in the evaluation, and the last ones when its shards are joined to records.
-    late = ["random", "shard", "random", "shard", "random", "random", "record", "record"]
+    late = ["shard", "evaluation", "random", "shard", "random", "random", "record", "record"]
     plan = [*(kinds * kills)[: max(0, kills - len(late))], *late] if kills else []
-    for kind in plan:
-        child = attempt(arguments, log)
-        hit = killed(child, moments[kind]())
+    hits: list[str] = []  # the kills of the run that is in the folder now
+
+    def strike(kind: str) -> None:
+        hit = killed(attempt(arguments, log), moments[kind]())
         print(kind if hit else "ended", flush=True)
+        hits.append(kind)
         if not hit:  # on a busy machine a short moment may be missed: the run is finished, and the next kills hit a new one
             shutil.rmtree(folder, ignore_errors=True)
+            hits.clear()
+
+    for kind in plan:
+        strike(kind)
+    if kills and (len(hits) < 5 or not EVALUATION & set(hits)):  # too many were missed: moments that last make a new run
+        shutil.rmtree(folder, ignore_errors=True)
+        print("ended", flush=True)
+        for kind in ["step", "checkpoint", "step", "random", "evaluation"]:
+            strike(kind)
     print("end", os.waitstatus_to_exitcode(os.waitpid(attempt(arguments, log), 0)[1]), flush=True)
 
 

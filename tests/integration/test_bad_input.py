@@ -88,14 +88,7 @@ def test_one_line_names_it(overrides: tuple[str, ...], said: list[str], refused:
 
 def test_as_typed(cli) -> None:
     """The same through the real command line: errors of composing and errors inside the job."""
-    for arguments in (
-        ("noise=gnoise",),
-        ("noise=gch", "noise.gamma=-1"),
-        ("noise=gch", "noise.gama=1"),
-        ("noise=[gch,none]",),
-        ("corruptions=[fog,fogg]",),
-        ("data=imagenet",),
-    ):
+    for arguments in (("noise=[gch,none]",), ("data=imagenet",)):
         done = cli("train.py", *arguments)
         assert done.returncode == 2
         assert len(done.stderr.splitlines()) == 1, done.stderr

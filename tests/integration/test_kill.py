@@ -32,6 +32,9 @@ def test_killed_at_twenty_moments(tmp_path: Path) -> None:
     assert sum(count.values()) - count["ended"] >= 10, count
     assert min(count["step"], count["random"]) >= 1, count
     assert sum(count[kind] for kind in ("checkpoint", "shard", "record", "run.json")) >= 2, count
+    of_this_run = attempts[len(attempts) - attempts[::-1].index("ended") :] if "ended" in attempts else attempts
+    assert len(of_this_run) >= 5, attempts
+    assert {"evaluation", "shard", "record"} & set(of_this_run), attempts
     straight, killed = tmp_path / "straight" / "run", tmp_path / "killed" / "run"
     first, second = (json.loads((folder / "run.json").read_text()) for folder in (straight, killed))
     assert (second["status"], second["warnings"]) == ("finished", first["warnings"])

@@ -1,6 +1,5 @@
 """recipe.freeze: what lies up to a stage stays exactly as it was, what lies after it is trained."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -119,15 +118,3 @@ def test_nothing_is_frozen_by_default() -> None:
     recipe = configuration().recipe
     assert recipe is not None
     assert recipe.freeze is None
-
-
-def test_two_processes_train_behind_a_frozen_part(tmp_path: Path, cli: Callable) -> None:
-    """DDP over a network of which a part has no gradients, with EMA and BatchNorm without noise."""
-    options = ("noise=gch", "recipe.epochs=1", "recipe.batch_size=256", "corruptions=none", f"output={tmp_path / 'run'}")
-    switches = ("recipe.freeze=early", "recipe.ema_decay=0.5", "recipe.recalibrate_bn=true")
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    done = cli("train.py", *TINY, *options, *switches, launcher=launcher, timeout=180)
-    assert done.returncode == 0, done.stderr
-    after = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)["model"]
-    assert torch.equal(after["early.1.running_var"], torch.ones(8)), "as it was before the first step"
-    assert not torch.equal(after["late.1.running_var"], torch.ones(16))

@@ -9,7 +9,7 @@ import torch
 from conftest import TINY, configuration
 from tinynet import groupnorm, tinynet
 from torch import nn
-from training_jobs import EQUAL_CASES, equal_weights, make_job
+from training_jobs import BATCHNORM_CASES, EQUAL_CASES, equal_weights, make_job
 
 from gch_bench.errors import UserError
 from gch_bench.noise import GaussianChaosNoise, inject
@@ -18,19 +18,33 @@ from gch_bench.training.freeze import NOTHING, freeze
 from gch_bench.training.processes import process_dependence, synchronise
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, torch.Tensor]]:
+    return equal_weights(tmp_path_factory.mktemp("alone"))
+
+
 @pytest.mark.parametrize("processes", [2, 3])
-def test_weights_are_those_of_one_process(processes: int, tmp_path: Path, cli: Callable) -> None:
-    """With internal noise, gradient accumulation and averaging, to 1e-5 in every weight; the noise itself matters much more."""
+def test_weights_are_those_of_one_process(
+    processes: int, tmp_path: Path, cli: Callable, alone: dict[str, dict[str, torch.Tensor]]
+) -> None:
+    """With internal noise, gradient accumulation, averaging and a frozen part, to 1e-5 in every weight; the noise itself
+    matters much more. With BatchNorm at least all processes end with the same network, and so does a resumed training."""
     launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}")
-    done = cli("tests/training/training_jobs.py", "equal", str(tmp_path), launcher=launcher, timeout=120)
+    done = cli("tests/training/training_jobs.py", str(tmp_path), launcher=launcher, timeout=120)
     assert done.returncode == 0, done.stderr
-    several = torch.load(tmp_path / f"{processes}.pt", weights_only=True)
-    alone = equal_weights(tmp_path / "alone")
-    assert set(alone) == set(EQUAL_CASES) == set(several)
+    first, *others = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(processes))
+    assert set(alone) == set(EQUAL_CASES) == set(first) - {*BATCHNORM_CASES, "straight", "resumed"}
     for case, weights in alone.items():
         for name, value in weights.items():
-            torch.testing.assert_close(several[case][name], value, rtol=0, atol=1e-5, msg=f"{case} {name}")
+            torch.testing.assert_close(first[case][name], value, rtol=0, atol=1e-5, msg=f"{case} {name}")
     assert max(float((alone["gch"][name] - alone["dropblock"][name]).abs().max()) for name in alone["gch"]) > 1e-3
+    for case, weights in first.items():
+        for name, value in weights.items():
+            assert all(torch.equal(other[case][name], value) for other in others), f"{case} {name}"
+    for name, value in first["straight"].items():  # DDP's first step may sum three processes' gradients in another order
+        torch.testing.assert_close(first["resumed"][name], value, rtol=0, atol=0 if processes == 2 else 1e-6, msg=name)
+    assert torch.equal(first["recalibrated"]["early.1.running_var"], torch.ones(8)), "frozen: as it was before the first step"
+    assert not torch.equal(first["recalibrated"]["late.1.running_var"], torch.ones(16))
 
 
 def test_what_depends_on_the_number_of_processes() -> None:

@@ -6,7 +6,7 @@ arithmetic, and the learning rates are formulas. It shares with the program only
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from gch_bench.data.transforms import Normalisation
 from gch_bench.distributed import World
 from gch_bench.errors import UserError
 from gch_bench.evaluation.predict import Predictor, predict
+from gch_bench.noise.mechanism import Gate
 from gch_bench.results.records import CELL_CLEAN
 from gch_bench.training.loop import TrainingJob, train
 from gch_bench.training.optim import ema_warning
@@ -125,6 +126,19 @@ def test_amp_is_what_modules_see(amp: str, dtype: torch.dtype, tmp_path: Path) -
     assert set(losses) == {torch.float32}
 
 
+def test_every_epoch_draws_other_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gates: list[Tensor] = []
+    transform = Gate.transform
+    monkeypatch.setattr(Gate, "transform", lambda self, psi: (gates.append(transform(self, psi)), gates[-1])[1])
+    job = make_job(tmp_path, "noise=gch", "recipe.epochs=2", "recipe.batch_size=36")
+    gates.clear()  # those of the trial forward passes
+    train(job, lambda progress: None, [], warn=print)
+    ids = torch.stack([torch.cat([batch.ids for batch in job.loader.epoch(epoch)]) for epoch in (0, 1)])
+    first, second = (torch.cat(gates[2 * epoch : 2 * epoch + 2])[ids[epoch].argsort()] for epoch in (0, 1))
+    assert (len(gates), first.shape) == (4, (72, 4, 4))
+    assert not torch.isclose(first, second).all((1, 2)).any(), "no image has the same gate in both epochs"
+
+
 def test_bf16_evaluation_is_what_modules_see() -> None:
     torch.manual_seed(0)
     network = tinynet(10).eval()
@@ -155,19 +169,6 @@ def test_bf16_evaluation_reaches_the_records(tmp_path: Path) -> None:
     exact, rough = losses
     assert np.median(np.abs(exact - rough)) > 1e-5
     np.testing.assert_allclose(rough, exact, atol=0.1)
-
-
-def test_two_ranks_draw_different_noise(tmp_path: Path, cli: Callable) -> None:
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    done = cli("tests/training/training_jobs.py", "gates", str(tmp_path), launcher=launcher, timeout=120)
-    assert done.returncode == 0, done.stderr
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert len(first["gates"]) == len(second["gates"]) == 2, "two steps; the re-estimation of BatchNorm draws none"
-    for one, other in zip(first["gates"], second["gates"], strict=True):
-        assert one.shape == (16, 4, 4)
-        assert not torch.isclose(one, other).all((1, 2)).any(), "no image has the gate of the other rank's image"
-    for name, value in first["weights"].items():  # and yet both processes end in the same network
-        assert torch.equal(value, second["weights"][name]), name
 
 
 def test_more_processes_than_images(tmp_path: Path) -> None:
