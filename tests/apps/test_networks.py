@@ -47,6 +47,14 @@ def test_each_entry_means_a_network(runs: Path, tmp_path: Path) -> None:
     assert frozen_stage(made[0]) is None
 
 
+@pytest.mark.parametrize("name", ["efficientnet_lite1", "tf_efficientnet_lite1", "tf_efficientnet_lite1.in1k"])
+def test_the_names_of_a_packaged_network_need_no_download(name: str) -> None:
+    (made,) = configurations(configuration(*QUICK, entries(f"timm:{name}"), name="evaluate"))
+    assert (made.model.name, made.model.pretrained) == ("tf_efficientnet_lite1", True)
+    (other,) = configurations(configuration(*QUICK, entries("timm:efficientnet_lite0.ra_in1k"), name="evaluate"))
+    assert other.model.name == "efficientnet_lite0.ra_in1k", "timm's other network keeps its full name"
+
+
 def test_networks_of_the_same_name_get_folders_of_their_own(runs: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
