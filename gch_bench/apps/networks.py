@@ -17,7 +17,7 @@ TIMM = "timm:"
 
 
 def configurations(config: Config) -> list[Config]:
-    """One configuration per network of `config.checkpoints`; `[config]` where that is empty.
+    """One configuration per network of `config.checkpoints`, with its entry alone; `[config]` where that is empty.
 
     An entry is one of:
     - the folder of a finished run: its last checkpoint, with the network, noise and seed of its run.json;
@@ -38,8 +38,8 @@ def configurations(config: Config) -> list[Config]:
     if config.model.checkpoint or config.model.pretrained:
         raise UserError("checkpoints goes with neither model.checkpoint nor model.pretrained: write timm:NAME into the list")
     noise = config.noise if config.noise.law else replace(config.noise, eval=False, mc_samples=1)
-    base = replace(config, checkpoints=[], noise=noise)
-    made = [_of_entry(base, entry, config.noise) for entry in config.checkpoints]
+    bases = [replace(config, checkpoints=[entry], noise=noise) for entry in config.checkpoints]
+    made = [_of_entry(base, base.checkpoints[0], config.noise) for base in bases]
     if config.output is None:
         return made
     names = [_name(entry) for entry in config.checkpoints]

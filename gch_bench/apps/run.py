@@ -28,7 +28,7 @@ from gch_bench.memory import keep_freed_memory
 from gch_bench.model.weights import weights_digest
 from gch_bench.results import records, shards
 from gch_bench.results.records import Cell
-from gch_bench.results.runfacts import RunFile, identity_hash, sole_use
+from gch_bench.results.runfacts import RunFile, given_weights, identity_hash, sole_use
 from gch_bench.results.summary import logged_metrics, write_summary
 from gch_bench.stopping import Stopped, stop_requests
 from gch_bench.threads import torch_threads
@@ -121,6 +121,9 @@ def _prepared(config: Config, world: World) -> list[Job]:
     for job in jobs:
         job.noisy.warnings.extend(warning for warning in said if warning)
         job.noisy.warnings.extend(origin_warnings(job.config, job.run_file.identity["inputs"]))
+        if config.noise.eval and not job.config.noise.law:
+            which = given_weights(job.config.as_dict()) or "this run"
+            job.noisy.warnings.append(f"{which} has no noise: noise.eval has no effect on it")
     return jobs
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 from gch_bench.apps.job import Job
 from gch_bench.metrics import CLEAN, SHOWN
 from gch_bench.results.records import CELL_CLEAN, CELL_CLEAN_TIMM, read_record
-from gch_bench.results.runfacts import stage_in_words
+from gch_bench.results.runfacts import given_weights, stage_in_words
 from gch_bench.results.summary import MEAN, means
 
 
@@ -16,6 +16,8 @@ def banner(job: Job) -> None:
     show.line(
         f"model:    {config.model.factory or config.model.name}{kwargs}, output stride {config.model.output_stride or 'native'}"
     )
+    if weights := given_weights(config.as_dict()):
+        show.line(f"weights:  {weights}")
     show.line(f"noise:    {config.noise.name}{f': {job.noisy.mechanism}' if job.noisy.stages else ''}")
     for stage in job.noisy.stages:
         show.line(f"          {stage_in_words(stage.facts())}")
@@ -45,6 +47,8 @@ def show(job: Job, summary: pd.DataFrame) -> None:
                      " and relative mCE (Hendrycks & Dietterich 2019)")  # fmt: skip
     if job.timm is not None:
         notes.append(_timm_note(job))
+    if weights := given_weights(job.config.as_dict()):
+        notes.append(f"weights: {weights}")
     images = int(summary.loc[0, "n"])  # type: ignore[arg-type]
     job.display.table(
         f"{job.folder.name}: {images} images per cell, mean over severities",

@@ -9,7 +9,7 @@ from gch_bench.errors import UserError
 from gch_bench.metrics import CLEAN, SHOWN, Metric, averaged, mean_corruption, summarize
 from gch_bench.report.statistics import Interval, paired_differences
 from gch_bench.results.records import CELL_CLEAN, Cell, read_record, record_facts, recorded_cells
-from gch_bench.results.runfacts import RunFacts, differences, read_run_facts, stage_in_words
+from gch_bench.results.runfacts import RunFacts, differences, given_weights, read_run_facts, stage_in_words
 from gch_bench.results.summary import logged_metrics
 
 STRENGTHS = ("gamma", "beta", "energy", "p", "block_size", "sigma")  # options of the noise that a run's label shows
@@ -204,5 +204,7 @@ def _notes(runs: list[Run], labels: list[str], shared: list[Cell], num_resamples
             )
         notes += [f"WARNING: {label}: {warning}" for warning in run.facts.warnings]
         notes += [f"{label}: noise at {stage_in_words(stage)}" for stage in run.facts.stages if "logit_change" in stage]
-        notes.append(f"{label}: {run.folder}, commit {run.facts.commit}, seed {run.facts.config['seed']}")
+        given = given_weights(run.facts.config)
+        weights = f", weights {given}" if given else ""
+        notes.append(f"{label}: {run.folder}{weights}, commit {run.facts.commit}, seed {run.facts.config['seed']}")
     return notes

@@ -78,6 +78,21 @@ def read_run_facts(folder: Path) -> RunFacts:
         raise UserError(f"{folder}/run.json is no run's, it lacks {lacks}: give another folder") from error
 
 
+def given_weights(config: Mapping[str, Any]) -> str | None:
+    """The weights that a run was given, as its user typed them; None where it began with random ones.
+
+    Args:
+        config: the configuration as in run.json.
+    """
+    model = config.get("model", {})
+    typed = [
+        *config.get("checkpoints", []),
+        model.get("checkpoint"),
+        "model.pretrained=true" if model.get("pretrained") else None,
+    ]
+    return next((text for text in typed if text), None)
+
+
 def stage_in_words(stage: Mapping[str, Any]) -> str:
     """One line on a noisy stage of run.json: where it is, how much its noise changes the logits, how strong the noise is."""
     grid = f"{stage['height']}x{stage['width']}"
