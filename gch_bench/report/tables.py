@@ -64,6 +64,7 @@ def compare(runs: list[Run], num_resamples: int = 1000, level: float = 0.95) -> 
     if not runs:
         raise UserError("runs must be a list of run folders, got []; pass runs=[FOLDER,FOLDER]")
     shared = shared_cells(runs)
+    _check_images(runs, [CELL_CLEAN, *shared])
     labels = _labels(runs)
     columns = ["", *labels, *(f"{label} - {labels[0]}" for label in labels[1:])]
     rows = []
@@ -83,12 +84,26 @@ def compare(runs: list[Run], num_resamples: int = 1000, level: float = 0.95) -> 
                 for run in runs[1:]
             ]
         except ValueError as error:
-            raise UserError(f"the runs were not evaluated on the same images: {error}") from error
+            raise UserError(f"the runs cannot be compared image by image: {error}") from error
         for key, metric in SHOWN.items():
             numbers = [metric.text(mean[key]) for mean in average]
             rows.append([f"{part} {metric.header}", *numbers, *(_interval(metric, each.get(key)) for each in intervals)])
     rows += _corruption_error_rows(runs, shared)
     return Comparison("Comparison of runs", columns, rows, _notes(runs, labels, shared, num_resamples, level))
+
+
+def _check_images(runs: list[Run], cells: list[Cell]) -> None:
+    """Raise UserError unless every run has the same images in all of these cells."""
+    first = runs[0].cells[CELL_CLEAN]["id"]
+    for run, cell in ((run, cell) for run in runs for cell in cells):
+        ids = run.cells[cell]["id"]
+        if not ids.equals(first):
+            others = " others" if len(ids) == len(first) else ""
+            raise UserError(
+                f"the runs were not evaluated on the same images: {runs[0].folder} has {len(first)} images, {run.folder}"
+                f" has {len(ids)}{others} in {cell.corruption}-{cell.severity}: evaluate both with the same data= and"
+                " corruptions.subset"
+            )
 
 
 def _corruption_error_rows(runs: list[Run], shared: list[Cell]) -> list[list[str]]:

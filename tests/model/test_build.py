@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import replace
+import logging
+import logging.handlers
 from pathlib import Path
 
 import pytest
@@ -143,3 +145,21 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     for name, message in (("cut.pt", "truncated"), ("none.pt", "no such file")):
         with pytest.raises(UserError, match=message):
             load_weights(target, str(tmp_path / name))
+
+
+def test_a_download_without_a_network_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nowhere = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"  # nothing listens there
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", nowhere)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    logger, said = logging.getLogger("huggingface_hub"), logging.handlers.BufferingHandler(1000)
+    logger.addHandler(said)
+    level = logger.level
+    message = r"weights of resnet18 are neither in the cache nor downloadable \(.*refused.*\): give model\.checkpoint=FILE or"
+    try:
+        with pytest.raises(UserError, match=message):
+            build_network(ModelConfig("resnet18", pretrained=True), 1000, 64)
+    finally:
+        logger.removeHandler(said)
+    assert not said.buffer
+    assert logger.level == level

@@ -99,8 +99,18 @@ def test_bad_input() -> None:
         compare([])
     other = make_run("gch", 1)
     other.cells[CELL_CLEAN]["id"] += 1
-    with pytest.raises(UserError, match="not evaluated on the same images"):
+    with pytest.raises(
+        UserError, match="same images: runs/none-0 has 60 images, runs/gch-1 has 60 others in clean-0: evaluate"
+    ):
         compare([make_run("none", 0), other], 10)
+    fewer = make_run("gch", 2)
+    fewer.cells[CELLS[-1]] = fewer.cells[CELLS[-1]][:40]
+    with pytest.raises(UserError, match="runs/none-0 has 60 images, runs/gch-2 has 40 in contrast-2: evaluate both with the"):
+        compare([make_run("none", 0), fewer], 10)
+    relabelled = make_run("gch", 3)
+    relabelled.cells[CELL_CLEAN]["label"] = 0
+    with pytest.raises(UserError, match="cannot be compared image by image: label of every cell must equal"):
+        compare([make_run("none", 0), relabelled], 10)
 
 
 def test_every_difference_outside_the_noise_is_named() -> None:
