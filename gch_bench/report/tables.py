@@ -64,7 +64,8 @@ def compare(runs: list[Run], num_resamples: int = 1000, level: float = 0.95) -> 
     if not runs:
         raise UserError("runs must be a list of run folders, got []; pass runs=[FOLDER,FOLDER]")
     shared = shared_cells(runs)
-    _check_images(runs, [CELL_CLEAN, *shared])
+    if len(runs) > 1:
+        _check_images(runs, [CELL_CLEAN, *shared])
     labels = _labels(runs)
     columns = ["", *labels, *(f"{label} - {labels[0]}" for label in labels[1:])]
     rows = []

@@ -1,9 +1,9 @@
 """Config -> network: warnings, weights, and what is refused."""
 
 import json
-from dataclasses import replace
 import logging
 import logging.handlers
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
