@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 from torch import nn
 
@@ -177,7 +178,7 @@ def _train(job: Job, training: TrainingJob, logger: Logger) -> nn.Module:
             job.run_file.note_warning(warning)
 
         try:
-            model = train(training, report, skipped, warn)
+            model = train(training, report, skipped, warn, job.display.line)
         except Stopped:  # on every process, at the same step
             _note_skipped(job, "train", [bad for part in distributed.all_gather(skipped, job.world) for bad in part])
             raise
@@ -195,6 +196,9 @@ def _evaluate(ready: Sequence[Ready], world: World) -> None:
         task.predictor = predictor
     distributed.barrier(world)  # no process may write a shard before all have looked which ones are there
     display, total = ready[0].job.display, sum(int(task.needed.sum()) for task in tasks)
+    left = int(np.logical_or.reduce([task.needed.any(0) for task in tasks]).sum())
+    if left < len(images.ids):
+        display.line(f"{len(images.ids) - left} of {len(images.ids)} images are already evaluated")
     with stop_requests() as stop, display.bar("evaluate", total, "images") as advance:
 
         def step(note: str, images: int) -> None:

@@ -219,7 +219,9 @@ def _notes(runs: list[Run], labels: list[str], shared: list[Cell], num_resamples
                 f" mechanism's alone: {'; '.join(differing)}"
             )
         notes += [f"WARNING: {label}: {warning}" for warning in run.facts.warnings]
-        notes += [f"{label}: noise at {stage_in_words(stage)}" for stage in run.facts.stages if "logit_change" in stage]
+        trains = run.facts.config.get("recipe") is not None
+        stages = [stage for stage in run.facts.stages if "logit_change" in stage]
+        notes += [f"{label}: noise at {stage_in_words(stage, trains)}" for stage in stages]
         given = given_weights(run.facts.config)
         weights = f", weights {given}" if given else ""
         notes.append(f"{label}: {run.folder}{weights}, commit {run.facts.commit}, seed {run.facts.config['seed']}")

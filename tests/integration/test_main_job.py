@@ -116,7 +116,7 @@ def test_same_seed_same_weights(tmp_path: Path, noise: str) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
-def test_stop_and_resume_is_the_same_run(tmp_path: Path, number: signal.Signals) -> None:
+def test_stop_and_resume_is_the_same_run(tmp_path: Path, number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
     """Stopped in the middle of training, then continued: the same weights as a run that was never stopped."""
     overrides = [
         *TINY,
@@ -135,7 +135,10 @@ def test_stop_and_resume_is_the_same_run(tmp_path: Path, number: signal.Signals)
     assert 1 <= position["epoch"] < 8
     settings = [item for item in overrides if item not in TINY]
     continued = run_tiny(tmp_path / "stopped", *settings)
+    place = f"continuing from epoch {position['epoch'] + 1}, step {position['step'] + 1} ({checkpoint})"
+    assert place in capsys.readouterr().out.splitlines()
     straight = run_tiny(tmp_path / "straight", *settings)
+    assert "continuing from" not in capsys.readouterr().out
     assert continued["weights"] == straight["weights"]
     assert len(continued["sessions"]) == 2
 
