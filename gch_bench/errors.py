@@ -23,8 +23,8 @@ class FieldError(UserError, ValueError):
         super().__init__(f"{field} {problem}")
 
     def __reduce__(self) -> tuple[type["FieldError"], tuple[str, str]]:  # lets a worker process send the error
-        return FieldError, (self.field, self.problem)
+        return type(self), (self.field, self.problem)
 
     def in_group(self, group: str) -> "FieldError":
         """The same error with the field's whole name, as the user types it: `noise.gamma` for the field gamma of noise."""
-        return FieldError(f"{group}.{self.field}" if group else self.field, self.problem)
+        return type(self)(f"{group}.{self.field}" if group else self.field, self.problem)

@@ -21,7 +21,7 @@ class Stopped(Exception):
     """Raised after one of the signals, when the work has stopped between two steps and everything is written."""
 
     def __init__(self, number: int, path: Path) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}; continue with the same command from {path}")
+        super().__init__(f"stopped by {signal.Signals(number).name}; the same command continues it ({path})")
         self.number = number
 
     def end(self) -> NoReturn:

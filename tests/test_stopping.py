@@ -28,8 +28,10 @@ def test_without_an_earlier_handler(number: signal.Signals, tmp_path: Path, rest
         assert requests == [number]
         signal.raise_signal(signal.SIGTERM)  # SLURM may send a second one
     assert signal.getsignal(number) == before
+    stopped = Stopped(number, tmp_path)
+    assert str(stopped) == f"stopped by {number.name}; the same command continues it ({tmp_path})"
     with pytest.raises(SystemExit) as ended:
-        Stopped(number, tmp_path).end()
+        stopped.end()
     assert ended.value.code == 128 + number
 
 

@@ -23,7 +23,7 @@ from gch_bench.evaluation.predict import Predictor
 from gch_bench.evaluation.protocol import Protocol, protocol_of
 from gch_bench.evaluation.run import EvaluatedImages, NetworkTask
 from gch_bench.model.build import NoisyNetwork, accepts, build
-from gch_bench.model.weights import weights_digest
+from gch_bench.model.weights import OtherClasses, UnfitWeights, weights_digest
 from gch_bench.results import shards
 from gch_bench.results.records import CELL_CLEAN_TIMM, Cell
 from gch_bench.results.runfacts import RunFile, identity_hash
@@ -124,7 +124,7 @@ def prepare(config: Config, world: World, loaded: Loaded) -> Job:
     data = loaded.data(config)
     torch.manual_seed(config.seed)  # the initial weights
     outputs = len(data.classes) if _scored(config, data) is None else len(wordnet_ids())
-    noisy = build(config.model, config.noise, outputs, data.size)
+    noisy = _built(config, outputs, data.size)
     _check_weights(config, noisy, outputs)
     timm = _timm_cell(config, data, noisy)
     if timm is not None:
@@ -137,6 +137,19 @@ def prepare(config: Config, world: World, loaded: Loaded) -> Job:
     folder = Path(config.output or f"runs/{config.run_name}-{identity_hash(same)[:8]}")
     run_file = RunFile(folder, same, config.resume, world)
     return Job(config, world, data, noisy, cells, timm, ids, stored, protocol, folder, run_file, Display(world.main))
+
+
+def _built(config: Config, outputs: int, size: int) -> NoisyNetwork:
+    """The network of a run. An error about its weights names the key that the user typed, and what the user can do."""
+    try:
+        return build(config.model, config.noise, outputs, size)
+    except UnfitWeights as error:
+        if config.checkpoints:
+            raise FieldError(f"checkpoints: {config.checkpoints[0]}", error.problem) from error
+        if config.recipe is not None and isinstance(error, OtherClasses):
+            advice = ", or model.reset_head=true to train a new classifier"
+            raise FieldError(error.field, error.problem + advice) from error
+        raise
 
 
 def preparations(job: Job) -> dict[Cell | None, Preparation]:

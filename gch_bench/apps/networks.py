@@ -9,6 +9,7 @@ from gch_bench.config.parse import parse
 from gch_bench.config.run import Config, ModelConfig, NoiseConfig
 from gch_bench.errors import FieldError, UserError
 from gch_bench.files import slug
+from gch_bench.model.packaged import packaged_name
 from gch_bench.results.records import LAST_CHECKPOINT
 from gch_bench.results.runfacts import RunFacts, read_run_facts
 
@@ -16,13 +17,14 @@ TIMM = "timm:"
 
 
 def configurations(config: Config) -> list[Config]:
-    """One configuration per network of `config.checkpoints`; `[config]` where that is empty.
+    """One configuration per network of `config.checkpoints`, with its entry alone; `[config]` where that is empty.
 
     An entry is one of:
     - the folder of a finished run: its last checkpoint, with the network, noise and seed of its run.json;
     - a checkpoint file inside a run folder's checkpoints/: the same for this file;
     - any other file of weights: for the network that `model` chooses;
-    - timm:NAME: timm's network of this name with its trained weights (or an installed package's, see model/packaged.py).
+    - timm:NAME: timm's network of this name with its trained weights. Where model/packaged.py knows the name, it is the
+      network whose weights an installed package has.
     Whether the noise acts at test time, and in how many passes, is taken from `config` for all of them.
 
     Raises:
@@ -36,8 +38,8 @@ def configurations(config: Config) -> list[Config]:
     if config.model.checkpoint or config.model.pretrained:
         raise UserError("checkpoints goes with neither model.checkpoint nor model.pretrained: write timm:NAME into the list")
     noise = config.noise if config.noise.law else replace(config.noise, eval=False, mc_samples=1)
-    base = replace(config, checkpoints=[], noise=noise)
-    made = [_of_entry(base, entry, config.noise) for entry in config.checkpoints]
+    bases = [replace(config, checkpoints=[entry], noise=noise) for entry in config.checkpoints]
+    made = [_of_entry(base, base.checkpoints[0], config.noise) for base in bases]
     if config.output is None:
         return made
     names = [_name(entry) for entry in config.checkpoints]
@@ -100,7 +102,7 @@ def origin_warnings(config: Config, inputs: Mapping[str, Any]) -> list[str]:
 def _of_entry(config: Config, entry: str, at_test: NoiseConfig) -> Config:
     """The configuration of one entry; `at_test` says whether a run's noise acts at test time."""
     if entry.startswith(TIMM):
-        return replace(config, model=ModelConfig(name=entry.removeprefix(TIMM), pretrained=True))
+        return replace(config, model=ModelConfig(name=packaged_name(entry.removeprefix(TIMM)), pretrained=True))
     path = Path(entry).expanduser()
     file = path / LAST_CHECKPOINT if path.is_dir() else path
     if not file.is_file():

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 from torch import nn
 
@@ -28,7 +29,7 @@ from gch_bench.memory import keep_freed_memory
 from gch_bench.model.weights import weights_digest
 from gch_bench.results import records, shards
 from gch_bench.results.records import CELL_CLEAN_TIMM, Cell
-from gch_bench.results.runfacts import RunFile, Timings, identity_hash, sole_use
+from gch_bench.results.runfacts import RunFile, Timings, given_weights, identity_hash, sole_use
 from gch_bench.results.summary import logged_metrics, write_summary
 from gch_bench.stopping import Stopped, stop_requests
 from gch_bench.threads import torch_threads
@@ -121,7 +122,11 @@ def _prepared(config: Config, world: World) -> list[Job]:
     said = (distributed.unused_tasks(os.environ), workers_warning(config.data.workers, world.local_size))
     for job in jobs:
         job.noisy.warnings.extend(warning for warning in said if warning)
-        job.noisy.warnings.extend(origin_warnings(job.config, job.run_file.identity["inputs"]))
+        if job.config.recipe is None:
+            job.noisy.warnings.extend(origin_warnings(job.config, job.run_file.identity["inputs"]))
+        if config.noise.eval and not job.config.noise.law:
+            which = given_weights(job.config.as_dict()) or "this run"
+            job.noisy.warnings.append(f"{which} has no noise: noise.eval has no effect on it")
     return jobs
 
 
@@ -175,7 +180,7 @@ def _train(job: Job, training: TrainingJob, logger: Logger) -> nn.Module:
             job.run_file.note_warning(warning)
 
         try:
-            model = train(training, report, skipped, warn)
+            model = train(training, report, skipped, warn, job.display.line)
         except Stopped:  # on every process, at the same step
             _note_skipped(job, "train", [bad for part in distributed.all_gather(skipped, job.world) for bad in part])
             raise
@@ -193,6 +198,9 @@ def _evaluate(ready: Sequence[Ready], world: World) -> None:
         task.predictor = predictor
     distributed.barrier(world)  # no process may write a shard before all have looked which ones are there
     display, total = ready[0].job.display, sum(int(task.needed.sum()) for task in tasks)
+    left = int(np.logical_or.reduce([task.needed.any(0) for task in tasks]).sum())
+    if left < len(images.ids):
+        display.line(f"{len(images.ids) - left} of {len(images.ids)} images are already evaluated")
     with stop_requests() as stop, display.bar("evaluate", total, "images") as advance:
 
         def step(note: str, images: int) -> None:

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import inspect
+import logging
 from typing import Any, NamedTuple
 
 import timm
@@ -163,20 +164,17 @@ def _from_timm(config: ModelConfig, num_classes: int, size: int) -> tuple[nn.Mod
     packaged = config.pretrained and config.name in PACKAGED
     while True:
         try:
-            network = timm.create_model(
-                config.name,
-                pretrained=config.pretrained and not packaged,
-                num_classes=num_classes,
-                **wanted,
-                **(config.kwargs or {}),
-            )
+            options = {"num_classes": num_classes, **wanted, **(config.kwargs or {})}
+            network = _create(config.name, config.pretrained and not packaged, options)
             break
+        except UserError:
+            raise
         except TypeError as error:  # not every backbone takes both options: leave out the one that it does not know
             refused = [name for name in wanted if f"unexpected keyword argument '{name}'" in str(error)]
             if not refused:
                 raise UserError(f"model {config.name} with model.kwargs={config.kwargs}: {error}") from error
             del wanted[refused[0]]
-        except Exception as error:  # timm's own checks, and a download without a network, come in many types
+        except Exception as error:  # timm's own checks come in many types
             raise UserError(f"model {config.name} at {size}x{size} could not be made: {error}") from error
     if packaged:
         load_packaged(network, config.name, head_keys(network))
@@ -185,6 +183,33 @@ def _from_timm(config: ModelConfig, num_classes: int, size: int) -> tuple[nn.Mod
     ignored = config.output_stride is not None and "output_stride" not in wanted
     note = f"{config.name} takes no output_stride: its maps keep the backbone's own stride"
     return network, [note] if ignored and "img_size" not in wanted else []
+
+
+def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    """timm's network of this name. Its weights come from the cache or from timm's place of download.
+
+    Raises:
+        UserError: the weights are in neither. The other errors are timm's own.
+    """
+    log = logging.getLogger("huggingface_hub")
+    before = log.level
+    log.setLevel(logging.ERROR)  # else each of the Hub's attempts prints two lines
+    try:
+        network: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
+        return network
+    except OSError as error:  # all errors of a download, the Hub's own included
+        if not pretrained:
+            raise
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        names = ", ".join(package.also[0] for package in PACKAGED.values())
+        raise UserError(
+            f"weights of {name} are neither in the cache nor downloadable ({cause}): give model.checkpoint=FILE or a packaged"
+            f" network ({names})"
+        ) from error
+    finally:
+        log.setLevel(before)
 
 
 def _from_factory(config: ModelConfig, num_classes: int) -> nn.Module:

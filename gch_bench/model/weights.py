@@ -10,6 +10,14 @@ from torch import Tensor, nn
 from gch_bench.errors import FieldError
 
 
+class UnfitWeights(FieldError):
+    """A file of weights that does not fit the network. The field is `checkpoint=FILE`."""
+
+
+class OtherClasses(UnfitWeights):
+    """A file of weights that fits the network apart from its number of classes."""
+
+
 def weights_digest(model: nn.Module) -> str:
     """The first 16 hex digits of a SHA-256 over the names and bytes of the state dict. Records name their weights by it."""
     digest = hashlib.sha256()
@@ -34,17 +42,18 @@ def load_weights(network: nn.Module, path: str, reset_head: bool = False) -> Non
         reset_head: do not load a classifier of another number of classes; set the network's own to zero instead.
 
     Raises:
-        FieldError: the file is missing, unreadable or truncated, or holds another architecture, or without `reset_head` another
-            number of classes.
+        UnfitWeights: the file is missing, unreadable or truncated, or holds another architecture.
+        OtherClasses: without `reset_head`, the file has another number of classes.
     """
     if not os.path.isfile(path):
-        raise FieldError(f"checkpoint={path}:", "no such file")
+        raise UnfitWeights(f"checkpoint={path}:", "no such file")
     try:
         state = load_state_dict(path, use_ema=True, weights_only=True)
     except Exception as error:  # torch, zipfile, pickle and safetensors each raise their own
-        raise FieldError(
-            f"checkpoint={path}",
-            f"cannot be read, it is truncated or no state dict of tensors: {str(error) or type(error).__name__}",
+        cause = str(error) or type(error).__name__
+        more = "" if "weights_only" in cause else f": {cause}"  # torch's advice would run the code in the file
+        raise UnfitWeights(
+            f"checkpoint={path}", f"cannot be read, it is truncated or no state dict of tensors{more}"
         ) from error
     state = {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in state.items()}
     own = network.state_dict()
@@ -53,10 +62,8 @@ def load_weights(network: nn.Module, path: str, reset_head: bool = False) -> Non
     if misfits and set(misfits) <= heads:
         if not reset_head:
             theirs, ours = state[misfits[0]].shape[0], own[misfits[0]].shape[0]
-            raise FieldError(
-                f"checkpoint={path}",
-                f"has {theirs} classes and the data {ours}: choose the data it was trained on, or model.reset_head=true to"
-                " train a new classifier",
+            raise OtherClasses(
+                f"checkpoint={path}", f"has {theirs} classes and the data {ours}: choose the data it was trained on"
             )
         state = {key: value for key, value in state.items() if key not in heads}
         own = {key: value for key, value in own.items() if key not in heads}
@@ -66,7 +73,7 @@ def load_weights(network: nn.Module, path: str, reset_head: bool = False) -> Non
     if missing or unexpected or misfits:
         kinds = {"missing": missing, "unknown": unexpected, "of another shape": misfits}
         what = [f"{len(keys)} keys {kind} (first: {keys[0]})" for kind, keys in kinds.items() if keys]
-        raise FieldError(
+        raise UnfitWeights(
             f"checkpoint={path}",
             f"holds another architecture than {type(network).__name__}: {'; '.join(what)}"
             "; choose the model= it was trained with",

@@ -9,7 +9,7 @@ from gch_bench.errors import UserError
 from gch_bench.metrics import CLEAN, SHOWN, Metric, averaged, mean_corruption, summarize
 from gch_bench.report.statistics import Interval, paired_differences
 from gch_bench.results.records import CELL_CLEAN, Cell, read_record, record_facts, recorded_cells
-from gch_bench.results.runfacts import RunFacts, differences, read_run_facts, stage_in_words
+from gch_bench.results.runfacts import RunFacts, differences, given_weights, read_run_facts, stage_in_words
 from gch_bench.results.summary import logged_metrics
 
 STRENGTHS = ("gamma", "beta", "energy", "p", "block_size", "sigma")  # options of the noise that a run's label shows
@@ -64,6 +64,8 @@ def compare(runs: list[Run], num_resamples: int = 1000, level: float = 0.95) -> 
     if not runs:
         raise UserError("runs must be a list of run folders, got []; pass runs=[FOLDER,FOLDER]")
     shared = shared_cells(runs)
+    if len(runs) > 1:
+        _check_images(runs, [CELL_CLEAN, *shared])
     labels = _labels(runs)
     columns = ["", *labels, *(f"{label} - {labels[0]}" for label in labels[1:])]
     rows = []
@@ -83,12 +85,26 @@ def compare(runs: list[Run], num_resamples: int = 1000, level: float = 0.95) -> 
                 for run in runs[1:]
             ]
         except ValueError as error:
-            raise UserError(f"the runs were not evaluated on the same images: {error}") from error
+            raise UserError(f"the runs cannot be compared image by image: {error}") from error
         for key, metric in SHOWN.items():
             numbers = [metric.text(mean[key]) for mean in average]
             rows.append([f"{part} {metric.header}", *numbers, *(_interval(metric, each.get(key)) for each in intervals)])
     rows += _corruption_error_rows(runs, shared)
     return Comparison("Comparison of runs", columns, rows, _notes(runs, labels, shared, num_resamples, level))
+
+
+def _check_images(runs: list[Run], cells: list[Cell]) -> None:
+    """Raise UserError unless every run has the same images in all of these cells."""
+    first = runs[0].cells[CELL_CLEAN]["id"]
+    for run, cell in ((run, cell) for run in runs for cell in cells):
+        ids = run.cells[cell]["id"]
+        if not ids.equals(first):
+            others = " others" if len(ids) == len(first) else ""
+            raise UserError(
+                f"the runs were not evaluated on the same images: {runs[0].folder} has {len(first)} images, {run.folder}"
+                f" has {len(ids)}{others} in {cell.corruption}-{cell.severity}: evaluate both with the same data= and"
+                " corruptions.subset"
+            )
 
 
 def _corruption_error_rows(runs: list[Run], shared: list[Cell]) -> list[list[str]]:
@@ -202,6 +218,10 @@ def _notes(runs: list[Run], labels: list[str], shared: list[Cell], num_resamples
                 f" mechanism's alone: {'; '.join(differing)}"
             )
         notes += [f"WARNING: {label}: {warning}" for warning in run.facts.warnings]
-        notes += [f"{label}: noise at {stage_in_words(stage)}" for stage in run.facts.stages if "logit_change" in stage]
-        notes.append(f"{label}: {run.folder}, commit {run.facts.commit}, seed {run.facts.config['seed']}")
+        trains = run.facts.config.get("recipe") is not None
+        stages = [stage for stage in run.facts.stages if "logit_change" in stage]
+        notes += [f"{label}: noise at {stage_in_words(stage, trains)}" for stage in stages]
+        given = given_weights(run.facts.config)
+        weights = f", weights {given}" if given else ""
+        notes.append(f"{label}: {run.folder}{weights}, commit {run.facts.commit}, seed {run.facts.config['seed']}")
     return notes

@@ -86,15 +86,35 @@ def read_run_facts(folder: Path) -> RunFacts:
         raise UserError(f"{folder}/run.json is no run's, it lacks {lacks}: give another folder") from error
 
 
-def stage_in_words(stage: Mapping[str, Any]) -> str:
-    """One line on a noisy stage of run.json: where it is, how much its noise changes the logits, how strong the noise is."""
+def given_weights(config: Mapping[str, Any]) -> str | None:
+    """The weights that a run was given, as its user typed them; None where it began with random ones.
+
+    Args:
+        config: the configuration as in run.json.
+    """
+    model = config.get("model", {})
+    typed = [
+        *config.get("checkpoints", []),
+        model.get("checkpoint"),
+        "model.pretrained=true" if model.get("pretrained") else None,
+    ]
+    return next((text for text in typed if text), None)
+
+
+def stage_in_words(stage: Mapping[str, Any], trains: bool) -> str:
+    """One line on a noisy stage of run.json: where it is, how much its noise changes the logits, how strong the noise is.
+
+    Args:
+        trains: whether the run trains its network. The change was measured before that.
+    """
     grid = f"{stage['height']}x{stage['width']}"
     closed = stage["expected_gate_variance"]
     beside = "" if closed is None else f", {closed:.3g} by closed form"
     dropped, nominal = (f"{100 * stage[name]:.1f}%" for name in ("drop_rate", "nominal_drop_rate"))
+    when = " (before its training)" if trains else ""
     return (
-        f"{stage['stage']} ({stage['module']}, {grid}) changes the logits by {100 * stage['logit_change']:.2g}%, sets {dropped}"
-        f" of the sites to zero (nominal {nominal}), gate variance {stage['gate_variance']:.3g}{beside}"
+        f"{stage['stage']} ({stage['module']}, {grid}) changes the logits by {100 * stage['logit_change']:.2g}%{when}, sets"
+        f" {dropped} of the sites to zero (nominal {nominal}), gate variance {stage['gate_variance']:.3g}{beside}"
     )
 
 

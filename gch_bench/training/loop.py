@@ -89,7 +89,11 @@ class TrainingJob(NamedTuple):
 
 
 def train(
-    job: TrainingJob, report: Callable[[StepReport], None], skipped: list[BadImage], warn: Callable[[str], None]
+    job: TrainingJob,
+    report: Callable[[StepReport], None],
+    skipped: list[BadImage],
+    warn: Callable[[str], None],
+    say: Callable[[str], None] = lambda text: None,
 ) -> nn.Module:
     """Train to the end of the recipe, from the checkpoint in the job's folder if there is one. All processes must call it.
 
@@ -97,6 +101,7 @@ def train(
         report: called every CHECK_EVERY steps and at the end of every epoch, on every process.
         skipped: unreadable images are added to this list where the job's skip_bad allows them.
         warn: called with every warning that the reader of the results should see.
+        say: called with where the training goes on, if it does not start from the beginning.
 
     Returns:
         The network to evaluate: the average of the weights (EMA) where the recipe has one, else the trained model.
@@ -110,6 +115,8 @@ def train(
     checkpoint.seed_all(seed_of(job.seed, "training", world.rank))
     optimisation = job.optimisation
     position = _resume(job, warn)
+    if position != Position(0, 0) and position.epoch < recipe.epochs:
+        say(f"continuing from epoch {position.epoch + 1}, step {position.step + 1} ({job.checkpoint})")
     wrapped: nn.Module = job.model
     if world.parallel and recipe.sync_bn:
         synchronise(job.model)

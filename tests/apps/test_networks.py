@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import TINY, configuration
 from PIL import Image
 
 from gch_bench.apps.networks import configurations, frozen_stage
 from gch_bench.apps.run import train_and_evaluate
+from gch_bench.report.tables import compare, read_run
 from gch_bench.results.records import CELL_CLEAN, Cell, read_logits, read_record
 from gch_bench.results.runfacts import read_run_facts
 
@@ -42,9 +44,17 @@ def test_each_entry_means_a_network(runs: Path, tmp_path: Path) -> None:
     assert [each.noise.name for each in made] == ["gch", "none", "none", "none"]
     assert [each.seed for each in made] == [3, 0, 0, 0]
     assert (made[0].noise.eval, made[0].noise.mc_samples) == (True, 4)
-    assert all(not each.checkpoints for each in made)
+    assert [f"checkpoints=[{','.join(part for each in made for part in each.checkpoints)}]"] == [listed]
     assert made[1].model.checkpoint == str(runs / "a" / "checkpoints" / "last.pt")
     assert frozen_stage(made[0]) is None
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite1", "tf_efficientnet_lite1", "tf_efficientnet_lite1.in1k"])
+def test_the_names_of_a_packaged_network_need_no_download(name: str) -> None:
+    (made,) = configurations(configuration(*QUICK, entries(f"timm:{name}"), name="evaluate"))
+    assert (made.model.name, made.model.pretrained) == ("tf_efficientnet_lite1", True)
+    (other,) = configurations(configuration(*QUICK, entries("timm:efficientnet_lite0.ra_in1k"), name="evaluate"))
+    assert other.model.name == "efficientnet_lite0.ra_in1k", "timm's other network keeps its full name"
 
 
 def test_networks_of_the_same_name_get_folders_of_their_own(runs: Path, tmp_path: Path) -> None:
@@ -86,7 +96,11 @@ def test_logits_that_are_wanted_later_are_made_later(runs: Path, tmp_path: Path)
         (entries("RUNS/a", "RUNS/a"), "checkpoints must name each network once"),
         (entries("RUNS/a", "RUNS/a/checkpoints/last.pt"), "checkpoints must name different networks"),
         (entries("RUNS"), "a folder without checkpoints/last.pt"),
-        (entries("weights.txt"), "weights.txt"),
+        (
+            entries("weights.txt"),
+            "error: checkpoints: weights.txt cannot be read, it is truncated or no state dict of tensors\n",
+        ),
+        (entries("other.pt"), "checkpoints: other.pt holds another architecture"),
     ],
 )
 def test_entries_that_cannot_be_told(
@@ -94,8 +108,9 @@ def test_entries_that_cannot_be_told(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights.txt").write_text("no weights")
+    torch.save({"layer.weight": torch.zeros(2)}, "other.pt")
     line = refused(*QUICK, listed.replace("RUNS", str(runs)), f"output={tmp_path / 'out'}", name="evaluate")
-    assert message in line
+    assert message in line + "\n"
     assert not (tmp_path / "out").exists()
 
 
@@ -111,7 +126,8 @@ def test_networks_of_other_classes_are_refused_before_the_pass(runs: Path, tmp_p
         f"output={tmp_path / 'out'}",
         name="evaluate",
     )
-    assert "last.pt has 10 classes and the data 2" in line
+    assert f"checkpoints: {runs / 'a'} has 10 classes and the data 2: choose the data it was trained on" in line
+    assert "reset_head" not in line, "evaluate.py would not train the new classifier"
     assert not (tmp_path / "out").exists()
 
 
@@ -129,6 +145,19 @@ def test_a_recalibrated_run_gives_the_network_that_it_recorded(tmp_path: Path) -
     assert not [text for text in second.warnings if "holds other weights" in text]
     records = [read_record(folder, CELL_CLEAN) for folder in (tmp_path / "run", tmp_path / "again" / "run")]
     pd.testing.assert_frame_equal(*records, check_exact=True)
+
+
+def test_each_run_says_which_weights_it_has(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = (*QUICK, "corruptions=none", entries(runs / "a", runs / "b"), "noise.eval=true", f"output={tmp_path}")
+    train_and_evaluate(configuration(*options, name="evaluate"))
+    printed = capsys.readouterr().out
+    without = [read_run_facts(tmp_path / name).warnings for name in ("a", "b")]
+    assert without == [[f"{runs / 'a'} has no noise: noise.eval has no effect on it"], []]
+    report = compare([read_run(tmp_path / name) for name in ("a", "b")], 10)
+    for name in ("a", "b"):
+        assert f"weights:  {runs / name}\n" in printed, "before the pass"
+        assert f"weights: {runs / name}\n" in printed, "below the table"
+        assert any(f"{tmp_path / name}, weights {runs / name}, commit" in note for note in report.notes)
 
 
 def test_other_weights_and_another_image_size_are_told(runs: Path, tmp_path: Path) -> None:

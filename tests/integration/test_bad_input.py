@@ -305,8 +305,8 @@ def test_atomic_write_keeps_the_old_content(tmp_path: Path, number: int) -> None
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_ctrl_c_during_evaluation(tmp_path: Path) -> None:
-    """Exit code 130, and the shard that was finished is kept whole."""
+def test_ctrl_c_during_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 130, and the shard that was finished is kept whole. The same command says how much that is."""
     overrides = [*TINY, "corruptions=c15", "recipe.epochs=1", f"output={tmp_path / 'run'}", "evaluation.batch_size=8"]
     shards = tmp_path / "run" / "records" / "shards"
     code, errors = signalled(overrides, shards, signal.SIGINT)
@@ -315,3 +315,6 @@ def test_ctrl_c_during_evaluation(tmp_path: Path) -> None:
     (shard,) = shards.iterdir()
     assert len(pd.read_parquet(shard)) == 76 * 256
     assert not (shards.parent / "clean-0.parquet").exists(), "the cells are joined at the end"
+    train_and_evaluate(configuration(*overrides))
+    assert "256 of 360 images are already evaluated" in capsys.readouterr().out.splitlines()
+    assert (shards.parent / "clean-0.parquet").exists()

@@ -115,7 +115,7 @@ def test_same_seed_same_weights(tmp_path: Path, noise: str) -> None:
     assert first["weights"] == second["weights"] != other["weights"]
 
 
-def test_stop_and_resume_is_the_same_run(tmp_path: Path) -> None:
+def test_stop_and_resume_is_the_same_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Stopped in the middle of training, then continued: the same weights as a run that was never stopped.
 
     The loader processes get the signal, too, as SLURM sends it, and leave stopping to the main process.
@@ -139,7 +139,10 @@ def test_stop_and_resume_is_the_same_run(tmp_path: Path) -> None:
     assert 1 <= position["epoch"] < 8
     settings = [item for item in overrides if item not in TINY]
     continued = run_tiny(tmp_path / "stopped", *settings)
+    place = f"continuing from epoch {position['epoch'] + 1}, step {position['step'] + 1} ({checkpoint})"
+    assert place in capsys.readouterr().out.splitlines()
     straight = run_tiny(tmp_path / "straight", *settings)
+    assert "continuing from" not in capsys.readouterr().out
     assert continued["weights"] == straight["weights"]
     assert len(continued["sessions"]) == 2
 

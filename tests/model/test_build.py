@@ -1,6 +1,8 @@
 """Config -> network: warnings, weights, and what is refused."""
 
 import json
+import logging
+import logging.handlers
 from dataclasses import replace
 from pathlib import Path
 
@@ -128,7 +130,7 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     for network, message in (
         (tinynet(4, width=6), "another architecture than TinyNet: 4 keys of another shape|another architecture than TinyNet"),
         (torch.nn.Linear(3, 4), "another architecture than Linear: .* keys missing"),
-        (tinynet(7), "has 4 classes and the data 7: .*model.reset_head=true"),
+        (tinynet(7), "has 4 classes and the data 7: choose the data it was trained on$"),
     ):
         before = {key: value.clone() for key, value in network.state_dict().items()}
         with pytest.raises(UserError, match=message):
@@ -143,3 +145,21 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     for name, message in (("cut.pt", "truncated"), ("none.pt", "no such file")):
         with pytest.raises(UserError, match=message):
             load_weights(target, str(tmp_path / name))
+
+
+def test_a_download_without_a_network_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nowhere = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"  # nothing listens there
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", nowhere)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    logger, said = logging.getLogger("huggingface_hub"), logging.handlers.BufferingHandler(1000)
+    logger.addHandler(said)
+    level = logger.level
+    message = r"weights of resnet18 are neither in the cache nor downloadable \(.*refused.*\): give model\.checkpoint=FILE or"
+    try:
+        with pytest.raises(UserError, match=message):
+            build_network(ModelConfig("resnet18", pretrained=True), 1000, 64)
+    finally:
+        logger.removeHandler(said)
+    assert not said.buffer
+    assert logger.level == level

@@ -99,8 +99,18 @@ def test_bad_input() -> None:
         compare([])
     other = make_run("gch", 1)
     other.cells[CELL_CLEAN]["id"] += 1
-    with pytest.raises(UserError, match="not evaluated on the same images"):
+    with pytest.raises(
+        UserError, match="same images: runs/none-0 has 60 images, runs/gch-1 has 60 others in clean-0: evaluate"
+    ):
         compare([make_run("none", 0), other], 10)
+    fewer = make_run("gch", 2)
+    fewer.cells[CELLS[-1]] = fewer.cells[CELLS[-1]][:40]
+    with pytest.raises(UserError, match="runs/none-0 has 60 images, runs/gch-2 has 40 in contrast-2: evaluate both with the"):
+        compare([make_run("none", 0), fewer], 10)
+    relabelled = make_run("gch", 3)
+    relabelled.cells[CELL_CLEAN]["label"] = 0
+    with pytest.raises(UserError, match="cannot be compared image by image: label of every cell must equal"):
+        compare([make_run("none", 0), relabelled], 10)
 
 
 def test_every_difference_outside_the_noise_is_named() -> None:
@@ -136,8 +146,11 @@ def test_what_the_noise_measurably_does_is_beside_the_numbers() -> None:
              "nominal_drop_rate": 0.1, "gate_variance": 0.21, "expected_gate_variance": 0.2}  # fmt: skip
     run = make_run("gch", 1)
     run.facts.stages.append(stage)
+    run.facts.config["recipe"] = {}
     (note,) = [note for note in compare([make_run("none", 0), run], 10).notes if "layer4" in note]
     assert note == (
-        "gch gamma=1 L4 s0: noise at L4 (layer4, 7x7) changes the logits by 12%, sets 15.0% of the sites to zero"
-        " (nominal 10.0%), gate variance 0.21, 0.2 by closed form"
+        "gch gamma=1 L4 s0: noise at L4 (layer4, 7x7) changes the logits by 12% (before its training), sets 15.0% of the sites"
+        " to zero (nominal 10.0%), gate variance 0.21, 0.2 by closed form"
     )
+    run.facts.config["recipe"] = None  # evaluate.py measures it on the weights that it evaluates
+    assert any("changes the logits by 12%, sets" in note for note in compare([run], 10).notes)
