@@ -2,7 +2,8 @@
 
 ImageNet-C is published in one archive per group, so ROOT/CORRUPTION/SEVERITY/ may also be ROOT/GROUP/CORRUPTION/SEVERITY/. The
 sets made from CIFAR are arrays, ROOT/CORRUPTION.npy and ROOT/labels.npy. An ImageNet-C-bar that was made with its authors' code
-has levels such as 0.8 as names of its severities: the five in ascending order are the severities 1 to 5.
+has levels such as 0.8 or 2.0 as names of its severities: the five in ascending order are the severities 1 to 5. A name with a
+decimal point is always a level.
 """
 
 import os
@@ -50,12 +51,13 @@ def severity_folders(folder: Path) -> dict[int, str]:
     """Severity 1..5 -> the name of its folder in a corruption's folder.
 
     Raises:
-        UserError: the names are not all in 1..5 and are not five, so their order does not tell the severities.
+        UserError: the names are levels (they have a decimal point, or are not all in 1..5) and are not five, so their order
+            does not tell the severities.
     """
     names = severity_names(folder)
     values = [_number(name) for name in names]
     if len(set(values)) == len(values):
-        if set(values) <= {1.0, 2.0, 3.0, 4.0, 5.0}:
+        if set(values) <= {1.0, 2.0, 3.0, 4.0, 5.0} and not any("." in name for name in names):
             return {int(value): name for value, name in zip(values, names, strict=True) if value is not None}
         if len(names) == 5:
             return dict(enumerate(names, start=1))
