@@ -38,6 +38,19 @@ def wordnet_ids() -> tuple[str, ...]:
     return tuple(ImageNetInfo("imagenet-1k").label_names())
 
 
+@functools.cache
+def _class_id(folder: str) -> int:
+    """The class 0..999 that a folder is named by, its WordNet id or its number; a number beyond these if it is none."""
+    if folder.isascii() and folder.isdigit():
+        return int(folder)
+    return wordnet_ids().index(folder) if folder in wordnet_ids() else -1
+
+
+def wordnet_id(folder: str) -> str:
+    """The WordNet id of the class that a folder is named by (its WordNet id or its number), or the name if it is none."""
+    return wordnet_ids()[_class_id(folder)] if 0 <= _class_id(folder) < 1000 else folder
+
+
 def packaged(name: str) -> str:
     """The text of a file that timm keeps beside its data code."""
     return (importlib.resources.files("timm.data") / "_info" / name).read_text(encoding="utf-8")
@@ -144,9 +157,8 @@ def _folders(root: Path, split: str) -> list[str]:
 
 def _class_ids(folder: Path, names: list[str], known: Collection[str] | None) -> dict[str, int]:
     """Folder name -> which of ImageNet-1k's classes 0..999 it is."""
-    number_of = {wnid: number for number, wnid in enumerate(wordnet_ids())}
-    ids = {name: int(name) if name.isascii() and name.isdigit() else number_of.get(name, -1) for name in names}
-    allowed = set(range(1000)) if known is None else {number_of[wnid] for wnid in known}
+    ids = {name: _class_id(name) for name in names}
+    allowed = set(range(1000)) if known is None else {_class_id(wnid) for wnid in known}
     strange = [name for name in names if ids[name] not in allowed]
     if strange:
         raise UserError(
