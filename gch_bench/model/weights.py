@@ -55,8 +55,8 @@ def load_weights(network: nn.Module, path: str, reset_head: bool = False) -> Non
             theirs, ours = state[misfits[0]].shape[0], own[misfits[0]].shape[0]
             raise FieldError(
                 f"checkpoint={path}",
-                f"has {theirs} classes and the data {ours}: choose the data it was trained on, or model.reset_head=true to"
-                " train a new classifier",
+                f"has {theirs} classes and the data {ours}: choose the data it was trained on (for data=timm also"
+                f" data.num_classes={theirs}), or model.reset_head=true to train a new classifier",
             )
         state = {key: value for key, value in state.items() if key not in heads}
         own = {key: value for key, value in own.items() if key not in heads}

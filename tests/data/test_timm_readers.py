@@ -93,6 +93,15 @@ def test_loader_processes_read_them_too(root: Path) -> None:
     assert [batch.ids.tolist() for batch in batches] == [[0, 1], [2]]
 
 
+def test_shards_are_indexed_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, tar_open = [], tarfile.open
+    monkeypatch.setattr(tarfile, "open", lambda *args, **kw: (opened.append(kw["fileobj"].name), tar_open(*args, **kw))[1])
+    for _ in range(2):
+        load(root)
+        assert sorted(Path(name).name for name in opened) == sorted(path.name for path in root.glob("*.tar"))
+        opened.clear()
+
+
 def test_without_info_the_names_of_shards_tell_the_split(root: Path) -> None:
     before = load(root)
     (root / "_info.json").unlink()
