@@ -252,7 +252,8 @@ def _check_weights(config: Config, noisy: NoisyNetwork, num_classes: int) -> Non
         if model.pretrained and theirs != num_classes:
             raise UserError(
                 f"model.pretrained=true has {theirs} classes and the data {num_classes}: evaluate.py would score an untrained"
-                f" classifier of {model.name}; train one with train.py recipe=finetune"
+                f" classifier of {model.name}; train one with train.py recipe=finetune, or for data=timm with labels of these"
+                f" {theirs} classes give data.num_classes={theirs}"
             )
     elif config.recipe.expects_weights and not given:
         noisy.warnings.append(

@@ -42,18 +42,27 @@ def configurations(config: Config) -> list[Config]:
     made = [_of_entry(base, base.checkpoints[0], config.noise) for base in bases]
     if config.output is None:
         return made
-    names = [_name(entry) for entry in config.checkpoints]
-    longer = [_name(entry, parents=1) if names.count(_name(entry)) > 1 else _name(entry) for entry in config.checkpoints]
-    return [replace(each, output=str(Path(config.output) / name)) for each, name in zip(made, longer, strict=True)]
+    names = _names(config.checkpoints)
+    return [replace(each, output=str(Path(config.output) / name)) for each, name in zip(made, names, strict=True)]
 
 
-def _name(entry: str, parents: int = 0) -> str:
-    """The name of a network's folder below `output`: that of its run folder or file, with so many parents; or timm-NAME."""
-    if entry.startswith(TIMM):
-        return slug(entry)
+def _names(entries: list[str]) -> list[str]:
+    """The names of the networks' folders below `output`: timm-NAME, or those of run folders or files.
+
+    Names that are equal get the parent folders' names in front, as many as it takes until they differ.
+    """
+    parts = [(entry,) if entry.startswith(TIMM) else _place(entry).parts[1:] for entry in entries]
+    names = [slug(each[-1]) for each in parts]
+    for length in range(2, max(map(len, parts)) + 1):
+        longer = [slug("-".join(each[-length:])) for each in parts]
+        names = [long if names.count(name) > 1 else name for name, long in zip(names, longer, strict=True)]
+    return names
+
+
+def _place(entry: str) -> Path:
+    """The run folder that an entry lies in, or the entry's own path."""
     path = Path(entry).expanduser().resolve()
-    path = run_of(str(path)) or path
-    return slug("-".join(path.parts[-1 - parents :]))
+    return run_of(str(path)) or path
 
 
 def run_of(checkpoint: str) -> Path | None:

@@ -41,7 +41,7 @@ class DataConfig:
     # a bilinear resize to 256 and a crop of 224 pixels (for another data.size in proportion); timm: what timm validates its
     # pretrained network of this name with. null: as size, resize and interpolation say.
     preprocess: str | None = field(default=None, metadata=NOT_IN_IDENTITY)
-    # Download the data set into root if it is not there (cifar10 and pets).
+    # Download the data set into root if it is not there (cifar10, cifar100 and pets).
     download: bool = field(default=False, metadata=NOT_IN_IDENTITY)
     # Skip unreadable images, and count and report them, instead of stopping at the first one.
     skip_bad: bool = field(default=False, metadata=NOT_IN_IDENTITY)

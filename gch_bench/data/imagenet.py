@@ -38,6 +38,19 @@ def wordnet_ids() -> tuple[str, ...]:
     return tuple(ImageNetInfo("imagenet-1k").label_names())
 
 
+@functools.cache
+def _class_id(folder: str) -> int:
+    """The class 0..999 that a folder is named by, its WordNet id or its number; a number beyond these if it is none."""
+    if folder.isascii() and folder.isdigit():
+        return int(folder)
+    return wordnet_ids().index(folder) if folder in wordnet_ids() else -1
+
+
+def wordnet_id(folder: str) -> str:
+    """The WordNet id of the class that a folder is named by (its WordNet id or its number), or the name if it is none."""
+    return wordnet_ids()[_class_id(folder)] if 0 <= _class_id(folder) < 1000 else folder
+
+
 def packaged(name: str) -> str:
     """The text of a file that timm keeps beside its data code."""
     return (importlib.resources.files("timm.data") / "_info" / name).read_text(encoding="utf-8")
@@ -135,14 +148,17 @@ def class_folders(root: Path, split: str, sizes: bool, known: Collection[str] | 
 
 
 def _folders(root: Path, split: str) -> list[str]:
-    return [name for name in class_names(root, split, "data.root") if not name.startswith(".")]
+    """The class folders of ROOT/SPLIT without hidden ones. Raises UserError if there are none."""
+    names = [name for name in class_names(root, split, "data.root") if not name.startswith(".")]
+    if not names:
+        raise UserError(f"data.root: {root / split} must hold one folder per class, got hidden folders alone")
+    return names
 
 
 def _class_ids(folder: Path, names: list[str], known: Collection[str] | None) -> dict[str, int]:
     """Folder name -> which of ImageNet-1k's classes 0..999 it is."""
-    number_of = {wnid: number for number, wnid in enumerate(wordnet_ids())}
-    ids = {name: int(name) if name.isascii() and name.isdigit() else number_of.get(name, -1) for name in names}
-    allowed = set(range(1000)) if known is None else {number_of[wnid] for wnid in known}
+    ids = {name: _class_id(name) for name in names}
+    allowed = set(range(1000)) if known is None else {_class_id(wnid) for wnid in known}
     strange = [name for name in names if ids[name] not in allowed]
     if strange:
         raise UserError(
@@ -159,7 +175,8 @@ def _is_flat(folder: Path) -> bool:
     """Whether the folder holds ImageNet's validation images directly."""
     try:
         with os.scandir(folder) as entries:
-            kinds = {entry.is_dir() for entry in entries if entry.is_dir() or VAL_FILE.fullmatch(entry.name)}
+            seen = [entry for entry in entries if not entry.name.startswith(".")]
+            kinds = {entry.is_dir() for entry in seen if entry.is_dir() or VAL_FILE.fullmatch(entry.name)}
     except OSError:
         return False
     return kinds == {False}
@@ -190,11 +207,12 @@ def _kaggle_wnids(path: Path) -> list[str]:
         with open(path, newline="", encoding="utf-8") as file:
             rows = sorted((row["ImageId"], row["PredictionString"].split()[0]) for row in csv.DictReader(file))
         numbers = [int(re.fullmatch(r"ILSVRC2012_val_(\d{8})", name)[1]) for name, _ in rows]  # type: ignore[index]
-        assert numbers == list(range(1, len(rows) + 1))
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError) as error:
+        if numbers != list(range(1, len(rows) + 1)):
+            raise ValueError("rows are missing")
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise UserError(
             f"data.root: {path} must hold one row ImageId,PredictionString for each of ILSVRC2012_val_00000001, ..., and cannot"
-            f" be read so ({error or 'rows are missing'}); restore it"
+            f" be read so ({error}); restore it"
         ) from error
     return [wnid for _, wnid in rows]
 
@@ -223,11 +241,12 @@ def _real_labels(path: str | None) -> list[tuple[int, ...]]:
     try:
         text = packaged("imagenet_real_labels.json") if path is None else Path(path).expanduser().read_text()
         sets = [tuple(labels) for labels in json.loads(text)]
-        assert sets, "an empty list"
-        assert all(type(label) is int and 0 <= label < 1000 for labels in sets for label in labels)
-    except (OSError, ValueError, TypeError, AssertionError) as error:
+        if not sets:
+            raise ValueError("an empty list")
+        if not all(type(label) is int and 0 <= label < 1000 for labels in sets for label in labels):
+            raise ValueError("other values")
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(
-            f"data.labels must be a JSON file with a list of labels in 0..999 for each validation image, got {path}"
-            f" ({error or 'other values'})"
+            f"data.labels must be a JSON file with a list of labels in 0..999 for each validation image, got {path} ({error})"
         ) from error
     return [tuple(dict.fromkeys(labels)) for labels in sets]

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image
 
 from gch_bench.data.folders import fingerprint_of
+from gch_bench.data.imagenet import wordnet_id
 from gch_bench.data.images import BadImage, FileImages, ImageSet, WrongSize, peek, spread
-from gch_bench.data.stored_layout import LABELS, cell_folder, check_stored_root, corruption_folders, has_arrays, held
+from gch_bench.data.stored_layout import LABELS, cell_folder, check_cells, check_stored_root, corruption_folders, has_arrays
 from gch_bench.errors import UserError
 
 SUFFIXES = (".jpeg", ".jpg")  # compared without regard to case
@@ -75,35 +76,51 @@ class StoredArray(StoredImages):
 def stored_images(
     root: Path, cells: Iterable[tuple[str, int]], clean: ImageSet, size: int | None, ids: np.ndarray | None = None
 ) -> dict[tuple[str, int], StoredImages]:
-    """The stored images of each cell, matched with the clean images by their relative paths without the suffix.
+    """The stored images of each of ``cells``, the pairs (corruption, severity), see ``cell_reader``.
 
-    This lists every folder, and reads the size and first 4 KiB of 64 images of each cell.
+    Raises:
+        UserError: what ``cell_reader`` raises, or a folder or array is missing.
+    """
+    check_stored_root(root)
+    cells = list(cells)
+    check_cells(root, cells)
+    read = cell_reader(root, clean, size, ids)
+    return {cell: read(cell) for cell in cells}
+
+
+def cell_reader(
+    root: Path, clean: ImageSet, size: int | None, ids: np.ndarray | None = None
+) -> Callable[[tuple[str, int]], StoredImages]:
+    """A function from a cell that is there to its stored images. What all cells have in common is computed once.
+
+    Images are matched with the clean images by their relative paths without the suffix. A folder that is named by the number of
+    a class of ImageNet counts as its WordNet id, as in the clean set. For each cell the function lists the folder, and reads
+    the size and first 4 KiB of 64 images.
 
     Args:
         root: the folder that holds the stored set, see stored_layout.py.
-        cells: pairs (corruption, severity).
         clean: the clean images, which give ids and labels.
         size: the side in pixels that the images must have; None: any size.
         ids: the ids of the images that will be used, sorted; None: all. The sets of the cells keep the length and the ids of
             the clean set, but files of other ids may be missing.
 
     Raises:
-        UserError: a folder or an image is missing, a folder holds other images, too, or an image has another size.
+        UserError: an image is missing, a folder holds other images, too, or an image has another size.
     """
-    check_stored_root(root)
     used = list(range(len(clean))) if ids is None else ids.tolist()
     if has_arrays(root):
-        return {cell: _stored_array(root, cell, clean, size, used) for cell in cells}
+        return lambda cell: _stored_array(root, cell, clean, size, used)
     stems = [_stem(name) for name in clean.names]
     if len(set(stems)) < len(stems):
         raise UserError("corruptions.root needs evaluated images that differ in more than their suffix, got CLASS/NAME twice")
     folders = corruption_folders(root)
-    return {cell: _stored_files(str(cell_folder(root, folders, *cell)), stems, clean, size, used) for cell in cells}
+    return lambda cell: _stored_files(str(cell_folder(folders, *cell)), stems, clean, size, used)
 
 
 def _stored_files(folder: str, stems: list[str], clean: ImageSet, size: int | None, used: list[int]) -> StoredFiles:
     paths = list_stored(folder)
-    found = {_stem(path): path for path in paths}
+    known = set(stems)
+    found = {stem if (stem := _stem(path)) in known else _with_wordnet_id(stem): path for path in paths}
     missing = [stems[i] for i in used if stems[i] not in found]
     surplus = sorted(set(paths) - {found[stem] for stem in stems if stem in found})
     if missing or surplus:
@@ -124,8 +141,6 @@ def _stored_files(folder: str, stems: list[str], clean: ImageSet, size: int | No
 def _stored_array(root: Path, cell: tuple[str, int], clean: ImageSet, size: int | None, used: list[int]) -> StoredArray:
     corruption, severity = cell
     labels, file, count = root / LABELS, root / f"{corruption}.npy", len(clean)
-    if not file.is_file():
-        raise UserError(f"corruptions.root must hold {file.name}, got {root} without it (it holds {held(root)})")
     labels_N, pixels = mapped(str(labels)), mapped(str(file))
     if labels_N.shape != (5 * count,) or not np.array_equal(labels_N, np.tile(clean.labels, 5)):
         differing = "other labels" if labels_N.shape == (5 * count,) else f"shape {labels_N.shape}"
@@ -176,3 +191,8 @@ def list_stored(folder: str) -> list[str]:
 
 def _stem(path: str) -> str:
     return os.path.splitext(path)[0]
+
+
+def _with_wordnet_id(stem: str) -> str:
+    folder, separator, name = stem.partition(os.sep)
+    return wordnet_id(folder) + separator + name

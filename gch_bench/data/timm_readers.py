@@ -4,6 +4,7 @@ Images are needed by their id, in any order. timm's reader of Hugging Face data 
 shards only streams, so the shards are read here (webdataset.py). TFDS and hfids stream, too, and are refused.
 """
 
+import functools
 import hashlib
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,8 @@ def read(config: DataConfig, split: str, other: str | None) -> Subset:
             "data.reader must be wds/NAME or hfds/NAME, as images are read by their id, which readers that stream (tfds, hfids)"
             f" cannot, got {config.reader}"
         )
+    if split != "train":  # load_data reads these first: what an earlier call has read may have changed on disk
+        _images.cache_clear()
     images, fingerprint = _images(config, kind, name, split)
     labels_N = images.labels
     if config.num_classes is None:
@@ -56,6 +59,7 @@ def read(config: DataConfig, split: str, other: str | None) -> Subset:
     return Subset([str(label) for label in range(count)], images, fingerprint)
 
 
+@functools.lru_cache(maxsize=2)  # both splits are needed twice, as either may have the largest label
 def _images(config: DataConfig, kind: str, name: str, split: str) -> tuple[ImageSet, str]:
     names = (split,) if split == "train" else VAL_SPLITS
     if kind == "wds":

@@ -1,14 +1,15 @@
 """WebDataset shards: tar files whose members KEY.jpg and KEY.cls are an image and its label. Images are read by their offset.
 
-The conventions are those of timm's ReaderWds. ROOT/_info.json or info.json names the splits with their shards (``filenames``)
-and counts (``shard_lengths``, ``num_samples``). Without it a shard belongs to a split whose name its file name contains. The
-label is the number in KEY.cls, or where the split has an ``alt_label``, that field of KEY.json; a negative one means that the
-sample is left out. An image's id is its place in the list of shards, in the order of their members.
+ROOT/_info.json or info.json names the splits with their shards (``filenames``) and their counts (``shard_lengths``). Without it
+a shard belongs to a split whose name is a word of its file name. The label is the number in KEY.cls, or where the split has an
+``alt_label``, that field of KEY.json; a negative one means that the sample is left out. An image's id is its place in the list
+of shards, in the order of their members.
 """
 
 import hashlib
 import io
 import json
+import re
 import tarfile
 import zlib
 from collections.abc import Sequence
@@ -91,16 +92,17 @@ def _split(root: Path, splits: Sequence[str]) -> _Split:
             facts = known[name]
             shards = [root / file for file in facts["filenames"]]
             lengths = [int(length) for length in facts["shard_lengths"]]
-            assert len(shards) == len(lengths)
+            if len(shards) != len(lengths):
+                raise ValueError(f"{len(shards)} filenames and {len(lengths)} shard_lengths")
             return _Split(shards, list(lengths), facts.get("alt_label", ""))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"data.root: {path} must hold splits with filenames and as many shard_lengths, and cannot be read so"
                 f" ({type(error).__name__}: {error})"
             ) from error
     files = sorted(root.glob("*.tar"))
     for name in splits:
-        shards = [file for file in files if name in file.name]
+        shards = [file for file in files if name in re.split(r"[^a-z]+", file.stem.lower())]
         if shards:
             return _Split(shards, [None] * len(shards), "")
     raise UserError(

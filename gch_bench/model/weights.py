@@ -63,7 +63,9 @@ def load_weights(network: nn.Module, path: str, reset_head: bool = False) -> Non
         if not reset_head:
             theirs, ours = state[misfits[0]].shape[0], own[misfits[0]].shape[0]
             raise OtherClasses(
-                f"checkpoint={path}", f"has {theirs} classes and the data {ours}: choose the data it was trained on"
+                f"checkpoint={path}",
+                f"has {theirs} classes and the data {ours}: choose the data it was trained on (for data=timm also"
+                f" data.num_classes={theirs})",
             )
         state = {key: value for key, value in state.items() if key not in heads}
         own = {key: value for key, value in own.items() if key not in heads}

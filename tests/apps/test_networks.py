@@ -66,6 +66,15 @@ def test_networks_of_the_same_name_get_folders_of_their_own(runs: Path, tmp_path
     assert [each.output for each in made] == ["out/a-model.pt", "out/b-model.pt", "out/a"]
 
 
+def test_parents_are_added_until_the_names_differ(tmp_path: Path, runs: Path) -> None:
+    for name in ("exp1", "exp2"):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        shutil.copy(runs / "a" / "checkpoints" / "last.pt", tmp_path / name / "checkpoints" / "last.pt")
+    listed = entries(*(tmp_path / name / "checkpoints" / "last.pt" for name in ("exp1", "exp2")))
+    made = configurations(configuration(*QUICK, listed, "output=out", name="evaluate"))
+    assert [each.output for each in made] == ["out/exp1-checkpoints-last.pt", "out/exp2-checkpoints-last.pt"]
+
+
 def test_one_pass_gives_the_records_of_runs_alone(runs: Path, tmp_path: Path) -> None:
     options = (*QUICK, "records.logits=true", "records.logits_cells=[contrast]")
     train_and_evaluate(configuration(*options, entries(runs / "a", runs / "b"), f"output={tmp_path / 'all'}", name="evaluate"))
@@ -128,6 +137,7 @@ def test_networks_of_other_classes_are_refused_before_the_pass(runs: Path, tmp_p
     )
     assert f"checkpoints: {runs / 'a'} has 10 classes and the data 2: choose the data it was trained on" in line
     assert "reset_head" not in line, "evaluate.py would not train the new classifier"
+    assert "for data=timm also data.num_classes=10" in line
     assert not (tmp_path / "out").exists()
 
 

@@ -88,3 +88,9 @@ def test_jitter_goes_with_no_auto_augmentation() -> None:
 
 def test_lists_from_yaml_become_tuples() -> None:
     assert AugmentConfig(scale=[0.2, 1.0]) == AugmentConfig(scale=(0.2, 1.0))  # type: ignore[arg-type]
+
+
+def test_real_labels_are_of_the_images_of_imagenet() -> None:
+    choice = ("data=imagenet_real", "+roots.imagenet=/a")
+    assert configuration(*choice, name="evaluate").data.root == "/a"
+    assert configuration(*choice, "+roots.imagenet_real=/b", name="evaluate").data.root == "/b"

@@ -125,6 +125,17 @@ def test_flat_val_with_missing_or_wrong_annotations(tmp_path: Path) -> None:
     table = with_kaggle(tmp_path / "kaggle") / "LOC_val_solution.csv"
     table.write_text("\n".join(table.read_text().splitlines()[:3]))
     assert "must hold one row ImageId,PredictionString for each" in message("imagenet", tmp_path / "kaggle")
+    assert "cannot be read so (rows are missing)" in message("imagenet", tmp_path / "kaggle")
+
+
+def test_hidden_folders_are_no_classes(tmp_path: Path) -> None:
+    root = with_devkit(tmp_path / "devkit")
+    before = loaded("imagenet", root, num_classes=3)
+    (root / "val" / ".thumbs").mkdir()
+    assert loaded("imagenet", root, num_classes=3).fingerprint == before.fingerprint
+    write(tmp_path / "other" / "val" / "0.JPEG", 7)
+    (tmp_path / "other" / "val" / ".thumbs").mkdir()
+    assert "val must hold one folder per class, got hidden folders alone" in message("imagenet", tmp_path / "other")
 
 
 def test_numbers_are_not_sorted_as_text(tmp_path: Path) -> None:

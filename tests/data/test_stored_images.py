@@ -48,9 +48,9 @@ def test_fingerprint_is_of_the_content_not_the_place(root: Path) -> None:
     assert before[CELLS[0]].fingerprint == after[CELLS[0]].fingerprint != after[CELLS[1]].fingerprint
 
 
-def refusal(root: Path, size: int | None = 16, cells: list[tuple[str, int]] = CELLS) -> str:
+def refusal(root: Path, size: int | None = 16, cells: list[tuple[str, int]] = CELLS, clean: FileImages = CLEAN) -> str:
     with pytest.raises(UserError) as error:
-        stored_images(root, cells, CLEAN, size)
+        stored_images(root, cells, clean, size)
     return str(error.value)
 
 
@@ -59,6 +59,25 @@ def test_missing_folders(root: Path, tmp_path: Path) -> None:
     message = refusal(root, cells=[("fog", 1), ("snow", 1)])
     assert f"must hold snow/1/, got {root} without it (it holds fog)" in message
     assert "fog/2/" in refusal(root, cells=[("fog", 2)])
+
+
+def test_what_can_be_evaluated_is_told(root: Path) -> None:
+    message = refusal(root, cells=[(name, severity) for name in ("fog", "snow") for severity in (1, 2, 5)])
+    assert message.endswith("to evaluate what it holds, add 'corruptions.names=[fog]' 'corruptions.severities=[1,5]'")
+    assert "to evaluate" not in refusal(root, cells=[("snow", 1)])
+
+
+def test_folders_named_by_the_numbers_of_classes(tmp_path: Path) -> None:
+    clean = FileImages(["n01440764/a.jpeg", "n15075141/a.jpeg"], np.array([0, 1]), "/clean")
+    for folder in ("0", "999"):
+        path = tmp_path / "fog" / "1" / folder / "a.JPEG"
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(path)
+    assert stored_images(tmp_path, [("fog", 1)], clean, 16)["fog", 1].names == ["0/a.JPEG", "999/a.JPEG"]
+    shutil.move(tmp_path / "fog" / "1" / "0", tmp_path / "fog" / "1" / "1000")
+    assert "1 missing (first: n01440764/a) and 1 too many (first: 1000/a.JPEG)" in refusal(
+        tmp_path, cells=[("fog", 1)], clean=clean
+    )
 
 
 def test_missing_and_surplus_images(root: Path) -> None:

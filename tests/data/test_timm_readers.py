@@ -93,12 +93,21 @@ def test_loader_processes_read_them_too(root: Path) -> None:
     assert [batch.ids.tolist() for batch in batches] == [[0, 1], [2]]
 
 
+def test_shards_are_indexed_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, tar_open = [], tarfile.open
+    monkeypatch.setattr(tarfile, "open", lambda *args, **kw: (opened.append(kw["fileobj"].name), tar_open(*args, **kw))[1])
+    for _ in range(2):
+        load(root)
+        assert sorted(Path(name).name for name in opened) == sorted(path.name for path in root.glob("*.tar"))
+        opened.clear()
+
+
 def test_without_info_the_names_of_shards_tell_the_split(root: Path) -> None:
     before = load(root)
     (root / "_info.json").unlink()
     after = load(root)
     assert (after.fingerprint, after.train_fingerprint) == (before.fingerprint, before.train_fingerprint)
-    (root / "mini-validation-0000.tar").unlink()
+    (root / "mini-validation-0000.tar").rename(root / "mini-medieval-train-0000.tar")  # val is no word of this name
     assert "shards named by their split, such as NAME-validation-0000.tar" in message(root)
 
 
@@ -156,6 +165,8 @@ def test_samples_and_splits_that_are_malformed(root: Path) -> None:
     assert "must have a split validation or val or test, got train" in message(root)
     (root / "_info.json").write_text('{"splits": {"validation": {"filenames": ["a.tar"]}}}')
     assert "must hold splits with filenames and as many shard_lengths" in message(root)
+    (root / "_info.json").write_text('{"splits": {"validation": {"filenames": ["a.tar"], "shard_lengths": [1, 2]}}}')
+    assert "cannot be read so (ValueError: 1 filenames and 2 shard_lengths)" in message(root)
 
 
 def test_labels_beyond_the_number_of_classes(root: Path) -> None:

@@ -115,7 +115,7 @@ SHORT = (*(text for text in TINY if "epochs" not in text and "corruptions" not i
 def test_a_sweep_without_submitit_returns_at_once(tmp_path: Path) -> None:
     folder = repository(tmp_path)
     started = time.monotonic()
-    done = call(folder / "scripts/slurm/sweep.sh", "--time=5", "--", *CHOICES, *SHORT, cwd=folder)
+    done = call(folder / "scripts/slurm/sweep.sh", "--time=5", "--cpus-per-task=1", "--", *CHOICES, *SHORT, cwd=folder)
     assert time.monotonic() - started < 10
     assert done.returncode == 0, done.stderr
     assert "4 jobs" in done.stdout
@@ -155,7 +155,7 @@ def test_a_job_that_is_stopped_goes_on_and_ends_as_if_undisturbed(tmp_path: Path
         compare(folder, undisturbed)
         return
     script = folder / "scripts/slurm/train.sbatch"
-    done = call("sbatch", "--parsable", "--partition=low", "--time=5", script, *LONG, cwd=folder)
+    done = call("sbatch", "--parsable", "--partition=low", "--time=5", "--cpus-per-task=1", script, *LONG, cwd=folder)
     assert done.returncode == 0, done.stderr
     job = done.stdout.strip()
     wait_for_checkpoints(folder)

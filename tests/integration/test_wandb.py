@@ -1,6 +1,7 @@
 """logger=wandb, offline: the run file that wandb wrote holds the numbers of summary.csv, the configuration and the artifact."""
 
 import json
+import os
 import signal
 import struct
 import subprocess
@@ -119,7 +120,8 @@ def test_one_wandb_run_per_run_folder(tmp_path: Path) -> None:
             assert session(folder, 11, 13, "finished") == 0
             assert not file.exists(), "the newest session holds everything"
     sync = [str(REPOSITORY / "scripts" / "wandb_sync.sh"), str(folder)]
-    done = subprocess.run([*sync, "--dry-run"], env=environment(), capture_output=True, text=True, timeout=100)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where the script finds wandb
+    done = subprocess.run([*sync, "--dry-run"], env=environment() | {"PATH": path}, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert "offline-run-" in done.stdout + done.stderr
 
