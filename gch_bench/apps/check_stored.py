@@ -29,8 +29,6 @@ SEVERITIES = (1, 2, 3, 4, 5)
 REPORTED = "ImageNet-C's 15 corruptions"
 KNOWN = {REPORTED: tuple(name for name in CORRUPTIONS if name not in EXTRA), "its 4 extra corruptions": EXTRA, **SUITES}
 DATA = [name for name, row in DATASETS.items() if row.root and name != "timm"]  # timm would need data.reader
-# The options of the entry points that messages of the data sets name, and what the script calls them.
-ARGUMENTS = {"corruptions.root": "ROOT", "data.root": "--clean", "data=": "--data "}
 
 
 class CellReport(NamedTuple):
@@ -95,21 +93,13 @@ def _with_clean(root: Path, clean_root: Path, data: str) -> Callable[[tuple[str,
         clean = load_data(DataConfig(data, root=str(clean_root)), train=False)
         read = cell_reader(root, clean.val, clean.size)
     except UserError as error:
-        raise _in_arguments(error) from error
+        raise UserError(f"--clean={clean_root} cannot be read as --data={data}: {error}") from error
 
     def report(cell: tuple[str, int]) -> CellReport:
         images = read(cell)
         return CellReport(len(images), frozenset(image_sizes(images, 8)), "")
 
     return report
-
-
-def _in_arguments(error: UserError) -> UserError:
-    """The same error, in which the script's arguments stand in place of the options of the entry points."""
-    text = str(error)
-    for option, argument in ARGUMENTS.items():
-        text = text.replace(option, argument)
-    return UserError(text)
 
 
 def _reporter(
@@ -131,7 +121,7 @@ def _reporter(
         try:
             return there(cell)
         except UserError as error:
-            return CellReport(0, frozenset(), str(_in_arguments(error)))
+            return CellReport(0, frozenset(), str(error))
 
     return report
 

@@ -113,9 +113,12 @@ def test_no_such_folder_is_one_line(check: Check, root: Path, tmp_path: Path) ->
     for arguments, text in (
         ((tmp_path / "nowhere",), "ROOT must be an existing, readable folder"),
         ((tmp_path / "data",), "ROOT must hold folders CORRUPTION/SEVERITY/"),
-        ((root, "--clean", tmp_path / "nowhere"), "--clean must be an existing folder"),
+        (
+            (root, "--clean", tmp_path / "nowhere"),
+            "cannot be read as --data=imagenet: data.root must be an existing folder",
+        ),
         ((root, "--clean", root, "--data", "timm"), "--data must be one of imagenet, "),
-        ((root, "--clean", root), "--clean must hold val/CLASS/* images"),
+        ((root, "--clean", root), "cannot be read as --data=imagenet: data.root must hold val/CLASS/* images"),
         ((), "the following arguments are required: ROOT"),
     ):
         code, out, err = check(*arguments)
