@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from gch_bench.metrics import NUM_BINS, bin_index, expected_calibration_error
+from gch_bench.calibration import NUM_BINS, bin_index, expected_calibration_error
 
 Floats = NDArray[np.float64]
 
