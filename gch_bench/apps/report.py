@@ -1,21 +1,12 @@
 """Reads finished runs, computes the table of results, and shows and writes tables, figures and the page."""
 
-import tempfile
-from collections.abc import Sequence
-from pathlib import Path
-
 import pandas as pd
 
-from gch_bench import files
-from gch_bench.checks import check_choice
 from gch_bench.config.report import ReportConfig
 from gch_bench.display import Display
-from gch_bench.errors import UserError
-from gch_bench.loggers import open_logger
-from gch_bench.provenance import provenance
 from gch_bench.report.rows import rows_of
 from gch_bench.report.runs import find_folders, read_runs, settings_of
-from gch_bench.report.study import Report, Setting
+from gch_bench.report.study import Report
 from gch_bench.report.verdict import verdict
 
 

@@ -1,4 +1,4 @@
-"""The typed options of report.py, checked once when they are read. Imports no torch and no pandas, so that --help stays quick."""
+"""The typed options of report.py, checked once when they are read. Imports no pandas, so that --help stays quick."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any

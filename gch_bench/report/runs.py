@@ -243,7 +243,7 @@ def _labels(noises: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def mechanism_label(noise: Mapping[str, Any]) -> str:
-    """Name, strength and stages of a mechanism, and its noisy passes at test time, from the section `noise` of a configuration."""
+    """Name, strength, stages and noisy passes at test time, from the section `noise` of a configuration."""
     if not noise.get("law"):
         return str(noise["name"])
     strength = [f"{name}={noise[name]:g}" for name in STRENGTHS if noise.get(name) is not None]
@@ -308,8 +308,8 @@ def _refused_differences(settings: Sequence[Setting], baseline: str) -> list[str
             unpaired = sorted(set(group.runs) - set(base.runs))
             if unpaired:
                 lines.append(
-                    f"{setting.name}: {group.mechanism} with seed {', '.join(map(str, unpaired))} has no run of {base.mechanism}"
-                    " at equal seed and is left out of the differences"
+                    f"{setting.name}: {group.mechanism} with seed {', '.join(map(str, unpaired))} is left out of the"
+                    f" differences, because {base.mechanism} has no run with that seed"
                 )
     return lines
 

@@ -6,11 +6,11 @@ keeps the pairing of the runs and the dependence between cells that show the sam
 matrix of counts with a matrix of influences. The debiased squared calibration error also has a quadratic part, which dominates
 where a network is well calibrated; it is resampled from the sums of its bins.
 
-Seeds. Training seeds are drawn from a population, too. With S of them the half width of the interval is the root of the sum of
-squares of t(S-1) s / sqrt(S), where s is the standard deviation of the differences over seeds, and of 1.96 times the bootstrap's
-standard deviation of their mean over the same images (a MOVER interval, Zou & Donner 2008; Graybill & Wang 1980). Percentiles of
-a bootstrap that draws seeds and then images are not used: with few seeds their variance lacks the factor S/(S-1) and their tails
-are those of the normal distribution, so that they cover far less than 95% (docs/definitions.md has the simulation).
+Seeds. Training seeds are a sample, too. With S of them the half width of the interval is the root of the sum of squares of
+t(S-1) s / sqrt(S), where s is the standard deviation of the differences over seeds, and of 1.96 times the bootstrap's standard
+deviation of their mean over the same images (a MOVER interval, Graybill & Wang 1980; Zou & Donner 2008). Percentiles of a
+bootstrap that draws seeds and then images are not used: with few seeds their variance lacks the factor S/(S-1) and their tails
+are too light, so that they cover far less than 95% (results/coverage.md has the simulation).
 
 Legend: N images, K cells, R resamples, B bins, M metrics with an influence, S seeds. A count is
 how often an image was drawn in a resample.
@@ -102,6 +102,12 @@ def paired_differences(
         raise ValueError(f"first and second must list the same cells, got {len(first)} and {len(second)}")
     check_images({"first": first, "second": second}, ("id",) if several_labels else ("id", "label"))
     keys = metrics_with_interval(list(first[0].columns.intersection(second[0].columns)))
+    for name, cells in (("first", first), ("second", second)):
+        for index, cell in enumerate(cells):
+            for column in ("nll", "brier", *(key for key in keys if key in _MAY_LACK)):
+                if not (finite_N := np.isfinite(cell[column].to_numpy(dtype=np.float64))).all():
+                    got = cell[column].to_numpy()[~finite_N][0]
+                    raise ValueError(f"{column} of every image must be finite, got {got} in {name}[{index}]")
     counts_RN = draw_counts(len(first[0]), num_resamples, seed)
     runs = [[atoms_of(cell) for cell in cells] for cells in (first, second)]
     one_M, two_M = (np.mean([[METRICS[key].formula(cell) for key in keys] for cell in cells], axis=0) for cells in runs)
@@ -201,7 +207,7 @@ def image_variance(first: Sequence[Resampled], second: Sequence[Resampled], keys
     if QUADRATIC in keys:
         quadratic_R = sum(two.quadratic - one.quadratic for one, two in zip(first, second, strict=True)) / seeds
         quadratic, at = quadratic_R.var(dtype=np.float64), list(keys).index(QUADRATIC)
-        # The linear part uses measured gaps in place of the true ones, whose noise adds twice the variance of the quadratic part.
+        # The linear part uses measured gaps for true ones, whose noise adds twice the variance of the quadratic part.
         variance_M[at] = max(variance_M[at] - 2 * quadratic, quadratic)
     return variance_M
 
@@ -238,7 +244,7 @@ def combine(estimate_SX: Floats, images_X: Floats, level: float = LEVEL) -> Diff
 def holm(p_X: Floats) -> Floats:
     """The p values of a family of tests after Holm's correction (Holm 1979); a NaN is no test and stays NaN.
 
-    Same numbers as statsmodels.stats.multitest.multipletests(method="holm"), which takes 0.2 s a call because it collects garbage.
+    Its numbers are those of statsmodels' multipletests, which takes 0.2 s a call, because it collects garbage.
     """
     order = np.argsort(p_X)  # NaN last
     tests = int(np.isfinite(p_X).sum())

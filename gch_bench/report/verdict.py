@@ -1,4 +1,4 @@
-"""The verdict of a report in words: which mechanisms are better under shift, by how much, and whether it is only a temperature."""
+"""The verdict of a report in words: what is better under shift, by how much, and whether a temperature does as much."""
 
 from collections.abc import Sequence
 

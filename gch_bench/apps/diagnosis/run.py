@@ -37,7 +37,8 @@ from gch_bench.memory import keep_freed_memory
 from gch_bench.noise.placement import feature_stages
 from gch_bench.provenance import provenance
 from gch_bench.report import geometry, geometry_compare, geometry_figures
-from gch_bench.report.tables import Run, read_run
+from gch_bench.report.runs import read_run
+from gch_bench.report.study import Run
 from gch_bench.results.geometry import MEASURED, ChainReport
 from gch_bench.results.runfacts import differences
 from gch_bench.spectral.jacobian import network_jacobians
