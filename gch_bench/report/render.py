@@ -1,0 +1,300 @@
+"""A table of a report as one data structure, and its forms: CSV, Markdown, LaTeX and plain text for the terminal."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import pandas as pd
+
+from gch_bench.files import slug, write_atomic
+from gch_bench.metrics import Metric
+from gch_bench.report.study import ROWS
+
+LEVEL = 0.05  # of the tests that bold numbers and daggers rest on
+MISSING = "-"  # what stands in the place of a number that there is not
+TERMINAL_WIDTH = 100  # characters; a wider table is cut into several
+LONG = 40  # a LaTeX table with more lines than this is broken over pages
+BETTER, WORSE = "better", "worse"
+
+
+class Number(NamedTuple):
+    """One number of a table with all that is known about it: a row of `ROWS`, or the same columns filled in for a number that
+    is computed from several of them. Values that there are not are NaN."""
+
+    metric: Metric  # how it is shown, and which direction is better
+    facts: dict[str, Any]  # column of ROWS -> value
+
+    @property
+    def verdict(self) -> str | None:
+        """BETTER or WORSE than the baseline where the corrected p value supports it; None elsewhere, always without an
+        interval."""
+        difference, low, high, p_holm = (float(self.facts[key]) for key in ("difference", "low", "high", "p_holm"))
+        excludes_zero = low > 0 or high < 0  # False for NaN, too
+        if self.metric.better is None or not (excludes_zero and p_holm < LEVEL):
+            return None
+        return BETTER if (difference > 0) == (self.metric.better == "higher") else WORSE
+
+    def text(self, shows: str) -> str:
+        """What a column of this kind (see Column) shows of the number, without any marking; "" where there is nothing."""
+        if shows == "difference":
+            return self._difference()
+        value = float(self.facts[shows])
+        if math.isnan(value):
+            return MISSING if shows == "value" else ""
+        if shows == "value":
+            return self.metric.text(value) + (
+                "" if math.isnan(self.facts["sd"]) else f" ± {self.metric.text(self.facts['sd'])}"
+            )
+        if shows == "detectable":
+            return self.metric.text(value)
+        return "<0.001" if value < 0.0005 else f"{value:.3f}"  # a p value
+
+    def _difference(self) -> str:
+        difference, low, high = (float(self.facts[key]) for key in ("difference", "low", "high"))
+        if math.isnan(difference):
+            return ""
+        if math.isnan(low) or math.isnan(high):
+            return self.metric.text(difference, "+")
+        return self.metric.interval((difference, low, high))
+
+
+class Column(NamedTuple):
+    """A column of numbers.
+
+    shows is a column of ROWS that the column shows: value (with ± sd), difference (with its interval), p_holm, sign_flip or
+    detectable; or both: the value and, under it, the difference.
+    """
+
+    header: str
+    key: str  # which of a row's numbers it shows
+    shows: str = "both"
+
+
+class Row(NamedTuple):
+    """A line of a table. Neighbouring rows with the same section stand under one heading; "" is no heading."""
+
+    label: str
+    numbers: dict[str, Number]  # key of the column -> number
+    section: str = ""
+
+
+class Table(NamedTuple):
+    """A table of a report. The name, and the setting where a report has several, make its file names and its LaTeX label."""
+
+    name: str
+    title: str
+    first: str  # heading of the column of labels
+    columns: list[Column]
+    rows: list[Row]
+    notes: list[str]  # sentences of the caption: what the numbers are of
+    setting: str = ""
+
+    @property
+    def key(self) -> str:
+        """The name of its files, without the suffix."""
+        return slug(f"{self.name}-{self.setting}" if self.setting else self.name)
+
+
+class TerminalTable(NamedTuple):
+    """The arguments of `display.Display.table`."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+
+def write(table: Table, folder: Path) -> list[Path]:
+    """Write the table as CSV, Markdown and LaTeX to the folder, and return the paths.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    paths = [folder / f"{table.key}.{suffix}" for suffix in FORMATS]
+    for path, form in zip(paths, FORMATS.values(), strict=True):
+        write_atomic(path, partial(_write_text, form(table)))
+    return paths
+
+
+def _write_text(text: str, file: BinaryIO) -> None:
+    file.write(text.encode())
+
+
+def csv(table: Table) -> str:
+    """A line for each number of the table, with the columns of ROWS: fractions and nats, not rounded; empty where missing."""
+    facts = [number.facts for row in table.rows for number in row.numbers.values()]
+    whole = dict.fromkeys(("severity", "seeds", "images"), "Int64")
+    return pd.DataFrame(facts, columns=list(ROWS)).astype(whole).to_csv(index=False)
+
+
+def markdown(table: Table) -> str:
+    """The table in the Markdown of GitHub, with the caption as a list under it."""
+    lines = [[table.first, *(column.header for column in table.columns)]]
+    cells = [[_markdown_text(text) for text in lines[0]], ["---"] + ["---:"] * len(table.columns)]
+    for section, rows in _sections(table):
+        if section:
+            cells.append([f"*{_markdown_text(section)}*", *[""] * len(table.columns)])
+        for row in rows:
+            numbers = [_cell(row, column, _markdown_text, "**{}**".format, "{} †".format) for column in table.columns]
+            cells.append([_markdown_text(row.label), *("<br>".join(lines) for lines in numbers)])
+    text = "\n".join("| " + " | ".join(line) + " |" for line in cells)
+    notes = "".join(f"- {_markdown_text(note)}\n" for note in [*table.notes, *legend(table, "bold")])
+    return f"**{_markdown_text(table.title)}**\n\n{text}\n\n{notes}"
+
+
+def terminal(table: Table, width: int = TERMINAL_WIDTH) -> list[TerminalTable]:
+    """The table as plain text, cut by columns into tables that are at most `width` characters wide, as far as that is possible.
+
+    All have the labels as their first column; sections without any number in the columns of such a part are left out of it.
+    The last one has the notes.
+    """
+    parts: list[list[Column]] = [[]]
+    for column in table.columns:
+        if parts[-1] and _width(_lines(table, [*parts[-1], column])) > width:
+            parts.append([])
+        parts[-1].append(column)
+    shown = []
+    for i, columns in enumerate(parts):
+        header, *lines = _lines(table, columns)
+        title = table.title if i == 0 else f"{table.title} (continued)"
+        notes = [*table.notes, *legend(table, "*")] if i == len(parts) - 1 else []
+        shown.append(TerminalTable(title, header, lines, notes))
+    return shown
+
+
+def _lines(table: Table, columns: Sequence[Column]) -> list[list[str]]:
+    """The header and the rows of some of the table's columns as plain text."""
+    lines = [[table.first, *(column.header for column in columns)]]
+    for section, rows in _sections(table):
+        indent = "  " if section else ""
+        found = []
+        for row in rows:
+            cells = [_cell(row, column, str, "{} *".format, "{} †".format) for column in columns]
+            found.append([indent + row.label, *("\n".join(cell) for cell in cells)])
+        if all(cell in ("", MISSING) for line in found for cell in line[1:]):
+            continue
+        lines += [[section, *[""] * len(columns)]] * bool(section) + found
+    return lines
+
+
+def latex(table: Table) -> str:
+    """The table in LaTeX, for \\input in a document that loads the packages booktabs and graphicx, or booktabs and longtable.
+
+    A table wider than the line is shrunk to it; one of more than LONG lines is broken over pages instead.
+    """
+    numbers = len(table.columns)
+    body = []
+    for i, (section, rows) in enumerate(_sections(table)):
+        if section:
+            body += [r"\addlinespace"] * (i > 0) + [
+                rf"\multicolumn{{{numbers + 1}}}{{l}}{{\textit{{{_latex_text(section)}}}}} \\"
+            ]
+        for row in rows:
+            cells = [
+                _cell(row, column, _latex_number, r"\textbf{{{}}}".format, r"{}$^\dagger$".format) for column in table.columns
+            ]
+            body.append(" & ".join([_latex_text(row.label), *(lines[0] if lines else "" for lines in cells)]) + r" \\")
+            if any(len(lines) > 1 for lines in cells):
+                seconds = [rf"{{\scriptsize {lines[1]}}}" if len(lines) > 1 else "" for lines in cells]
+                body.append(" & ".join(["", *seconds]) + r" \\")
+    header = " & ".join(_latex_text(text) for text in [table.first, *(column.header for column in table.columns)]) + r" \\"
+    sentences = [f"{table.title}.", *(f"{note[:1].upper()}{note[1:]}." for note in [*table.notes, *legend(table, "bold")])]
+    caption = rf"\caption{{{_latex_text(' '.join(sentences))}}}" + rf"\label{{tab:{table.key}}}"
+    head, layout = [r"\toprule", header, r"\midrule"], "l" + "r" * numbers
+    if len(body) > LONG:
+        lines = [r"% needs \usepackage{booktabs,longtable}", r"\begingroup\footnotesize", rf"\begin{{longtable}}{{{layout}}}"]
+        lines += [caption + r" \\", *head, r"\endfirsthead", *head, r"\endhead", r"\bottomrule", r"\endfoot", *body]
+        return "\n".join([*lines, r"\end{longtable}", r"\endgroup"]) + "\n"
+    lines = [r"% needs \usepackage{booktabs,graphicx}", r"\begin{table}[t]", r"\centering", caption]
+    lines += [
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+        rf"\begin{{tabular}}{{{layout}}}",
+        *head,
+        *body,
+    ]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}}", r"\end{table}"]) + "\n"
+
+
+FORMATS: dict[str, Callable[[Table], str]] = {"csv": csv, "md": markdown, "tex": latex}  # suffix -> form
+
+
+def legend(table: Table, better: str) -> list[str]:
+    """Sentences on the signs that the table's cells hold, and on no others.
+
+    Args:
+        better: how a number that is better than the baseline is marked.
+    """
+    shown = [
+        (row.numbers[column.key], column.shows) for row in table.rows for column in table.columns if column.key in row.numbers
+    ]
+    values = [number.text("value") for number, shows in shown if shows in ("both", "value")]
+    compared = [number for number, shows in shown if shows in ("both", "difference")]
+    differences = [text for number in compared if (text := number.text("difference"))]
+    sentences = ["±: standard deviation over seeds"] if any("±" in text for text in values) else []
+    if any("[" in text for text in differences):
+        sentences.append("+ or - with [ ]: difference from the baseline and its 95% interval")
+    if any("[" not in text for text in differences):
+        sentences.append("a difference without [ ] is of a metric for which no valid interval is known, and is never marked")
+    if any(not math.isnan(number.facts["p_holm"]) for number in compared):
+        sentences.append(
+            f"{better}: better than the baseline, †: worse, both with p < {LEVEL} after Holm's correction over the mechanisms"
+            " of the setting, for each metric by itself"
+        )
+    return sentences
+
+
+def _sections(table: Table) -> Iterable[tuple[str, list[Row]]]:
+    """The sections in their order, each with its neighbouring rows."""
+    found: list[tuple[str, list[Row]]] = []
+    for row in table.rows:
+        if not found or found[-1][0] != row.section:
+            found.append((row.section, []))
+        found[-1][1].append(row)
+    return found
+
+
+def _texts(number: Number, shows: str) -> list[str]:
+    """The lines of a cell, without those that are empty."""
+    lines = [number.text(part) for part in (("value", "difference") if shows == "both" else (shows,))]
+    return [line for line in lines if line]
+
+
+def _cell(
+    row: Row, column: Column, escape: Callable[[str], str], better: Callable[[str], str], worse: Callable[[str], str]
+) -> list[str]:
+    """The lines of a cell, the first one marked if the difference from the baseline is shown and deserves it."""
+    if column.key not in row.numbers:
+        return [escape(MISSING)] if column.shows in ("both", "value") else []
+    number = row.numbers[column.key]
+    lines = [escape(text) for text in _texts(number, column.shows)]
+    if lines and column.shows in ("both", "difference") and number.verdict:
+        lines[0] = (better if number.verdict == BETTER else worse)(lines[0])
+    return lines
+
+
+def _width(lines: Sequence[Sequence[str]]) -> int:
+    """The width of a table in the terminal: each column has a border and two spaces beside its widest line."""
+    return 1 + sum(3 + max(len(text) for cell in column for text in cell.split("\n")) for column in zip(*lines, strict=True))
+
+
+def _markdown_text(text: str) -> str:
+    return "".join(f"\\{character}" if character in r"\`*_<>|~" else character for character in text)
+
+
+# [ and * are wrapped because \\ takes them for its own argument where they begin a line.
+_LATEX = {
+    **{character: f"\\{character}" for character in "%&#$_{}"},
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "[": "{[}",
+    "*": "{*}", "±": r"$\pm$", "†": r"$^\dagger$", "|": r"\textbar{}", '"': "''",
+}  # fmt: skip
+
+
+def _latex_text(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def _latex_number(text: str) -> str:
+    """A number of a table: as other text, with a true minus sign."""
+    return _latex_text(text).replace("-", "$-$")
