@@ -10,12 +10,12 @@ import pandas as pd
 
 from gch_bench.files import slug, write_atomic
 from gch_bench.metrics import Metric
-from gch_bench.report.study import ROWS
+from gch_bench.report.study import CALIBRATED, ROWS
 
 LEVEL = 0.05  # of the tests that bold numbers and daggers rest on
 MISSING = "-"  # what stands in the place of a number that there is not
 TERMINAL_WIDTH = 100  # characters; a wider table is cut into several
-LONG = 40  # a LaTeX table with more lines than this is broken over pages
+LONG = 40  # lines of a LaTeX table; a longer one is cut
 BETTER, WORSE = "better", "worse"
 
 
@@ -147,21 +147,40 @@ def markdown(table: Table) -> str:
 def terminal(table: Table, width: int = TERMINAL_WIDTH) -> list[TerminalTable]:
     """The table as plain text, cut by columns into tables that are at most `width` characters wide, as far as that is possible.
 
-    All have the labels as their first column; sections without any number in the columns of such a part are left out of it.
-    The last one has the notes.
+    All have the labels as their first column, and the last one has the notes. Rows and columns change places where that leaves
+    fewer tables, at most two: this is so with few mechanisms and many metrics.
     """
-    parts: list[list[Column]] = [[]]
-    for column in table.columns:
-        if parts[-1] and _width(_lines(table, [*parts[-1], column])) > width:
+    lines = _lines(table, table.columns)
+    lines[0] = [text.replace(f" {CALIBRATED}", f"\n{CALIBRATED}") for text in lines[0]]
+    parts = [_lines(table, [table.columns[i - 1] for i in part]) for part in _cut(lines, width)]
+    if not any(row.section for row in table.rows):
+        turned = [list(line) for line in zip(*_lines(table, table.columns), strict=True)]
+        turned[0][0] = ""
+        cut = _cut(turned, width)
+        if len(cut) < min(len(parts), 3):
+            parts = [[[line[i] for i in (0, *part)] for line in turned] for part in cut]
+    titles = [table.title] + [f"{table.title} (continued)"] * (len(parts) - 1)
+    notes: list[list[str]] = [[]] * (len(parts) - 1) + [[*table.notes, *legend(table, "*")]]
+    return [TerminalTable(title, part[0], part[1:], own) for title, part, own in zip(titles, parts, notes, strict=True)]
+
+
+def _cut(lines: Sequence[Sequence[str]], width: int) -> list[list[int]]:
+    """The positions of the columns of each part of a table in the terminal, without the first column, which all parts have.
+
+    In the terminal each column has a border and two spaces beside its widest line.
+    """
+    labels, *others = (
+        3 + max(len(text) for cell in column for text in cell.split("\n")) for column in zip(*lines, strict=True)
+    )
+    parts: list[list[int]] = [[]]
+    used = 1 + labels
+    for i, own in enumerate(others, start=1):
+        if parts[-1] and used + own > width:
             parts.append([])
-        parts[-1].append(column)
-    shown = []
-    for i, columns in enumerate(parts):
-        header, *lines = _lines(table, columns)
-        title = table.title if i == 0 else f"{table.title} (continued)"
-        notes = [*table.notes, *legend(table, "*")] if i == len(parts) - 1 else []
-        shown.append(TerminalTable(title, header, lines, notes))
-    return shown
+            used = 1 + labels
+        parts[-1].append(i)
+        used += own
+    return parts
 
 
 def _lines(table: Table, columns: Sequence[Column]) -> list[list[str]]:
@@ -180,41 +199,49 @@ def _lines(table: Table, columns: Sequence[Column]) -> list[list[str]]:
 
 
 def latex(table: Table) -> str:
-    """The table in LaTeX, for \\input in a document that loads the packages booktabs and graphicx, or booktabs and longtable.
+    """The table in LaTeX, for \\input in a document that loads the packages booktabs and graphicx.
 
-    A table wider than the line is shrunk to it; one of more than LONG lines is broken over pages instead.
+    It is shrunk to the width of the line if it is wider. If it has more than LONG lines, it becomes several tables, each on a page.
     """
-    numbers = len(table.columns)
-    body = []
-    for i, (section, rows) in enumerate(_sections(table)):
-        if section:
-            body += [r"\addlinespace"] * (i > 0) + [
-                rf"\multicolumn{{{numbers + 1}}}{{l}}{{\textit{{{_latex_text(section)}}}}} \\"
-            ]
-        for row in rows:
-            cells = [
-                _cell(row, column, _latex_number, r"\textbf{{{}}}".format, r"{}$^\dagger$".format) for column in table.columns
-            ]
-            body.append(" & ".join([_latex_text(row.label), *(lines[0] if lines else "" for lines in cells)]) + r" \\")
-            if any(len(lines) > 1 for lines in cells):
-                seconds = [rf"{{\scriptsize {lines[1]}}}" if len(lines) > 1 else "" for lines in cells]
-                body.append(" & ".join(["", *seconds]) + r" \\")
-    header = " & ".join(_latex_text(text) for text in [table.first, *(column.header for column in table.columns)]) + r" \\"
-    sentences = [f"{table.title}.", *(f"{note[:1].upper()}{note[1:]}." for note in [*table.notes, *legend(table, "bold")])]
-    caption = rf"\caption{{{_latex_text(' '.join(sentences))}}}" + rf"\label{{tab:{table.key}}}"
-    head, layout = [r"\toprule", header, r"\midrule"], "l" + "r" * numbers
-    if len(body) > LONG:
-        lines = [r"% needs \usepackage{booktabs,longtable}", r"\begingroup\footnotesize", rf"\begin{{longtable}}{{{layout}}}"]
-        lines += [caption + r" \\", *head, r"\endfirsthead", *head, r"\endhead", r"\bottomrule", r"\endfoot", *body]
-        return "\n".join([*lines, r"\end{longtable}", r"\endgroup"]) + "\n"
-    lines = [r"% needs \usepackage{booktabs,graphicx}", r"\begin{table}[t]", r"\centering", caption]
-    lines += [
-        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-        rf"\begin{{tabular}}{{{layout}}}",
-        *head,
-        *body,
-    ]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}}", r"\end{table}"]) + "\n"
+    names = [_latex_text(text) for text in [table.first, *(column.header for column in table.columns)]]
+    sentences = [f"{note[:1].upper()}{note[1:]}." for note in [*table.notes, *legend(table, "bold")]]
+    caption = rf"\caption{{{_latex_text(' '.join([f'{table.title}.', *sentences]))}}}\label{{tab:{table.key}}}"
+    pages = _latex_pages(table)
+    lines = [r"% needs \usepackage{booktabs,graphicx}"]
+    for i, body in enumerate(pages):
+        lines += [r"\begin{table}[p]" if len(pages) > 1 else r"\begin{table}[t]", r"\centering\footnotesize"]
+        lines += [caption if i == 0 else rf"\caption{{{_latex_text(f'{table.title} (continued).')}}}"]
+        lines += [r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"]
+        lines += [rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\toprule", " & ".join(names) + r" \\", r"\midrule"]
+        lines += [*body, r"\bottomrule", r"\end{tabular}}", r"\end{table}", *([r"\clearpage"] if len(pages) > 1 else [])]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_pages(table: Table) -> list[list[str]]:
+    """The lines between the rules of each LaTeX table: cut between sections where possible, and never within a row."""
+    pages: list[list[str]] = [[]]
+    for section, rows in _sections(table):
+        heading = [rf"\multicolumn{{{len(table.columns) + 1}}}{{l}}{{\textit{{{_latex_text(section)}}}}} \\"] if section else []
+        blocks = [_latex_row(row, table.columns) for row in rows]
+        if pages[-1] and len(pages[-1]) + 2 + sum(map(len, blocks)) > LONG:
+            pages.append([])
+        if pages[-1] and section:
+            pages[-1].append(r"\addlinespace")
+        pages[-1] += heading
+        for block in blocks:
+            if len(pages[-1]) + len(block) > LONG:
+                pages.append([*heading])
+            pages[-1] += block
+    return pages
+
+
+def _latex_row(row: Row, columns: Sequence[Column]) -> list[str]:
+    """One line, or two where a cell has a difference under its value."""
+    cells = [_cell(row, column, _latex_number, r"\textbf{{{}}}".format, r"{}$^\dagger$".format) for column in columns]
+    lines = [[_latex_text(row.label), *(cell[0] if cell else "" for cell in cells)]]
+    if any(len(cell) > 1 for cell in cells):
+        lines.append(["", *(rf"{{\scriptsize {cell[1]}}}" if len(cell) > 1 else "" for cell in cells)])
+    return [" & ".join(line) + r" \\" for line in lines]
 
 
 FORMATS: dict[str, Callable[[Table], str]] = {"csv": csv, "md": markdown, "tex": latex}  # suffix -> form
@@ -272,11 +299,6 @@ def _cell(
     if lines and column.shows in ("both", "difference") and number.verdict:
         lines[0] = (better if number.verdict == BETTER else worse)(lines[0])
     return lines
-
-
-def _width(lines: Sequence[Sequence[str]]) -> int:
-    """The width of a table in the terminal: each column has a border and two spaces beside its widest line."""
-    return 1 + sum(3 + max(len(text) for cell in column for text in cell.split("\n")) for column in zip(*lines, strict=True))
 
 
 def _markdown_text(text: str) -> str:

@@ -260,7 +260,7 @@ def _notes(results: Results, shown: Sequence[Number]) -> list[str]:
         notes.append("no difference from a baseline is known")
     if any(each["temperature"] == CALIBRATED for each in facts):
         notes.append(
-            f"{CALIBRATED}: logits divided by a temperature, one for each run, the baseline's, too; it is fitted on clean images only"
+            f"{CALIBRATED}: logits divided by each run's temperature, the baseline's, too, fitted on clean images only"
         )
     if any(each["metric"] == "ece_floor" for each in facts):
         notes.append("floor of ECE: what a perfectly calibrated network with the same confidences is expected to show")

@@ -57,7 +57,8 @@ def make_rows(
     parts: list[tuple[str, int | None]] = [(CLEAN, 0), *cells]
     if cells:
         parts += [*((corruption, None) for corruption in dict.fromkeys(cell.corruption for cell in cells)), (MEAN, None)]
-    corrected = dict(zip((m.label for m in mechanisms if m.label != baseline), holm([m.p for m in mechanisms if m.label != baseline])))
+    others = [each for each in mechanisms if each.label != baseline]
+    corrected = dict(zip((each.label for each in others), holm([each.p for each in others]), strict=True))
     rows = []
     temperatures = (RAW, CALIBRATED) if logits else (RAW,)
     for each, (corruption, severity), metric, temperature in product(mechanisms, parts, METRICS, temperatures):
@@ -102,7 +103,9 @@ def make_setting(
 ) -> tuple[Setting, pd.DataFrame]:
     """A setting and its rows. `baseline` is the label of one of the mechanisms, or None."""
     groups = [
-        Group(each.label, {"name": each.noise}, {s: make_run(each, s, data or {}, config or {}) for s in range(seeds)}, each.kind)
+        Group(
+            each.label, {"name": each.noise}, {s: make_run(each, s, data or {}, config or {}) for s in range(seeds)}, each.kind
+        )
         for each in mechanisms
     ]
     cells = [Cell(corruption, severity) for corruption in corruptions for severity in severities]
