@@ -201,7 +201,7 @@ def _lines(table: Table, columns: Sequence[Column]) -> list[list[str]]:
 def latex(table: Table) -> str:
     """The table in LaTeX, for \\input in a document that loads the packages booktabs and graphicx.
 
-    It is shrunk to the width of the line if it is wider. If it has more than LONG lines, it becomes several tables, each on a page.
+    It is shrunk to the width of the line if it is wider. One of more than LONG lines becomes several tables, each on a page.
     """
     names = [_latex_text(text) for text in [table.first, *(column.header for column in table.columns)]]
     sentences = [f"{note[:1].upper()}{note[1:]}." for note in [*table.notes, *legend(table, "bold")]]
