@@ -1,227 +1,291 @@
-"""Comparison of finished runs: metrics on clean images and averaged over corruptions, and paired differences from the first."""
+"""The tables of a report, among them those of the paper, made from the table of results (`ROWS`); see docs/definitions.md."""
 
-from pathlib import Path
-from typing import Any, NamedTuple
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import pandas as pd
 
-from gch_bench.errors import UserError
-from gch_bench.metrics import CLEAN, SHOWN, Metric, averaged, mean_corruption, summarize
-from gch_bench.report.statistics import Interval, paired_differences
-from gch_bench.results.records import CELL_CLEAN, Cell, read_record, record_facts, recorded_cells
-from gch_bench.results.runfacts import RunFacts, differences, given_weights, read_run_facts, stage_in_words
-from gch_bench.results.summary import logged_metrics
+from gch_bench.checks import check_choice
+from gch_bench.metrics import CLEAN, mean_corruption_error, relative_mean_corruption_error
+from gch_bench.report.lookup import DERIVED, UNCHANGED, Part, Results, Who, column_of, label_of
+from gch_bench.report.published import PUBLISHED, Published
+from gch_bench.report.render import Column, Number, Row, Table
+from gch_bench.report.study import CALIBRATED, MEAN, RAW, Report, Setting
+from gch_bench.results.summary import ALEXNET, ALEXNET_CLEAN
 
-STRENGTHS = ("gamma", "beta", "energy", "p", "block_size", "sigma")  # options of the noise that a run's label shows
-
-
-class Run(NamedTuple):
-    """A finished run: its folder, the facts in run.json, the records of each cell (a row per image), and, for cells of stored
-    images, the fingerprint of those images (None elsewhere)."""
-
-    folder: Path
-    facts: RunFacts
-    cells: dict[Cell, pd.DataFrame]
-    images: dict[Cell, str | None]
+SHORT = ("top1", "nll", "ece", "ce2_debiased")  # metrics of the tables that show several parts
+LONG = ("top1", "nll", "brier", "ece", "ece_floor", "ce2_debiased", "smece", "aurc")
 
 
-class Comparison(NamedTuple):
-    """A table as text: column headers, rows of strings, and the notes that belong under the table."""
+class TableKind(NamedTuple):
+    """A kind of table."""
 
     title: str
-    columns: list[str]
-    rows: list[list[str]]
-    notes: list[str]
-
-    def markdown(self) -> str:
-        lines = [self.columns, ["---"] + ["---:"] * (len(self.columns) - 1), *self.rows]
-        table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        return f"**{self.title}**\n\n{table}\n\n" + "".join(f"- {note}\n" for note in self.notes)
+    make: Callable[[Report, Setting], Table]
+    spans: bool = False  # True: one table is of all settings, whichever setting `make` is given
 
 
-def read_run(folder: Path) -> Run:
-    """Read a finished run from its folder.
+def tables(report: Report, name: str) -> list[Table]:
+    """The tables of one kind: one for each setting, or one of them all. A table without rows has nothing to show.
 
     Raises:
-        UserError: if the folder holds no run or an unfinished one, or a file cannot be read.
+        FieldError: there is no such kind.
     """
-    facts = read_run_facts(folder)
-    if not facts.finished or facts.weights is None:
-        raise UserError(f"{folder} holds an unfinished run: finish it with the command it was started with, {facts.command}")
-    found = recorded_cells(folder, {"protocol": facts.protocol_id, "weights": facts.weights})
-    if CELL_CLEAN not in found:
-        raise UserError(f"{folder} has no clean record: run its command again, {facts.command}")
-    images = {cell: (record_facts(folder, cell) or {}).get("images") for cell in found}
-    return Run(folder, facts, {cell: read_record(folder, cell) for cell in found}, images)
+    check_choice("table", name, TABLES)
+    kind = TABLES[name]
+    if kind.spans or len(report.settings) == 1:
+        return [kind.make(report, setting)._replace(setting="") for setting in report.settings[:1]]
+    made = [kind.make(report, setting) for setting in report.settings]
+    return [table._replace(title=f"{table.title}, {table.setting}") for table in made]
 
 
-def compare(runs: list[Run], num_resamples: int = 1000, level: float = 0.95) -> Comparison:
-    """Runs side by side on the cells they share, with paired bootstrap intervals of their differences from the first.
+def _table(
+    results: Results,
+    name: str,
+    columns: Iterable[Column],
+    rows: Sequence[Row],
+    notes: Sequence[str] = (),
+    first: str = "mechanism",
+) -> Table:
+    """The table without its empty columns, with the notes that its numbers need before its own `notes`."""
+    columns = [column for column in columns if any(_says(row, column) for row in rows)]
+    shown = [number for row in rows for number in row.numbers.values()]
+    caption = [*_notes(results, shown), *notes]
+    return Table(name, TABLES[name].title, first, columns, list(rows) if columns else [], caption, next(iter(results.settings)))
 
-    Raises:
-        UserError: if ``runs`` is empty, or the runs were evaluated on different images.
-    """
-    if not runs:
-        raise UserError("runs must be a list of run folders, got []; pass runs=[FOLDER,FOLDER]")
-    shared = shared_cells(runs)
-    if len(runs) > 1:
-        _check_images(runs, [CELL_CLEAN, *shared])
-    labels = _labels(runs)
-    columns = ["", *labels, *(f"{label} - {labels[0]}" for label in labels[1:])]
+
+def _says(row: Row, column: Column) -> bool:
+    shows = "value" if column.shows == "both" else column.shows
+    return column.key in row.numbers and bool(row.numbers[column.key].text(shows))
+
+
+def _clean(report: Report, setting: Setting) -> Table:
+    results = Results(report, [setting])
+    columns = results.columns([CLEAN], ("top1", "nll", "ece", "ece_floor", "ce2_debiased"))
+    return _table(results, "clean", columns.values(), [results.row(who, columns) for who in results.mechanisms()])
+
+
+def _depth(report: Report, setting: Setting) -> Table:
+    """A section for each mechanism and strength, in it a row for each stage; the baseline comes first."""
+    results = Results(report, [setting])
+    columns = results.columns([CLEAN, MEAN], SHORT[1:])
+    singles = [who for who in results.mechanisms() if who[2] == "single"]
     rows = []
-    for part, cells in ((CLEAN, [CELL_CLEAN]), ("shift", shared)):
-        if not cells:
+    for who in singles:
+        stages = results.facts(who)["stages"]
+        strength = label_of(who).removesuffix(stages).strip()
+        rows.append(results.row(who, columns, stages, strength) if stages else results.row(who, columns))
+    sections = list(dict.fromkeys(row.section for row in rows))
+    rows.sort(key=lambda row: (sections.index(row.section), row.label if row.section else ""))
+    return _table(results, "depth", columns.values(), rows, first="stage")
+
+
+def _shift(report: Report, setting: Setting) -> Table:
+    results = Results(report, [setting])
+    columns = results.columns([MEAN], LONG)
+    rows = [results.row(who, columns) for who in results.mechanisms()]
+    extra: list[str] = []
+    for who, row in zip(results.mechanisms(), rows, strict=True):
+        row.numbers.update(_corruption_errors(results, who))
+        if published := _published(results, who):
+            row.numbers["published_ece"] = results.derived(who, "published_ece", published.value)
+            extra.append(f"published: {published.source}, not measured here")
+    if any("mce" in row.numbers for row in rows):
+        extra.append("mCE: the error relative to that of AlexNet or the baseline, which has 100%, averaged over corruptions")
+    derived = [Column(metric.header, key) for key, metric in DERIVED.items()]
+    return _table(results, "shift", [*columns.values(), *derived], rows, list(dict.fromkeys(extra)))
+
+
+def _strength(report: Report, setting: Setting) -> Table:
+    """A section for each mechanism and place, in it the strengths by the realised variance of the gate."""
+    results = Results(report, [setting])
+    columns = results.columns([CLEAN, MEAN], SHORT)
+    groups = {(setting.name, group.mechanism, group.kind): group for group in setting.groups}
+    ordered = []
+    for who in results.mechanisms():
+        facts = results.facts(who)
+        if who[2] != "single":
             continue
-        average = [means(run, cells) for run in runs]
-        try:
-            intervals = [
-                paired_differences(
-                    [runs[0].cells[c] for c in cells],
-                    [run.cells[c] for c in cells],
-                    num_resamples,
-                    level=level,
-                    several_labels=bool(run.facts.data.get("several_labels")),
-                )
-                for run in runs[1:]
-            ]
-        except ValueError as error:
-            raise UserError(f"the runs cannot be compared image by image: {error}") from error
-        for key, metric in SHOWN.items():
-            numbers = [metric.text(mean[key]) for mean in average]
-            rows.append([f"{part} {metric.header}", *numbers, *(_interval(metric, each.get(key)) for each in intervals)])
-    rows += _corruption_error_rows(runs, shared)
-    return Comparison("Comparison of runs", columns, rows, _notes(runs, labels, shared, num_resamples, level))
+        stages = [stage for run in groups[who].runs.values() for stage in run.facts.stages if "gate_variance" in stage]
+        variance = sum(stage["gate_variance"] for stage in stages) / len(stages) if stages else math.nan
+        row = results.row(who, columns, section=f"{facts['noise']} at {facts['stages']}" if facts["stages"] else "")
+        if stages:
+            row.numbers["gate_variance"] = results.derived(who, "gate_variance", variance)
+        ordered.append((row.section, variance if stages else math.inf, row))
+    rows = [row for *_, row in sorted(ordered, key=lambda each: each[:2])]
+    note = "gate variance: realised variance of the gate, mean over sites, noisy stages and seeds"
+    shown = [Column(DERIVED["gate_variance"].header, "gate_variance", "value"), *columns.values()]
+    return _table(results, "strength", shown, rows, [note])
 
 
-def _check_images(runs: list[Run], cells: list[Cell]) -> None:
-    """Raise UserError unless every run has the same images in all of these cells."""
-    first = runs[0].cells[CELL_CLEAN]["id"]
-    for run, cell in ((run, cell) for run in runs for cell in cells):
-        ids = run.cells[cell]["id"]
-        if not ids.equals(first):
-            others = " others" if len(ids) == len(first) else ""
-            raise UserError(
-                f"the runs were not evaluated on the same images: {runs[0].folder} has {len(first)} images, {run.folder}"
-                f" has {len(ids)}{others} in {cell.corruption}-{cell.severity}: evaluate both with the same data= and"
-                " corruptions.subset"
-            )
+_SIDE_BY_SIDE = [
+    Column("value", RAW, "value"),
+    Column("difference", RAW, "difference"),
+    Column("p Holm", RAW, "p_holm"),
+    Column(CALIBRATED, CALIBRATED, "value"),
+    Column(f"difference {CALIBRATED}", CALIBRATED, "difference"),
+    Column(f"p {CALIBRATED}", CALIBRATED, "p_holm"),
+    Column("p sign flip", RAW, "sign_flip"),
+    Column("detectable", RAW, "detectable"),
+]
 
 
-def _corruption_error_rows(runs: list[Run], shared: list[Cell]) -> list[list[str]]:
-    """The rows mCE and relative mCE, if all runs are on ImageNet-1k and hold the 15 corruptions at five severities; else none.
+def _mechanisms(report: Report, setting: Setting) -> Table:
+    """A section for each metric, clean and under shift, in it a row for each mechanism with all that is known of its
+    difference from the baseline."""
+    results = Results(report, [setting])
+    rows = []
+    for part, column in results.columns([CLEAN, MEAN], SHORT).items():
+        if part.temperature == CALIBRATED:
+            continue
+        for who in results.mechanisms():
+            own = results.numbers[who]
+            numbers = {
+                key: own[part._replace(temperature=key)] for key in (RAW, CALIBRATED) if part._replace(temperature=key) in own
+            }
+            if part.metric in UNCHANGED:
+                numbers.pop(CALIBRATED, None)
+            rows.append(Row(label_of(who), numbers, column.header))
+    notes = []
+    if any(_says(row, column) for row in rows for column in _SIDE_BY_SIDE if column.shows == "sign_flip"):
+        notes.append("p sign flip: exact one-sided sign-flip test over seeds, which cannot fall below 2^-seeds")
+    if any(_says(row, column) for row in rows for column in _SIDE_BY_SIDE if column.shows == "detectable"):
+        notes.append("detectable: smallest difference that this design detects with a power of 80% at the 5% level")
+    return _table(results, "mechanisms", _SIDE_BY_SIDE, rows, notes)
 
-    Their differences are shown without an interval.
-    """
+
+def _finegrained(report: Report, setting: Setting) -> Table:
+    """All settings of the report, a section for each."""
+    results = Results(report, report.settings)
+    columns = results.columns([CLEAN, MEAN], SHORT)
+    several = len(report.settings) > 1
+    rows = [results.row(who, columns, section=who[0] if several else "") for who in results.mechanisms()]
+    return _table(results, "finegrained", columns.values(), rows)
+
+
+def _cells(report: Report, setting: Setting) -> Table:
+    """A section for each corruption and severity, in it a row for each mechanism."""
+    results = Results(report, [setting])
+    found = [part for numbers in results.numbers.values() for part in numbers if part.severity]
+    columns = {
+        (metric, temperature): column_of(Part(MEAN, None, metric, temperature), several=False)
+        for metric in ("top1", "nll", "ece")
+        for temperature in (RAW, CALIBRATED)
+        if not (temperature == CALIBRATED and metric in UNCHANGED)
+    }
+    rows = []
+    for corruption, severity in sorted({(part.corruption, part.severity or 0) for part in found}):
+        for who in results.mechanisms():
+            parts = {column.key: Part(corruption, severity, *which) for which, column in columns.items()}
+            own = results.numbers[who]
+            numbers = {key: own[part] for key, part in parts.items() if part in own}
+            rows.append(Row(label_of(who), numbers, f"{corruption} {severity}"))
+    return _table(results, "cells", columns.values(), rows)
+
+
+def _corruption_errors(results: Results, who: Who) -> dict[str, Number]:
+    """mCE and relative mCE from the mean errors over seeds, relative to AlexNet's and to the baseline's; {} where they are not
+    defined: outside ImageNet-1k, and without the 15 corruptions at five severities."""
+    runs = [run for group in results.settings[who[0]].groups for run in group.runs.values()]
     if not all(run.facts.data.get("imagenet_1k") for run in runs):
-        return []
-    found = []
-    for run in runs:
-        classes = run.facts.data["num_classes"]
-        rows = [{**cell._asdict(), **summarize(run.cells[cell], classes)} for cell in [CELL_CLEAN, *shared]]
-        found.append(logged_metrics(pd.DataFrame(rows), imagenet_1k=True))
-    return [
-        [
-            title,
-            *(f"{100 * each[key]:.2f}" for each in found),
-            *(f"{100 * (each[key] - found[0][key]):+.2f}" for each in found[1:]),
-        ]
-        for key, title in (("shift/mean/mce", "mCE %"), ("shift/mean/relative_mce", "relative mCE %"))
-        if all(key in each for each in found)
-    ]
+        return {}
+    own, baseline = _errors(results, who), results.baseline(who[0])
+    others = _errors(results, baseline) if baseline in results.numbers else None
+    if own is None:
+        return {}
+    found = {
+        "mce": mean_corruption_error(own[0], ALEXNET),
+        "relative_mce": relative_mean_corruption_error(*own, ALEXNET, ALEXNET_CLEAN),
+    }
+    means = {name: sum(values) / len(values) for name, values in others[0].items()} if others else {}
+    if others and all(value > others[1] for value in means.values()):  # else the ratios mean nothing
+        found["mce_baseline"] = mean_corruption_error(own[0], means)
+        found["relative_mce_baseline"] = relative_mean_corruption_error(*own, means, others[1])
+    return {key: results.derived(who, key, value) for key, value in found.items()}
 
 
-def shared_cells(runs: list[Run]) -> list[Cell]:
-    """The cells that the mean over corruptions is of: those that all runs have, of corruptions that are averaged
-    (``metrics.averaged``), at the severities that all of these corruptions have."""
-    found = set.intersection(*(set(run.cells) for run in runs))
-    names = averaged(sorted(cell.corruption for cell in found))
-    found = {cell for cell in found if cell.corruption in names}
-    levels = [{cell.severity for cell in found if cell.corruption == name} for name in {cell.corruption for cell in found}]
-    common = set.intersection(*levels) if levels else set()
-    return sorted(cell for cell in found if cell.severity in common)
+def _errors(results: Results, who: Who | None) -> tuple[dict[str, list[float]], float] | None:
+    """The top-1 errors of the 15 corruptions, one per severity, and on clean images; None unless all are there."""
+    own = results.numbers[who] if who else {}
+    wanted = {name: [Part(name, severity, "top1") for severity in range(1, 6)] for name in ALEXNET}
+    clean = Part(CLEAN, 0, "top1")
+    if clean not in own or any(part not in own for parts in wanted.values() for part in parts):
+        return None
+    errors = {name: [1 - float(own[part].facts["value"]) for part in parts] for name, parts in wanted.items()}
+    return errors, 1 - float(own[clean].facts["value"])
 
 
-def _labels(runs: list[Run]) -> list[str]:
-    """Mechanism, strength, stages and seed of each run; also the folder's name, if these do not tell the runs apart."""
-    short = [_label(run.facts.config) for run in runs]
-    return [f"{label} {run.folder.name}" if short.count(label) > 1 else label for label, run in zip(short, runs, strict=True)]
+def _published(results: Results, who: Who) -> Published | None:
+    """The published number for this mechanism, if the setting is the published one: ResNet-50 on ImageNet-C."""
+    setting, facts = results.settings[who[0]], results.facts(who)
+    configs = [run.facts.config for group in setting.groups for run in group.runs.values()]
+    names = {(str(config["model"]["name"]).split(".")[0], config["data"]["name"]) for config in configs}
+    whole = {tuple(cell) for cell in setting.cells} == {(name, severity) for name in ALEXNET for severity in range(1, 6)}
+    if not whole or facts["kind"] != "single":
+        return None
+    wanted = (facts["noise"], facts["stages"])
+    return next((p for p in PUBLISHED if {(p.model, "imagenet")} == names and (p.noise, p.stages) == wanted), None)
 
 
-def _label(config: dict[str, Any]) -> str:
-    noise, parts = config["noise"], [config["noise"]["name"]]
-    if noise.get("law"):
-        parts += [f"{name}={noise[name]:g}" for name in STRENGTHS if noise.get(name) is not None]
-        parts.append("+".join(noise["stages"]))
-    return " ".join([*parts, f"s{config['seed']}"])
+def _span(values: Iterable[float], word: str) -> str:
+    """A number of things in words, such as `3 seeds` or `1 to 3 seeds`."""
+    known = [int(value) for value in values if not pd.isna(value)]
+    low, high = min(known, default=0), max(known, default=0)
+    return f"{high} {word}{'s' * (high != 1)}" if low == high else f"{low} to {high} {word}s"
 
 
-def differences_outside_noise(first: Run, second: Run) -> list[str]:
-    """The fields outside the noise in which two runs differ, each as `field: value | value`; [] if there are none."""
-    names = [name for name in differences(first.facts.identity, second.facts.identity) if not name.startswith("noise.")]
-    return [f"{name}: {_fact(first, name)} | {_fact(second, name)}" for name in names]
-
-
-def _fact(run: Run, name: str) -> Any:
-    """The value of a dotted name in a run's configuration, which also has the defaults, else in the run's identity; or None."""
-    for plain in (run.facts.config, run.facts.identity):
-        value: Any = plain
-        for part in name.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if value is not None:
-            return value
-    return None
-
-
-# Metric -> value of the clean cell, if ``cells`` has it; else averaged over ``cells`` by ``mean_corruption``.
-def means(run: Run, cells: list[Cell]) -> dict[str, float]:
-    classes = run.facts.data["num_classes"]
-    rows = {cell: summarize(run.cells[cell], classes) for cell in cells}
-    return rows[CELL_CLEAN] if CELL_CLEAN in rows else mean_corruption(rows, SHOWN)
-
-
-def _interval(metric: Metric, value: Interval | None) -> str:
-    if value is None:  # a metric that the bootstrap does not know
-        return "no interval"
-    return metric.interval(value)
-
-
-def _notes(runs: list[Run], labels: list[str], shared: list[Cell], num_resamples: int, level: float) -> list[str]:
-    names = sorted({cell.corruption for cell in shared})
-    severities = sorted({cell.severity for cell in shared})
-    images = len(runs[0].cells[CELL_CLEAN])
+def _notes(results: Results, shown: Sequence[Number]) -> list[str]:
+    """What the numbers of a table are of: units, images, seeds, protocol, corruptions, baseline, temperature."""
+    facts = [number.facts for number in shown]
+    settings = [setting for setting in results.settings.values() if any(each["setting"] == setting.name for each in facts)]
+    runs = [run for setting in settings for group in setting.groups for run in group.runs.values()]
+    protocols = sorted({run.facts.protocol_id for run in runs})
+    seeds = [each["seeds"] for each in facts]
     notes = [
-        f"{images} images per cell; shift: mean over severities {severities}, then over {len(names)} corruptions"
-        f" ({', '.join(names)})" if names else f"{images} images; no corruption was evaluated in all of these runs"
-    ]  # fmt: skip
-    left_out = len({cell for run in runs for cell in run.cells if cell.severity > 0}) - len(shared)
-    if left_out:
-        notes.append(
-            f"WARNING: {left_out} corrupted cells are left out: extra ones, or not in all of these runs or corruptions"
-        )
-    if len(runs) > 1:
-        notes.append(
-            f"differences: paired over images, [{level:.0%} percentile interval of {num_resamples} bootstrap resamples];"
-            " they say nothing about other training seeds"
-        )
-    protocols = {run.facts.protocol_id for run in runs}
-    if len(protocols) > 1:
-        notes.append(f"WARNING: the runs follow DIFFERENT PROTOCOLS and are not comparable: {', '.join(sorted(protocols))}")
+        "numbers marked % are in percent, NLL in nats, Brier from 0 to 2",
+        f"{_span((each['images'] for each in facts), 'image')} in each cell, {_span(seeds, 'seed')}",
+        f"protocol {', '.join(protocols)}",
+    ]
+    if any(each["corruption"] == MEAN for each in facts):
+        notes.append(_mean_in_words(settings))
+    if any(not math.isnan(each["difference"]) for each in facts):
+        baselines = {setting.baseline.mechanism for setting in settings if setting.baseline}
+        notes.append(f"baseline: {', '.join(sorted(baselines))}; differences are at equal seed on equal images")
+        if max(seeds) > 1:
+            notes.append("intervals: bootstrap over seeds, then images")
+        if min(seeds) == 1:
+            notes.append("ONE SEED: its intervals are over images only and say nothing about other training seeds")
     else:
-        notes.append(f"protocol {protocols.pop()}")
-        others = [cell for cell in shared if len({run.images.get(cell) for run in runs}) > 1]
-        if others:
-            notes.append(f"WARNING: {len(others)} corrupted cells were measured on DIFFERENT STORED IMAGES: not comparable")
-    for run, label in zip(runs, labels, strict=True):
-        if differing := differences_outside_noise(runs[0], run):
-            notes.append(
-                f"WARNING: {label} differs from {labels[0]} in more than its noise, so a difference of their numbers is not the"
-                f" mechanism's alone: {'; '.join(differing)}"
-            )
-        notes += [f"WARNING: {label}: {warning}" for warning in run.facts.warnings]
-        trains = run.facts.config.get("recipe") is not None
-        stages = [stage for stage in run.facts.stages if "logit_change" in stage]
-        notes += [f"{label}: noise at {stage_in_words(stage, trains)}" for stage in stages]
-        given = given_weights(run.facts.config)
-        weights = f", weights {given}" if given else ""
-        notes.append(f"{label}: {run.folder}{weights}, commit {run.facts.commit}, seed {run.facts.config['seed']}")
+        notes.append("no difference from a baseline is known")
+    if any(each["temperature"] == CALIBRATED for each in facts):
+        notes.append(
+            f"{CALIBRATED}: logits divided by each run's temperature, the baseline's, too, fitted on clean images only"
+        )
+    if any(each["metric"] == "ece_floor" for each in facts):
+        notes.append("floor of ECE: what a perfectly calibrated network with the same confidences is expected to show")
+    if any(each["kind"] == "ensemble" for each in facts):
+        notes.append("ensemble: the mean of the softmax outputs of all seeds' networks")
     return notes
+
+
+def _mean_in_words(settings: Sequence[Setting]) -> str:
+    cells = {tuple(setting.cells) for setting in settings}
+    if len(cells) != 1:
+        return "shift: mean over severities, then over the corruptions of the setting"
+    names = sorted({cell.corruption for cell in settings[0].cells})
+    severities = ", ".join(map(str, sorted({cell.severity for cell in settings[0].cells})))
+    what = "the 15 corruptions of ImageNet-C" if set(names) == set(ALEXNET) else f"{', '.join(names)}"
+    return f"shift: mean over severities {severities}, then over {what}"
+
+
+# What `python report.py table=NAME` can show.
+TABLES: dict[str, TableKind] = {
+    "mechanisms": TableKind("Mechanisms side by side", _mechanisms),
+    "clean": TableKind("Clean images", _clean),
+    "shift": TableKind("Mean over corruptions", _shift),
+    "depth": TableKind("Depth of injection", _depth),
+    "strength": TableKind("Strength of the noise", _strength),
+    "finegrained": TableKind("Data sets side by side", _finegrained, spans=True),
+    "cells": TableKind("Every corruption and severity", _cells),
+}
