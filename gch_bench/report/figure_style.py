@@ -42,6 +42,8 @@ STYLE: Any = {
     "ytick.major.width": 0.6,
     "lines.linewidth": 1.0,
     "lines.markersize": 3.5,
+    "figure.autolayout": False,
+    "figure.constrained_layout.use": False,
     "hatch.linewidth": 0.4,
     "pdf.fonttype": 42,  # TrueType, which journals ask for
     "svg.fonttype": "none",  # text stays text
@@ -49,7 +51,7 @@ STYLE: Any = {
 }
 BASELINE = "#000000"
 COLORS = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#8C6D1F")  # Okabe-Ito; its yellow darkened
-MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "*", "p", "h", "d")
+MARKERS = ("s", "^", "D", "v", "X", "*", "<", ">", "P", "p", "h", "d")
 LINES: tuple[Any, ...] = ("--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 BETTER, WORSE = "#0072B2", "#D55E00"
 
@@ -83,11 +85,15 @@ def save(
 ) -> list[Path]:
     """Write each figure as `folder/NAME.KIND`, whole or not at all, and return the paths. Equal figures give equal files.
 
+    The layout of a figure is computed once and then kept, because this takes longer than to draw it.
+
     Raises:
         UserError: the folder cannot be written.
     """
     paths = []
     for name, figure in figures.items():
+        figure.draw_without_rendering()
+        figure.set_layout_engine(None)
         for kind in kinds:
             path = folder / f"{name}.{kind}"
             write_atomic(path, partial(figure.savefig, format=kind, dpi=dpi, metadata=_metadata(name, figure, kind)))
@@ -108,12 +114,12 @@ def singles(setting: Setting) -> list[Group]:
 
 
 def drawn_groups(setting: Setting, rows: pd.DataFrame) -> list[Group]:
-    """The groups that a figure with one line or panel for each shows: all, or the baseline and those of the lowest NLL."""
-    groups = singles(setting)
+    """The groups that a figure with one line or panel for each shows, the baseline first: all, or those of the lowest NLL."""
+    own = setting.baseline.mechanism if setting.baseline else None
+    groups = sorted(singles(setting), key=lambda group: group.mechanism != own)
     if len(groups) <= MOST:
         return groups
     nll = pick(rows, "nll", MEAN if setting.cells else CLEAN)["value"]
-    own = setting.baseline.mechanism if setting.baseline else None
     ranked = sorted(groups, key=lambda group: (group.mechanism != own, nll.get(group.mechanism, float("inf"))))
     return [group for group in groups if group in ranked[:MOST]]
 
@@ -125,16 +131,13 @@ def left_out(setting: Setting, rows: pd.DataFrame) -> str:
     return f" {shown} of {all_} mechanisms, those of the lowest NLL {where}; the tables have all." if shown < all_ else ""
 
 
-def looks(setting: Setting) -> dict[str, Look]:
+def looks(setting: Setting, rows: pd.DataFrame) -> dict[str, Look]:
     """Mechanism -> look, the same in all figures of a setting. The baseline is a solid black line with round markers."""
-    names, found = short_names(setting.groups), {}
-    others = [group for group in setting.groups if setting.baseline is None or group.mechanism != setting.baseline.mechanism]
-    for number, group in enumerate(others):
-        found[group.mechanism] = look_number(number, names[group.mechanism])
-    if setting.baseline is not None:
-        label = setting.baseline.mechanism
-        found[label] = Look(BASELINE, "o", "-", names[label])
-    return found
+    names, drawn = short_names(setting.groups), [group.mechanism for group in drawn_groups(setting, rows)]
+    own = setting.baseline.mechanism if setting.baseline else None
+    others = [label for label in dict.fromkeys([*drawn, *names]) if label != own]
+    found = {label: look_number(number, names[label]) for number, label in enumerate(others)}
+    return found if own is None else found | {own: Look(BASELINE, "o", "-", names[own])}
 
 
 def look_number(number: int, name: str) -> Look:
@@ -231,14 +234,20 @@ def wrapped(text: str, inches: float) -> str:
     return "\n".join(textwrap.wrap(text, max(int(inches / CHARACTER), 6), break_long_words=False, break_on_hyphens=False))
 
 
-def legend(figure: Figure, axes: Sequence[Axes], columns: int) -> None:
-    """The legend of these axes below the whole figure; each name appears once."""
+def grid(count: int, most: int) -> tuple[int, int]:
+    """Lines and columns of so many panels, with at most `most` columns and lines as equal as possible."""
+    lines = -(-count // most)
+    return lines, -(-count // lines)
+
+
+def legend(figure: Figure, axes: Sequence[Axes], columns: int, place: str = "upper") -> None:
+    """The legend of these axes above (or, with "lower", below) all panels of the figure; each name appears once."""
     found: dict[str, Any] = {}
     for axis in axes:
         for handle, name in zip(*axis.get_legend_handles_labels(), strict=True):
             found.setdefault(name, handle)
-    columns = max(1, min(columns, len(found)))
-    figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=columns, handlelength=2.6)
+    at: Any = f"outside {place} center"
+    figure.legend(list(found.values()), list(found), loc=at, ncols=max(1, min(columns, len(found))), handlelength=2.6)
 
 
 def legend_columns(names: Iterable[str], width: float) -> int:
@@ -252,8 +261,10 @@ def seeds_in_words(rows: pd.DataFrame) -> str:
     most, least = int(rows["seeds"].max()), int(rows["seeds"].min())
     if most == 1:
         return "One seed: there is no band."
-    number = f"{most}" if most == least else f"{least} to {most}"
-    return f"Mean over {number} seeds; bands and bars: plus and minus one standard deviation over seeds."
+    bands = "Bands: plus and minus one standard deviation over seeds."
+    if most == least:
+        return f"Mean over {most} seeds. {bands}"
+    return f"Values: mean over the {least} to {most} seeds that each mechanism has. Differences: at equal seeds. {bands}"
 
 
 def has_temperature(rows: pd.DataFrame) -> bool:

@@ -25,7 +25,7 @@ FOREST = ("nll", "top1", "ce2_debiased", "aurc")
 SHOWN = ("nll", "top1")  # metrics with a figure over severities and a map of differences
 PANELS = 5  # corruptions beside each other
 MAPS = 6  # maps of differences beside each other
-DIVERGING = LinearSegmentedColormap.from_list("better to worse", [style.BETTER, "#FFFFFF", style.WORSE])
+DIVERGING = LinearSegmentedColormap.from_list("better to worse", ["#2F8FCB", "#FFFFFF", style.WORSE])
 
 
 def all_figures(report: Report) -> dict[str, Figure]:
@@ -66,11 +66,13 @@ def forest(setting: Setting, rows: pd.DataFrame) -> Figure | None:
 
     Filled markers are differences with p < .05 after Holm's correction. Those after temperature scaling lie below the raw ones.
     """
-    part, groups, look = MEAN if setting.cells else CLEAN, compared(setting), style.looks(setting)
+    part, groups, look = MEAN if setting.cells else CLEAN, compared(setting), style.looks(setting, rows)
     metrics = [key for key in FOREST if key in METRICS and not pick(rows, key, part)["difference"].dropna().empty]
     if not groups or not metrics:
         return None
-    figure = Figure(figsize=(style.DOUBLE, 1.05 + 0.3 * len(groups)), layout="constrained")
+    figure = Figure(
+        figsize=(style.DOUBLE, 1.05 + (0.3 if style.has_temperature(rows) else 0.2) * len(groups)), layout="constrained"
+    )
     axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for axis, metric in zip(axes, metrics, strict=True):
         both = style.has_temperature(rows)
@@ -85,7 +87,7 @@ def forest(setting: Setting, rows: pd.DataFrame) -> Figure | None:
     names = [style.wrapped(look[group.mechanism].name, 1.6) for group in groups]
     axes[0].set_yticks(range(len(groups)), names)
     axes[0].set_ylim(len(groups) - 0.5, -0.5)
-    style.legend(figure, axes, 4)
+    style.legend(figure, axes, 4, "lower")
     assert setting.baseline is not None
     base = look[setting.baseline.mechanism].name
     figure.suptitle(f"difference from {base}{' under shift' if part == MEAN else ' on clean images'}")
@@ -122,8 +124,11 @@ def over_severities(setting: Setting, rows: pd.DataFrame, metric: str) -> Figure
     names = list(dict.fromkeys(cell.corruption for cell in setting.cells))
     if len({cell.severity for cell in setting.cells}) < 2 or metric not in set(rows["metric"]):
         return None
-    groups, look, columns = style.drawn_groups(setting, rows), style.looks(setting), min(PANELS, len(names))
-    lines = -(-len(names) // columns)
+    groups, look, (lines, columns) = (
+        style.drawn_groups(setting, rows),
+        style.looks(setting, rows),
+        style.grid(len(names), PANELS),
+    )
     width = style.COLUMN if columns <= 2 else style.DOUBLE
     short = [look[group.mechanism].name for group in groups]
     in_legend = style.legend_columns(short, width)
@@ -163,39 +168,41 @@ def difference_map(setting: Setting, rows: pd.DataFrame, metric: str) -> Figure 
     """
     names = list(dict.fromkeys(cell.corruption for cell in setting.cells))
     severities = sorted({cell.severity for cell in setting.cells})
-    groups, look = compared(setting), style.looks(setting)
+    groups, look = compared(setting), style.looks(setting, rows)
     better = METRICS[metric].better
     found = {group.mechanism: difference_grid(setting, rows, metric, group.mechanism) for group in groups}
-    largest = max((float(np.nanmax(np.abs(grid[0]))) for grid in found.values() if np.isfinite(grid[0]).any()), default=0.0)
+    sizes = [np.abs(grid[0][np.isfinite(grid[0])]) for grid in found.values()]
+    largest = float(np.quantile(np.concatenate(sizes), 0.95)) if sizes and any(map(len, sizes)) else 0.0
     if largest == 0 or better is None:
         return None
-    columns = min(len(groups), MAPS)
-    lines = -(-len(groups) // columns)
+    lines, columns = style.grid(len(groups), MAPS)
     width = style.COLUMN if columns <= 2 else style.DOUBLE
     figure = Figure(figsize=(width, lines * (0.15 * len(names) + 0.35) + 0.75), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     colors = DIVERGING if better == "lower" else DIVERGING.reversed()
-    for axis, group in zip(axes.flat, groups, strict=False):
+    for number, (axis, group) in enumerate(zip(axes.flat, groups, strict=False)):
         values, low, high = found[group.mechanism]
         image = axis.imshow(values, cmap=colors, vmin=-largest, vmax=largest, aspect="auto", interpolation="nearest")
         _mark_cells(axis, values, low, high)
         axis.set_title(style.wrapped(look[group.mechanism].name, (width - 1.4) / columns))
         axis.set_xticks(range(len(severities)), severities)
         axis.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
-        axis.tick_params(length=0)
+        axis.tick_params(length=0, labelbottom=True)
+        if number + columns >= len(groups):
+            axis.set_xlabel("severity")
         axis.spines[:].set_visible(False)
     for axis in axes.flat[len(groups) :]:
         axis.axis("off")
     assert setting.baseline is not None
     base = look[setting.baseline.mechanism].name
-    figure.supxlabel("severity", fontsize=style.TYPE)
-    bar = figure.colorbar(image, ax=axes, location="bottom", aspect=40, shrink=0.8, pad=0.02)
+    bar = figure.colorbar(image, ax=axes, location="bottom", aspect=40, shrink=0.8, pad=0.02, extend="both")
     bar.outline.set_visible(False)
     sides = ("better", "worse") if better == "lower" else ("worse", "better")
     bar.set_label(f"{sides[0]}  <  {style.quantity(metric)} - {base}  >  {sides[1]}")
     figure.set_label(
         f"Differences of {METRICS[metric].title} from {base} for each corruption and severity; blue is better, orange is worse."
         " Hatched: the 95% interval includes 0; + and -: the sign of a difference whose interval does not."
+        " The colours end at the 95% quantile of the differences' size."
         f"{style.names_in_words(groups, look)}"
     )
     return figure
@@ -218,7 +225,7 @@ def difference_grid(setting: Setting, rows: pd.DataFrame, metric: str, mechanism
 def _mark_cells(axis: Axes, values: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
     for line, column in np.argwhere(np.isfinite(low) & np.isfinite(high)):
         if low[line, column] <= 0 <= high[line, column]:
-            axis.add_patch(Rectangle((column - 0.5, line - 0.5), 1, 1, fill=False, hatch="/////", ec="0.45", lw=0))
+            axis.add_patch(Rectangle((column - 0.5, line - 0.5), 1, 1, fill=False, hatch="////", ec="0.65", lw=0))
         else:
             sign = "+" if values[line, column] > 0 else "\N{MINUS SIGN}"
             axis.text(column, line, sign, ha="center", va="center_baseline", color="black")

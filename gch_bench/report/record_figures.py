@@ -19,6 +19,7 @@ from gch_bench.results.records import CELL_CLEAN
 
 Floats = NDArray[np.float64]
 Z = 1.959963984540054  # the 97.5% quantile of the normal distribution, for bands of 95%
+FEWEST = 10  # images in a bin that a reliability diagram shows
 PANELS = 4  # reliability diagrams beside each other
 COVERAGES = np.linspace(0.01, 1, 100)
 # part -> its name in a figure, colour, marker and line style
@@ -33,6 +34,7 @@ class Reliability(NamedTuple):
     accuracy: Floats
     low: Floats  # 95% band of the accuracy
     high: Floats
+    images: Floats  # number of different images
 
 
 def records(setting: Setting, group: Group, part: str, temperature: str = RAW) -> Iterator[pd.DataFrame]:
@@ -66,13 +68,14 @@ def reliability(cells: Sequence[pd.DataFrame]) -> Reliability:
         correct_NB[image_N, bin_N] += correct_N
         confidence_B += np.nan_to_num(bins.count * bins.mean_confidence)
     count_B = rows_NB.sum(axis=0)
+    images_B = (rows_NB > 0).sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):  # empty bins
         accuracy_B = correct_NB.sum(axis=0) / count_B
         variance_B = np.square(correct_NB - np.nan_to_num(accuracy_B) * rows_NB).sum(axis=0) / count_B**2
         equal_B = np.minimum(accuracy_B * (1 - accuracy_B) / variance_B, count_B)
-        effective_B = np.where(variance_B > 0, equal_B, (rows_NB > 0).sum(axis=0))
+        effective_B = np.where(variance_B > 0, equal_B, images_B)
         low_B, high_B = wilson(accuracy_B, effective_B)
-        return Reliability(count_B, confidence_B / count_B, accuracy_B, low_B, high_B)
+        return Reliability(count_B, confidence_B / count_B, accuracy_B, low_B, high_B, images_B)
 
 
 def wilson(share: Floats, count: Floats) -> tuple[Floats, Floats]:
@@ -95,8 +98,7 @@ def reliability_diagrams(setting: Setting, rows: pd.DataFrame, temperature: str 
             found.append((group, {part: reliability(cells) for part, cells in parts.items() if cells}))
     if not found:
         return None
-    look, columns = style.looks(setting), min(len(found), PANELS)
-    lines = -(-len(found) // columns)
+    look, (lines, columns) = style.looks(setting, rows), style.grid(len(found), PANELS)
     width = style.COLUMN if columns <= 2 else style.DOUBLE
     side = (width - 0.65) / columns
     figure = Figure(figsize=(width, lines * (min(side, 2.2) + 0.95) + 0.35), layout="constrained")
@@ -124,8 +126,9 @@ def reliability_diagrams(setting: Setting, rows: pd.DataFrame, temperature: str 
     figure.set_label(
         f"Reliability diagrams {what}: accuracy over confidence in {NUM_BINS} bins of equal width, on clean images and over the"
         f" rows of all {len(setting.cells)} corrupted cells and all seeds together; below, the share of the rows in each bin."
-        " Below the diagonal the network is overconfident. Bands: 95%, with images as the units; they say nothing about other"
-        f" training seeds.{style.left_out(setting, rows)}{style.names_in_words(groups, look)}"
+        f" Bins of fewer than {FEWEST} images are in the histogram alone. Below the diagonal the network is overconfident."
+        " Bands: 95%, with images as the units; they say nothing about other training seeds."
+        f"{style.left_out(setting, rows)}{style.names_in_words(groups, look)}"
     )
     return figure
 
@@ -136,10 +139,10 @@ def _diagram(top: Axes, bottom: Axes, curves: dict[str, Reliability]) -> None:
     edges = np.linspace(0, 100, NUM_BINS + 1)
     for part, bins in curves.items():
         name, color, marker, line = PARTS[part]
-        filled = bins.count > 0
-        confidence, accuracy, low, high = (100 * values[filled] for values in bins[1:])
+        shown = bins.images >= FEWEST
+        confidence, accuracy, low, high = (100 * values[shown] for values in bins[1:5])
         top.fill_between(confidence, low, high, color=color, alpha=0.2, lw=0)
-        top.plot(confidence, accuracy, color=color, marker=marker, ls=line, ms=2.2, label=name)
+        top.plot(confidence, accuracy, color=color, marker=marker, ls=line, ms=2.2, label=name, clip_on=False)
         bottom.stairs(100 * bins.count / bins.count.sum(), edges, color=color, ls=line, lw=1)
     top.set(xlim=(0, 100), ylim=(0, 100), xticks=(0, 50, 100), yticks=(0, 50, 100))
     bottom.set(ylim=(0, 100), yticks=(0, 100))
@@ -168,7 +171,7 @@ def mean_selective_accuracy(cells: Sequence[pd.DataFrame]) -> Floats:
 def accuracy_coverage(setting: Setting, rows: pd.DataFrame) -> Figure:
     """Selective accuracy over coverage, a line for each mechanism, on clean images and under shift."""
     parts = [CLEAN, MEAN] if setting.cells else [CLEAN]
-    groups, look = style.drawn_groups(setting, rows), style.looks(setting)
+    groups, look = style.drawn_groups(setting, rows), style.looks(setting, rows)
     names = [look[group.mechanism].name for group in groups]
     columns = style.legend_columns(names, style.COLUMN)
     figure = Figure(figsize=(style.COLUMN, 1.9 + 0.15 * -(-len(names) // columns)), layout="constrained")
@@ -177,7 +180,7 @@ def accuracy_coverage(setting: Setting, rows: pd.DataFrame) -> Figure:
         for group in groups:
             own = look[group.mechanism]
             accuracy = mean_selective_accuracy(list(records(setting, group, part)))
-            marks = {"marker": own.marker, "markevery": (len(COVERAGES) // 10, len(COVERAGES) // 5)}
+            marks = {"marker": own.marker, "ms": 2.5, "markevery": (len(COVERAGES) // 10, len(COVERAGES) // 5)}
             axis.plot(100 * COVERAGES, 100 * accuracy, color=own.color, ls=own.line, label=own.name, **marks)
         axis.set(title=PARTS[part][0], xlim=(0, 101), xticks=(0, 50, 100))
     axes[0].set_ylabel("accuracy of the covered\nimages (%), higher is better")

@@ -15,7 +15,6 @@ from gch_bench.report.tables import STRENGTHS
 
 PANELS = ((CLEAN, "top1"), (MEAN, "nll"))  # part and metric of each panel
 GATE_VARIANCE = "gate variance"
-FAILURE = "worse than the baseline"
 Families = dict[str, list[Group]]
 
 
@@ -52,7 +51,7 @@ def strength(setting: Setting, rows: pd.DataFrame) -> Figure | None:
 @style.styled
 def depth(setting: Setting, rows: pd.DataFrame) -> Figure | None:
     """Metrics over the stage of the noise, a line per mechanism. None where no mechanism was tried at two stages."""
-    families = {name: groups for name, groups in _families(setting, drop="stages").items() if len(groups) > 1}
+    families = _families(setting, drop="stages")
     words = {group.mechanism: style.stage_word(group) for groups in families.values() for group in groups}
     stages = sorted(set(words.values()), key=lambda word: ("+" in word, word))
     positions = {mechanism: float(stages.index(word)) for mechanism, word in words.items()}
@@ -79,7 +78,7 @@ def _families(setting: Setting, drop: str) -> Families:
         words = group.mechanism.split()
         kept = [words[0], stage] if drop == "strength" else [word for word in words if word != stage]
         families.setdefault(" ".join(kept), []).append(group)
-    return families
+    return {name: groups for name, groups in families.items() if len(groups) > 1}
 
 
 def _placed(families: Families, positions: Mapping[str, float]) -> Families:
@@ -113,7 +112,8 @@ def _panels(
     if not panels:
         return None
     lines = _family_looks(setting, families)
-    names = [FAILURE, *(look.name for look in lines.values())]
+    failure = f"worse than {_baseline_name(setting)}"
+    names = [failure, *(look.name for look in lines.values())]
     columns = style.legend_columns(names, style.COLUMN)
     height = 1.75 + 0.15 * -(-len(names) // columns)
     figure = Figure(figsize=(style.COLUMN, height), layout="constrained")
@@ -128,7 +128,7 @@ def _panels(
             worse = points[[style.is_worse(row, metric) for _, row in points.iterrows()]]
             if len(worse):
                 value = style.scale(metric) * worse["value"]
-                axis.plot(worse["at"], value, ls="", marker="x", ms=7, color=style.BASELINE, label=FAILURE)
+                axis.plot(worse["at"], value, ls="", marker="x", ms=7, color=style.BASELINE, label=failure)
         axis.set_title(style.axis_label(metric, part))
     figure.supxlabel(xlabel, fontsize=style.TYPE)
     style.legend(figure, figure.axes, columns)
@@ -148,7 +148,7 @@ def _family_looks(setting: Setting, families: Families) -> dict[str, Look]:
 
 
 def _baseline_name(setting: Setting) -> str:
-    return style.looks(setting)[setting.baseline.mechanism].name if setting.baseline else ""
+    return style.short_names(setting.groups)[setting.baseline.mechanism] if setting.baseline else ""
 
 
 def _level(axis: Axes, row: pd.Series, metric: str, name: str) -> None:
