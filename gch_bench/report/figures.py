@@ -70,12 +70,10 @@ def forest(setting: Setting, rows: pd.DataFrame) -> Figure | None:
     metrics = [key for key in FOREST if key in METRICS and not pick(rows, key, part)["difference"].dropna().empty]
     if not groups or not metrics:
         return None
-    figure = Figure(
-        figsize=(style.DOUBLE, 1.05 + (0.3 if style.has_temperature(rows) else 0.2) * len(groups)), layout="constrained"
-    )
+    both = style.has_temperature(rows)
+    figure = Figure(figsize=(style.DOUBLE, 1.05 + (0.3 if both else 0.2) * len(groups)), layout="constrained")
     axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for axis, metric in zip(axes, metrics, strict=True):
-        both = style.has_temperature(rows)
         _intervals(axis, groups, pick(rows, metric, part), metric, ("o", style.BETTER, 0.14 if both else 0.0, RAW))
         if both:
             _intervals(axis, groups, pick(rows, metric, part, None, CALIBRATED), metric, ("s", style.WORSE, -0.14, CALIBRATED))
@@ -93,7 +91,7 @@ def forest(setting: Setting, rows: pd.DataFrame) -> Figure | None:
     figure.suptitle(f"difference from {base}{' under shift' if part == MEAN else ' on clean images'}")
     figure.set_label(
         f"Differences from {base} {'under shift' if part == MEAN else 'on clean images'} with 95% intervals"
-        f"{', before and after temperature scaling' if style.has_temperature(rows) else ''}. Filled: p < .05 after Holm's"
+        f"{', before and after temperature scaling' if both else ''}. Filled: p < .05 after Holm's"
         f" correction over the mechanisms.{style.names_in_words(groups, look)}"
     )
     return figure
@@ -124,11 +122,8 @@ def over_severities(setting: Setting, rows: pd.DataFrame, metric: str) -> Figure
     names = list(dict.fromkeys(cell.corruption for cell in setting.cells))
     if len({cell.severity for cell in setting.cells}) < 2 or metric not in set(rows["metric"]):
         return None
-    groups, look, (lines, columns) = (
-        style.drawn_groups(setting, rows),
-        style.looks(setting, rows),
-        style.grid(len(names), PANELS),
-    )
+    groups, look = style.drawn_groups(setting, rows), style.looks(setting, rows)
+    lines, columns = style.grid(len(names), PANELS)
     width = style.COLUMN if columns <= 2 else style.DOUBLE
     short = [look[group.mechanism].name for group in groups]
     in_legend = style.legend_columns(short, width)
