@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import skimage.data
 import torch
-from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -87,11 +86,11 @@ def gallery(image: Tensor) -> Figure:
         for (gate_axis, map_axis), (stage, map_1CHW) in zip(own.reshape(-1, 2), maps.items(), strict=True):
             channels = map_1CHW[0].flatten(1).var(1).topk(4).indices
             before = map_1CHW[0][channels]
-            scale = {"cmap": "cividis", "vmin": float(before.min()), "vmax": 1.5 * float(before.max())}
+            scale = {"cmap": "magma", "vmin": float(before.min()), "vmax": 1.5 * float(before.max())}
             gate_CHW, noisy_CHW = torch.ones_like(map_1CHW[0]), map_1CHW[0]
             if name is not None:
                 gate_CHW, noisy_CHW = gate_and_map(make_mechanism(*MECHANISMS[name]), map_1CHW)
-            gate = gate_axis.imshow(tiled(gate_CHW[channels]), cmap="PuOr", norm=TwoSlopeNorm(1, 0, 3))
+            gate = gate_axis.imshow(tiled(gate_CHW[channels]), cmap="cividis", vmin=0, vmax=2)
             map_axis.imshow(tiled(noisy_CHW[channels]), **scale)
             if number < PAIRS:
                 gate_axis.set_title(f"\n{stage}: gate", loc="left", pad=2)
@@ -100,7 +99,7 @@ def gallery(image: Tensor) -> Figure:
         own[0].set_title((describe(name) if name else "no noise") + headed, loc="left", pad=2)
     for axis in axes.flat:
         axis.axis("off")
-    bar = figure.colorbar(gate, ax=axes, location="bottom", aspect=60, shrink=0.5, extend="both", ticks=(0, 0.5, 1, 2, 3))
+    bar = figure.colorbar(gate, ax=axes, location="bottom", aspect=60, shrink=0.5, extend="both", ticks=(0, 0.5, 1, 1.5, 2))
     bar.set_label("gate (additive noise: 1 + noise / RMS of the features)")
     figure.set_label("One draw of each mechanism on the feature maps of one image, in four channels each.")
     return figure
