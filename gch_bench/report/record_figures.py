@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from gch_bench.metrics import CLEAN, NUM_BINS, bin_index, calibration_bins
+from gch_bench.calibration import NUM_BINS, bin_index, calibration_bins
+from gch_bench.metrics import CLEAN
 from gch_bench.report import figure_style as style
 from gch_bench.report.study import MEAN, RAW, Group, Setting
 from gch_bench.results.records import CELL_CLEAN
