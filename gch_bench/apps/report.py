@@ -14,6 +14,7 @@ from gch_bench.report.rows import rows_of
 from gch_bench.report.runs import find_folders, read_runs, settings_of
 from gch_bench.report.study import Report, Setting
 from gch_bench.report.tables import TABLES, tables
+from gch_bench.report.temperature import ensemble, with_temperature
 from gch_bench.report.verdict import verdict
 from gch_bench.results.runfacts import given_weights, stage_in_words
 
@@ -56,10 +57,30 @@ def build(config: ReportConfig, display: Display) -> Report:
     found = read_runs(find_folders(config.runs))
     settings, refused = settings_of(found.runs, config.baseline)
     if config.temperature:
-        pass  # TEMP
+        settings = [_with_logits(setting, config.ensembles, refused) for setting in settings]
     rows = pd.concat([rows_of(setting, config.resamples) for setting in settings], ignore_index=True)
     notes = [line for setting in settings for line in _notes(setting)]
     return Report(settings, rows, verdict(settings, rows), [*found.refused, *refused], notes)
+
+
+def _with_logits(setting: Setting, ensembles: bool, refused: list[str]) -> Setting:
+    """The setting with temperature scaling and ensembles, where the records hold logits. A mechanism whose seeds are not the
+    baseline's has no ensemble, because a mean of more networks is better by itself."""
+    groups = []
+    for group in setting.groups:
+        runs = {}
+        for seed, run in group.runs.items():
+            try:
+                runs[seed] = with_temperature(run)
+            except UserError as error:
+                refused.append(str(error))
+                runs[seed] = run
+        groups.append(group._replace(runs=runs))
+    baseline = next((each for each in groups if setting.baseline and each.mechanism == setting.baseline.mechanism), None)
+    if ensembles and baseline is not None:
+        found = [ensemble(group) for group in groups if set(group.runs) == set(baseline.runs)]
+        groups += [group for group in found if group is not None]
+    return setting._replace(groups=groups, baseline=baseline)
 
 
 def _notes(setting: Setting) -> list[str]:

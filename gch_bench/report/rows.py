@@ -46,8 +46,9 @@ class _Measured(NamedTuple):
     def mean(self, scope: Scope, key: str) -> float:
         return float(np.mean([self.values[cell][key] for cell in scope.cells]))
 
-    def over(self, scope: Scope) -> Resampled:
-        return self.resampled.over([self.cells.index(cell) for cell in scope.cells])
+    def over(self, scope: Scope, keys: Sequence[str]) -> Resampled:
+        mean = self.resampled.over([self.cells.index(cell) for cell in scope.cells])
+        return mean._replace(values=mean.values[:, [self.keys.index(key) for key in keys]])
 
 
 def scopes_of(cells: Sequence[Cell], others: Iterable[Cell] = ()) -> list[Scope]:
@@ -69,28 +70,26 @@ def rows_of(setting: Setting, num_resamples: int = 1000) -> pd.DataFrame:
     """The rows of one setting, with the columns ROWS. Means over corruptions are plain means over the setting's cells, which
     have the same severities for every corruption."""
     runs = {id(run): run for group in setting.groups for run in group.runs.values()}
-    others = sorted({cell for run in runs.values() for cell in run.cells})
-    scopes = scopes_of(setting.cells, others)
-    several_labels = any(run.facts.data.get("several_labels") for run in runs.values())
+    scopes = scopes_of(setting.cells, sorted({cell for run in runs.values() for cell in run.cells}))
     first = next(iter(runs.values())).cells[CELL_CLEAN]
     counts_RN = draw_counts(len(first), num_resamples)
     tables = []
     for temperature in (RAW, CALIBRATED):
-        found = parallel_map(lambda run, of=temperature: _measured(run, of, counts_RN, several_labels), list(runs.values()))
+        found = parallel_map(lambda run, of=temperature: _measured(run, of, counts_RN), list(runs.values()))
         measured = {key: each for key, each in zip(runs, found, strict=True) if each is not None}
         if measured:
             tables.append(_table(setting, scopes, temperature, measured))
     return pd.concat(tables, ignore_index=True)
 
 
-def _measured(run: Run, temperature: str, counts_RN: NDArray[np.float32], several_labels: bool) -> _Measured | None:
+def _measured(run: Run, temperature: str, counts_RN: NDArray[np.float32]) -> _Measured | None:
     frames = run.cells if temperature == RAW else run.calibrated
     if frames is None:
         return None
-    cells = sorted(cell for cell in frames if len(frames[cell]) == counts_RN.shape[1])
+    cells = sorted(frames)
     classes = run.facts.data["num_classes"]
     values = {cell: summarize(frames[cell], classes) for cell in cells}
-    keys = metrics_with_interval(frames[CELL_CLEAN].columns)
+    keys = metrics_with_interval(set.intersection(*(set(frames[cell].columns) for cell in cells)))
     more = None
     if temperature == CALIBRATED and run.influence_N is not None and run.slopes is not None:
         more = [np.outer(run.influence_N, [run.slopes[cell].get(key, 0.0) for key in keys]) for cell in cells]
@@ -135,13 +134,15 @@ def _rows(
     own = runs_with_all_cells(group)
     if not own:
         return []
-    baseline = runs_with_all_cells(setting.baseline) if setting.baseline is not None else {}
-    shared = [seed for seed in own if seed in baseline and group is not setting.baseline]
+    of = setting.baseline_of(group)
+    baseline = runs_with_all_cells(of) if of is not None else {}
+    shared = [seed for seed in own if seed in baseline]
     keys = [key for key in METRICS if all(key in each.values[scope.cells[0]] for each in own.values())]
     variance = {}
     if shared:
-        one, two = ([runs[seed].over(scope) for seed in shared] for runs in (baseline, own))
-        with_interval = own[shared[0]].keys
+        pairs = [runs[seed] for seed in shared for runs in (baseline, own)]
+        with_interval = [key for key in METRICS if all(key in run.keys for run in pairs)]
+        one, two = ([runs[seed].over(scope, with_interval) for seed in shared] for runs in (baseline, own))
         variance = dict(zip(with_interval, image_variance(one, two, with_interval), strict=True))
     noise = group.noise
     fixed = {

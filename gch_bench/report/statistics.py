@@ -16,7 +16,7 @@ Legend: N images, K cells, R resamples, B bins, M metrics with an influence, S s
 how often an image was drawn in a resample.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -65,7 +65,7 @@ class Differences(NamedTuple):
     detectable: Floats  # smallest true difference that this design finds with probability POWER, at the level of the interval
 
 
-def metrics_with_interval(columns: Sequence[str]) -> list[str]:
+def metrics_with_interval(columns: Collection[str]) -> list[str]:
     """The keys of METRICS whose differences have an interval, among those that records with these columns allow."""
     return [
         key

@@ -75,7 +75,15 @@ class Setting(NamedTuple):
     name: str
     groups: list[Group]
     baseline: Group | None  # one of the groups; None: no difference can be computed
-    cells: list[Cell]  # the corrupted cells that all runs have and that the mean is over
+    cells: list[Cell]  # the corrupted cells that the mean is over
+
+    def baseline_of(self, group: Group) -> Group | None:
+        """The group from which the differences of `group` are taken: an ensemble's is the ensemble of the baseline's networks.
+        None for the baseline itself, and where there is none."""
+        if self.baseline is None or group.mechanism == self.baseline.mechanism:
+            return None
+        alike = (each for each in self.groups if each.kind == group.kind and each.mechanism == self.baseline.mechanism)
+        return next(alike, None)
 
 
 class Report(NamedTuple):

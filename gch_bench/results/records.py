@@ -137,6 +137,11 @@ def read_record(folder: Path, cell: Cell) -> pd.DataFrame:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
+def has_logits(folder: Path, cell: Cell) -> bool:
+    """Whether the record of a cell holds logits; False if it is missing or cannot be read."""
+    return "logits" in (record_facts(folder, cell) or {})
+
+
 def read_logits(folder: Path, cell: Cell) -> np.ndarray:
     """The logits of one cell: float16 (N, C), one row per image in the order of `read_record`.
 
