@@ -236,6 +236,9 @@ def test_smooth_error_extremes():
     assert calibration.smooth_calibration_error([1.0, 0.0, 1.0], [True, False, True]) == pytest.approx(0, abs=1e-11)
     assert calibration.smooth_calibration_error([1.0, 0.0], [False, True]) > 0.2  # gaps 1 and -1, far from each other
     assert calibration.smooth_calibration_error([1.0, 1.0], [False, False]) == pytest.approx(1)
+    # Calibrated at 0.2 and a gap of 0.4 in the other half; relplot counts images at 1 half and gives 0.134.
+    at_one = calibration.smooth_calibration_error([0.2] * 5 + [1.0] * 5, [1, 0, 0, 0, 0, 1, 1, 1, 0, 0])
+    assert at_one == pytest.approx(0.2, abs=1e-11)
     same_place = calibration.smooth_calibration_error([0.5, 0.5], [True, False])
     assert same_place == pytest.approx(0, abs=1e-11)
 
