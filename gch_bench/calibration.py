@@ -170,6 +170,7 @@ def debiased_squared_terms(confidence: ArrayLike, correct: ArrayLike, num_bins: 
     """Values (N,) with the mean `debiased_squared_error`, whose variance / N is its sampling variance to first order.
 
     In a bin with mean gap m and variance s^2 of n gaps, an image with the gap g has 2 m g - m^2 - s^2 / n; alone in it, 0.
+    These vanish where the network is calibrated; an interval also needs the part of second order (see `centred_gaps`).
     """
     index_N, gap_N, count, mean = _binned_gaps(confidence, correct, num_bins)
     squares = np.bincount(index_N, weights=(gap_N - mean[index_N]) ** 2, minlength=num_bins)
