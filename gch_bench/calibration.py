@@ -66,23 +66,20 @@ def calibration_floor(confidence: ArrayLike, num_bins: int = NUM_BINS) -> float:
     """The expected ECE of a perfectly calibrated network with these confidences (N,): above 0 on finitely many images.
 
     It is sum_b E|S_b - sum_{i in b} confidence_i| / N, where S_b is the number of correct predictions in bin b if each is
-    correct with the probability confidence_i. The expectation is that of a binomial number with the bin's count and mean (De
-    Moivre's formula), times the ratio of the two standard deviations, because the confidences in a bin differ. This is exact
-    where they are equal, thus also in a bin of one image, and tends to sqrt(2 / pi * sum confidence_i (1 - confidence_i)) in
-    large bins.
+    correct with the probability confidence_i. S_b is taken as binomial with the bin's count and mean confidence (De Moivre's
+    formula for its mean absolute deviation). This is exact where the confidences of a bin are equal, thus also for one image,
+    and otherwise less than 1% too high; sqrt(2 / pi * sum confidence_i (1 - confidence_i)) would hold in large bins alone.
     """
     confidence_N = checked_confidence(confidence)
     index_N = bin_index(confidence_N, num_bins)
     count = np.bincount(index_N, minlength=num_bins)
-    total = np.bincount(index_N, weights=confidence_N, minlength=num_bins)
-    variance = np.bincount(index_N, weights=confidence_N * (1 - confidence_N), minlength=num_bins)
-    filled = variance > 0  # a bin whose confidences are all 0 or 1 has no deviation
-    n, p = count[filled], total[filled] / count[filled]
+    n = count[count > 0]
+    p = np.minimum(np.bincount(index_N, weights=confidence_N, minlength=num_bins)[count > 0] / n, 1)
     # E|S - n p| = 2 k C(n, k) p^k (1 - p)^(n - k + 1) with k = floor(n p) + 1
     k = np.minimum(np.floor(n * p) + 1, n)
     log_pairs = gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
     deviation = 2 * k * np.exp(log_pairs + xlogy(k, p) + xlog1py(n - k + 1, -p))
-    return float((deviation * np.sqrt(variance[filled] / (n * p * (1 - p)))).sum() / len(confidence_N))
+    return float(deviation.sum() / len(confidence_N))
 
 
 def maximum_calibration_error(confidence: ArrayLike, correct: ArrayLike, num_bins: int = NUM_BINS) -> float:
@@ -142,14 +139,16 @@ def classwise_calibration_error(probabilities: ArrayLike, labels: ArrayLike, num
     label_N = checked_classes("labels", labels, num_samples, num_classes)
     gap_CB = np.zeros((num_classes, num_bins))
     for start in range(0, num_samples, _ROWS):
-        p, label = p_NC[start : start + _ROWS].astype(np.float64), label_N[start : start + _ROWS]
+        p, label = np.asarray(p_NC[start : start + _ROWS], dtype=np.float64), label_N[start : start + _ROWS]
         if not ((p >= 0).all() and np.allclose(p.sum(axis=1), 1, rtol=0, atol=1e-3)):  # NaN fails both
             raise ValueError(
                 f"probabilities must be >= 0 in rows with a sum of 1, got others in rows {start}..{start + len(p) - 1}"
             )
+        p = np.minimum(p, 1)  # rounding may have taken a probability above 1
         row, column = np.nonzero(p > edges[1])  # few: all others are in the first bin
-        above = np.searchsorted(edges[1:-1], p[row, column], side="left")
-        sums_CB = np.bincount(column * num_bins + above, weights=p[row, column], minlength=gap_CB.size).reshape(gap_CB.shape)
+        above = column * num_bins + np.searchsorted(edges[1:-1], p[row, column], side="left")
+        sums_CB = np.bincount(above, weights=p[row, column], minlength=gap_CB.size).reshape(gap_CB.shape)
+        sums_CB = sums_CB.astype(np.float64)  # where nothing is above, bincount returns integers
         sums_CB[:, 0] = p.sum(axis=0) - sums_CB.sum(axis=1)
         own = np.searchsorted(edges[1:-1], p[np.arange(len(p)), label], side="left")
         gap_CB += sums_CB - np.bincount(label * num_bins + own, minlength=gap_CB.size).reshape(gap_CB.shape)
@@ -171,6 +170,7 @@ def debiased_squared_terms(confidence: ArrayLike, correct: ArrayLike, num_bins: 
     """Values (N,) with the mean `debiased_squared_error`, whose variance / N is its sampling variance to first order.
 
     In a bin with mean gap m and variance s^2 of n gaps, an image with the gap g has 2 m g - m^2 - s^2 / n; alone in it, 0.
+    These vanish where the network is calibrated; an interval also needs the part of second order (see `centred_gaps`).
     """
     index_N, gap_N, count, mean = _binned_gaps(confidence, correct, num_bins)
     squares = np.bincount(index_N, weights=(gap_N - mean[index_N]) ** 2, minlength=num_bins)

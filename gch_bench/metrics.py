@@ -110,8 +110,8 @@ def area_under_risk_coverage(confidence: ArrayLike, correct: ArrayLike) -> float
 def risk_coverage_terms(confidence: ArrayLike, correct: ArrayLike) -> Floats:
     """Values (N,) with the mean `area_under_risk_coverage`, whose variance / N is its sampling variance to first order.
 
-    They are AURC plus its influence function: of the sample with rank i and error e_i (0 or 1), risk_i - AURC +
-    sum_{k >= i} (e_i - risk_k) / k. Samples of equal confidence get the mean over the ranks that they share.
+    They are AURC plus its influence function: risk_i + sum_{k >= i} (e_i - risk_k) / k for the sample with rank i and error e_i
+    (0 or 1). Samples of equal confidence get the mean over the ranks that they share.
     """
     block_N, count_B, error_N = _blocks(confidence, correct)
     rank_N = np.arange(1, len(error_N) + 1)
@@ -119,8 +119,7 @@ def risk_coverage_terms(confidence: ArrayLike, correct: ArrayLike) -> Floats:
     starts_B = np.cumsum(count_B) - count_B
     from_here = [np.cumsum((values / rank_N)[::-1])[::-1] for values in (1.0, risk_N)]
     risk_B, share_B, lost_B = (np.add.reduceat(values, starts_B) / count_B for values in (risk_N, *from_here))
-    terms_N = (risk_B - lost_B)[block_N] + error_N * share_B[block_N]
-    return terms_N - terms_N.mean() + risk_N.mean()
+    return (risk_B - lost_B)[block_N] + error_N * share_B[block_N]
 
 
 def area_under_generalized_risk_coverage(confidence: ArrayLike, correct: ArrayLike) -> float:

@@ -16,12 +16,14 @@ from metric_references import (
     random_case,
     random_logp,
 )
+from scipy.integrate import trapezoid
 from scipy.special import log_softmax
 from scipy.stats import entropy as scipy_entropy
-from sklearn.metrics import log_loss, top_k_accuracy_score
+from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score, top_k_accuracy_score
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from gch_bench import calibration, metrics
+from gch_bench.metrics import METRICS
 
 EXACT = {"rel": 1e-12, "abs": 1e-14}  # float64 sums in another order
 
@@ -38,6 +40,8 @@ def test_atoms_match_other_libraries():
     np.testing.assert_array_equal(atoms.nll, -logp[np.arange(len(label)), label])
     assert atoms.nll.mean() == pytest.approx(log_loss(label, p / p.sum(1, keepdims=True), labels=range(9)), rel=1e-12)
     np.testing.assert_allclose(atoms.brier, ((p - hot) ** 2).sum(axis=1), rtol=1e-12)
+    one_class_each = [brier_score_loss(label == c, p[:, c]) for c in range(9)]
+    assert atoms.brier.mean() == pytest.approx(sum(one_class_each), rel=1e-12)
     np.testing.assert_allclose(atoms.entropy, scipy_entropy(p, axis=1), rtol=1e-12)
     assert atoms.top5.mean() == pytest.approx(top_k_accuracy_score(label, p, k=5, labels=range(9)), abs=1e-15)
     assert 0 < atoms.top5.sum() < len(label)
@@ -120,6 +124,80 @@ def test_aurc_extremes():
     assert metrics.area_under_risk_coverage([0.3, 0.0, 1.0], [False] * 3) == 1
     assert metrics.area_under_risk_coverage([0.9, 0.1], [True, False]) == 0.25
     assert metrics.area_under_risk_coverage([0.1, 0.9], [True, False]) == 0.75
+
+
+def test_augrc_is_the_area_under_the_line_through_all_coverages():
+    confidence, correct = random_case(6)
+    wrong = np.concatenate([[0], np.cumsum(~correct[np.argsort(-confidence)])]) / 400
+    expected = trapezoid(wrong, np.arange(401) / 400)
+    assert metrics.area_under_generalized_risk_coverage(confidence, correct) == pytest.approx(expected, **EXACT)
+
+
+@pytest.mark.parametrize("levels", [5, 10**9])
+def test_augrc_is_a_function_of_accuracy_and_auroc(levels):
+    confidence, correct = random_case(7)
+    confidence, a = np.ceil(confidence * levels) / levels, correct.mean()
+    expected = (1 - roc_auc_score(correct, confidence)) * a * (1 - a) + (1 - a) ** 2 / 2  # Traub et al. 2024
+    assert metrics.area_under_generalized_risk_coverage(confidence, correct) == pytest.approx(expected, **EXACT)
+
+
+def test_augrc_extremes():
+    assert metrics.area_under_generalized_risk_coverage([0.3, 0.3, 1.0], [True] * 3) == 0
+    assert metrics.area_under_generalized_risk_coverage([0.3, 0.0, 1.0], [False] * 3) == pytest.approx(0.5)
+    assert metrics.area_under_generalized_risk_coverage([0.9, 0.1], [True, False]) == 0.125
+    assert metrics.area_under_generalized_risk_coverage([0.1, 0.9], [True, False]) == 0.375
+
+
+# Influences.
+
+INFLUENCES = [key for key, metric in METRICS.items() if metric.influence]
+
+
+def tied_cell(levels, scale=1.2):
+    """A cell whose confidences are rounded up to so many levels, with all columns that may be missing."""
+    frame = cell(scale=scale).assign(classwise_ce=0.1, nll_refined=cell()["nll"] / 2, brier_refined=cell()["brier"] / 2)
+    return frame.assign(confidence=np.ceil(frame["confidence"] * levels) / levels)
+
+
+def test_only_metrics_with_a_valid_interval_have_an_influence():
+    without = {"ece", "ece_floor", "ece_equal_mass", "ece_top_label", "max_ce", "smece"}
+    assert set(METRICS) - set(INFLUENCES) == without | {"classwise_ce", "nll_calibration", "brier_calibration"}
+    assert not any(metric.shown for metric in METRICS.values() if metric.column)
+
+
+@pytest.mark.parametrize("levels", [1, 4, 10**9])
+@pytest.mark.parametrize("key", INFLUENCES)
+def test_the_mean_influence_is_the_metric(key, levels):
+    frame = tied_cell(levels)
+    values = METRICS[key].influence(metrics.cell_atoms(frame, 7))
+    assert values.shape == (300,)
+    assert values.mean() == pytest.approx(metrics.summarize(frame, 7)[key], rel=1e-12)
+
+
+@pytest.mark.parametrize("levels", [4, 10**9])
+@pytest.mark.parametrize("key", INFLUENCES)
+def test_an_influence_is_what_leaving_the_image_out_changes(key, levels):
+    frame = tied_cell(levels, scale=2.0)  # not well calibrated, so that the squared error has a large linear part
+    whole = metrics.cell_atoms(frame, 7)
+    values, estimate = METRICS[key].influence(whole), METRICS[key].formula(whole)
+    columns = {name: frame[name].to_numpy() for name in frame}
+    jackknife = []
+    for i in range(300):
+        rest = metrics.cell_atoms({name: np.delete(column, i) for name, column in columns.items()}, 7)
+        jackknife.append(estimate + 299 * (estimate - METRICS[key].formula(rest)))
+    distance = {"ce2_debiased": 0.05, "aurc": 0.02}.get(key, 0.01)
+    assert np.std(values) == pytest.approx(np.std(jackknife), rel=distance)
+    assert np.corrcoef(values, jackknife)[0, 1] > 1 - distance
+
+
+@pytest.mark.parametrize("levels", [1, 4, 10**9])
+@pytest.mark.parametrize("key", METRICS)
+def test_the_order_of_rows_changes_nothing(key, levels):
+    frame, order = tied_cell(levels), np.random.default_rng(0).permutation(300)
+    one, two = (metrics.cell_atoms(rows, 7) for rows in (frame, frame.iloc[order]))
+    assert METRICS[key].formula(two) == pytest.approx(METRICS[key].formula(one), rel=1e-11)
+    if METRICS[key].influence:
+        np.testing.assert_allclose(METRICS[key].influence(two), METRICS[key].influence(one)[order], rtol=1e-9, atol=1e-12)
 
 
 # Summaries.
