@@ -1,28 +1,40 @@
-"""Accuracy, NLL, Brier score, calibration errors, AURC and mCE, computed with NumPy alone from per-sample atoms.
+"""Accuracy, NLL, Brier score, calibration errors, AURC and mCE, computed with NumPy and SciPy from per-sample atoms.
 
 An atom is what one image contributes, such as its confidence. A cell is the evaluation of all images, clean or with one
 corruption at one severity. Every number is computed once from all atoms of a cell, never averaged over batches. Rates, errors
 and confidences are fractions in [0, 1]; NLL and entropy are in nats; the Brier score is in [0, 2]. Bad input raises a
-ValueError with a message of one line.
-Legend: N samples, C classes, B bins.
+ValueError with a message of one line. The calibration errors themselves are in calibration.py.
+Legend: N samples, C classes, B blocks of equal confidence.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from gch_bench.calibration import (
+    NUM_BINS,
+    Bools,
+    Floats,
+    Ints,
+    calibration_floor,
+    checked_classes,
+    checked_confidence,
+    checked_pair,
+    checked_vector,
+    debiased_squared_terms,
+    equal_mass_calibration_error,
+    expected_calibration_error,
+    maximum_calibration_error,
+    smooth_calibration_error,
+    top_label_calibration_error,
+)
 from gch_bench.suites import suite_of
-
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
-Ints = NDArray[np.int64]
 
 CLEAN = "clean"  # the name that the clean cell has in the place of a corruption's
 CLEAN_TIMM = "clean_timm"  # the same for clean images in the preparation that timm validates the network with
 EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")  # the corruptions of ImageNet-C besides its 15
-NUM_BINS = 15
 
 
 class SampleAtoms(NamedTuple):
@@ -34,14 +46,6 @@ class SampleAtoms(NamedTuple):
     brier: Floats
     top5: Bools
     entropy: Floats
-
-
-class CalibrationBins(NamedTuple):
-    """The bins of a reliability diagram; each field is (B,). The means of an empty bin are NaN."""
-
-    count: Ints  # type: ignore[assignment]  # shadows tuple.count, which nobody needs here
-    mean_confidence: Floats
-    accuracy: Floats
 
 
 def sample_atoms(log_probabilities: ArrayLike, labels: ArrayLike) -> SampleAtoms:
@@ -94,90 +98,67 @@ def top_k_accuracy(log_probabilities: ArrayLike, labels: ArrayLike, k: int) -> f
     return float((_label_rank(*_checked_predictions(log_probabilities, labels)) < k).mean())
 
 
-def bin_index(confidence: ArrayLike, num_bins: int = NUM_BINS) -> Ints:
-    """The index (N,) of the equal-width bin (lo, hi] of each confidence (N,). 0 is in the first bin, 1 in the last."""
-    if num_bins < 1:
-        raise ValueError(f"num_bins must be >= 1, got {num_bins}")
-    edges = np.linspace(0, 1, num_bins + 1)
-    return np.searchsorted(edges[1:-1], _checked_confidence(confidence), side="left").astype(np.int64)
-
-
-def calibration_bins(confidence: ArrayLike, correct: ArrayLike, num_bins: int = NUM_BINS) -> CalibrationBins:
-    """Count, mean confidence and accuracy of each equal-width bin (see bin_index). An empty bin has count 0 and means NaN."""
-    confidence_N, correct_N = _checked(confidence, correct)
-    index_N = bin_index(confidence_N, num_bins)
-    count = np.bincount(index_N, minlength=num_bins)
-    divisor = np.where(count > 0, count, np.nan)
-    means = [np.bincount(index_N, weights=values, minlength=num_bins) / divisor for values in (confidence_N, correct_N)]
-    return CalibrationBins(count, *means)
-
-
-def expected_calibration_error(confidence: ArrayLike, correct: ArrayLike, num_bins: int = NUM_BINS) -> float:
-    """ECE = sum_b (n_b / N) |accuracy_b - mean confidence_b| over equal-width bins (lo, hi]; empty bins contribute 0.
-
-    Source: Naeini et al. 2015; Guo et al. 2017, eq. 3. confidence (N,) in [0, 1], correct (N,) bool; result in [0, 1].
-    """
-    bins = calibration_bins(confidence, correct, num_bins)
-    return float(np.nansum(bins.count * np.abs(bins.accuracy - bins.mean_confidence)) / bins.count.sum())
-
-
-def maximum_calibration_error(confidence: ArrayLike, correct: ArrayLike, num_bins: int = NUM_BINS) -> float:
-    """MCE = max_b |accuracy_b - mean confidence_b| over the non-empty equal-width bins (Guo et al. 2017, eq. 5)."""
-    bins = calibration_bins(confidence, correct, num_bins)
-    return float(np.nanmax(np.abs(bins.accuracy - bins.mean_confidence)))
-
-
-def equal_mass_calibration_error(confidence: ArrayLike, correct: ArrayLike, num_bins: int = NUM_BINS) -> float:
-    """ECE over bins of equal counts (Nixon et al. 2019, adaptive calibration error, for the top label, weighted by n_b / N).
-
-    Sorted confidences are cut into groups as by ``np.array_split``, whose sizes differ by at most one. The last confidence of a
-    group is the upper edge of its bin (lo, hi]. Equal confidences thus share a bin, the lowest that any of them falls in, so
-    the result does not depend on the order of the input, and the counts differ by more than one only where ties force it.
-    """
-    confidence_N, correct_N = _checked(confidence, correct)
-    if num_bins < 1:
-        raise ValueError(f"num_bins must be >= 1, got {num_bins}")
-    size, larger = divmod(len(confidence_N), num_bins)
-    ends = np.cumsum([size + (b < larger) for b in range(num_bins - 1)], dtype=np.int64)
-    edges = np.sort(confidence_N)[ends - 1]
-    index_N = np.searchsorted(edges, confidence_N, side="left")
-    return float(np.abs(np.bincount(index_N, weights=confidence_N - correct_N)).sum() / len(confidence_N))
-
-
-def top_label_calibration_error(
-    confidence: ArrayLike, correct: ArrayLike, prediction: ArrayLike, num_classes: int, num_bins: int = NUM_BINS
-) -> float:
-    """Top-label ECE: mean over the classes predicted at least once of the ECE among samples predicted as that class.
-
-    Conditioning on the predicted class is the top-label calibration of Gupta & Ramdas 2022 (Top-label calibration and
-    multiclass-to-binary reductions), whose TL-ECE weights classes by frequency. The unweighted mean (rare predictions count as
-    much as common ones) and equal-width bins are this project's definition. prediction (N,) is in 0..num_classes-1.
-    """
-    confidence_N, correct_N = _checked(confidence, correct)
-    prediction_N = _checked_classes("prediction", prediction, len(confidence_N), num_classes)
-    joint_N = prediction_N * num_bins + bin_index(confidence_N, num_bins)
-    gap = np.abs(np.bincount(joint_N, weights=confidence_N - correct_N, minlength=num_classes * num_bins))
-    count = np.bincount(prediction_N, minlength=num_classes)
-    return float((gap.reshape(num_classes, num_bins).sum(axis=1)[count > 0] / count[count > 0]).mean())
-
-
 def area_under_risk_coverage(confidence: ArrayLike, correct: ArrayLike) -> float:
     """AURC = (1/N) sum_k risk_k, with risk_k the error rate of the k most confident samples (Geifman & El-Yaniv 2017).
 
     Samples of equal confidence have no order; each counts with the error rate of all samples of its confidence, which makes the
     result the expectation over all their orders. The result is in [0, 1], lower is better.
     """
-    confidence_N, correct_N = _checked(confidence, correct)
-    _, block_N, count = np.unique(-confidence_N, return_inverse=True, return_counts=True)
-    error_N = np.repeat(np.bincount(block_N, weights=~correct_N) / count, count)
-    return float((np.cumsum(error_N) / np.arange(1, len(error_N) + 1)).mean())
+    return float(risk_coverage_terms(confidence, correct).mean())
 
 
-classwise_calibration_error = top_label_calibration_error  # the former name, still imported by users
+def risk_coverage_terms(confidence: ArrayLike, correct: ArrayLike) -> Floats:
+    """Values (N,) with the mean `area_under_risk_coverage`, whose variance / N is its sampling variance to first order.
+
+    They are AURC plus its influence function: of the sample with rank i and error e_i (0 or 1), risk_i - AURC +
+    sum_{k >= i} (e_i - risk_k) / k. Samples of equal confidence get the mean over the ranks that they share.
+    """
+    block_N, count_B, error_N = _blocks(confidence, correct)
+    rank_N = np.arange(1, len(error_N) + 1)
+    risk_N = np.cumsum(np.repeat(np.bincount(block_N, weights=error_N) / count_B, count_B)) / rank_N
+    starts_B = np.cumsum(count_B) - count_B
+    from_here = [np.cumsum((values / rank_N)[::-1])[::-1] for values in (1.0, risk_N)]
+    risk_B, share_B, lost_B = (np.add.reduceat(values, starts_B) / count_B for values in (risk_N, *from_here))
+    terms_N = (risk_B - lost_B)[block_N] + error_N * share_B[block_N]
+    return terms_N - terms_N.mean() + risk_N.mean()
+
+
+def area_under_generalized_risk_coverage(confidence: ArrayLike, correct: ArrayLike) -> float:
+    """AUGRC: the probability that a sample is wrong and at least as confident as another one (Traub et al. 2024).
+
+    It is the area under the rate of wrong samples among the k most confident ones, as a share of all N, over the coverage k / N
+    from 0 to 1, with straight lines between these points: (1 - AUROC) a (1 - a) + (1 - a)^2 / 2, with a the accuracy and AUROC
+    that of confidence against correctness. Samples of equal confidence count as in all their orders. The result is in [0, 1/2].
+    """
+    return float(generalized_risk_coverage_terms(confidence, correct).mean())
+
+
+def generalized_risk_coverage_terms(confidence: ArrayLike, correct: ArrayLike) -> Floats:
+    """Values (N,) with the mean `area_under_generalized_risk_coverage`, whose variance / N is its variance to first order.
+
+    AUGRC is the mean over pairs (i, k) of e_i [confidence_k < confidence_i], where e_i is 0 or 1 for wrong and a tie counts
+    half. Sample i thus has the mean over its pairs in both places, minus AUGRC (the projection of a U-statistic).
+    """
+    block_N, count_B, error_N = _blocks(confidence, correct)
+    wrong_B = np.bincount(block_N, weights=error_N)
+    below_N = (len(error_N) - np.cumsum(count_B) + count_B / 2)[block_N] / len(error_N)
+    above_N = (np.cumsum(wrong_B) - wrong_B / 2)[block_N] / len(error_N)
+    return error_N * below_N + above_N - above_N.mean()
+
+
+def _blocks(confidence: ArrayLike, correct: ArrayLike) -> tuple[Ints, Ints, Floats]:
+    """Samples in blocks of equal confidence, the most confident first: block (N,) of each, sizes (B,), errors (N,) 0 or 1."""
+    confidence_N, correct_N = checked_pair(confidence, correct)
+    _, block_N, count_B = np.unique(-confidence_N, return_inverse=True, return_counts=True)
+    return block_N.astype(np.int64), count_B.astype(np.int64), 1.0 - correct_N.astype(np.float64)
 
 
 class CellAtoms(NamedTuple):
-    """The checked columns of one cell's records, each (N,), and the numbers of classes and bins for its metrics."""
+    """The checked columns of one cell's records, each (N,), and the numbers of classes and bins for its metrics.
+
+    The last three come from logits, and are None without them: the losses after recalibration, and the class-wise ECE of the
+    whole cell, repeated for every image.
+    """
 
     label: Ints
     prediction: Ints
@@ -189,6 +170,9 @@ class CellAtoms(NamedTuple):
     entropy: Floats
     num_classes: int
     num_bins: int
+    nll_refined: Any = None
+    brier_refined: Any = None
+    classwise_ce: Any = None
 
 
 class Metric(NamedTuple):
@@ -199,6 +183,10 @@ class Metric(NamedTuple):
     percent: bool = True  # True: the number is a fraction and is shown in percent
     better: str | None = "lower"  # which values are better: "higher", "lower", or None where neither is better by itself
     shown: bool = False  # True: also shown in the console's tables, the logger and the report; False: only in summary.csv
+    # Values (N,) whose mean is the metric and whose variance / N is its sampling variance to first order. None: no valid
+    # interval is known.
+    influence: Callable[[CellAtoms], Floats] | None = None
+    column: str | None = None  # the field of CellAtoms without which the metric is left out
 
     @property
     def header(self) -> str:
@@ -216,49 +204,78 @@ class Metric(NamedTuple):
         return f"{estimate} [{low}, {high}]"
 
 
-_TOP_LABEL = Metric(
-    "top-label ECE",
-    lambda a: top_label_calibration_error(a.confidence, a.correct, a.prediction, a.num_classes, a.num_bins),
-)
+def _mean(title: str, values: Callable[[CellAtoms], Floats], **how: Any) -> Metric:
+    """A metric that is the mean of its influence."""
+    return Metric(title, lambda atoms: values(atoms).mean(), influence=values, **how)
+
+
 # The one list of metrics, which summary.csv, console, logger, report and comparison read. Its keys are columns of summary.csv.
 METRICS: dict[str, Metric] = {
-    "top1": Metric("top-1", lambda a: a.correct.mean(), better="higher", shown=True),
-    "top5": Metric("top-5", lambda a: a.top5.mean(), better="higher"),
-    "nll": Metric("NLL", lambda a: a.nll.mean(), percent=False, shown=True),
-    "brier": Metric("Brier", lambda a: a.brier.mean(), percent=False),
+    "top1": _mean("top-1", lambda a: a.correct.astype(np.float64), better="higher", shown=True),
+    "top5": _mean("top-5", lambda a: a.top5, better="higher"),
+    "nll": _mean("NLL", lambda a: a.nll, percent=False, shown=True),
+    "brier": _mean("Brier", lambda a: a.brier, percent=False),
     "ece": Metric("ECE", lambda a: expected_calibration_error(a.confidence, a.correct, a.num_bins), shown=True),
+    "ece_floor": Metric("floor of ECE", lambda a: calibration_floor(a.confidence, a.num_bins), better=None),
     "ece_equal_mass": Metric(
         "ECE, equal-mass bins", lambda a: equal_mass_calibration_error(a.confidence, a.correct, a.num_bins)
     ),
-    "ece_top_label": _TOP_LABEL,
-    # The former name, kept for programs that read this column of summary.csv.
-    "ece_classwise": _TOP_LABEL._replace(title="top-label ECE (former name)"),
+    "ece_top_label": Metric(
+        "top-label ECE",
+        lambda a: top_label_calibration_error(a.confidence, a.correct, a.prediction, a.num_classes, a.num_bins),
+    ),
     "max_ce": Metric("maximum CE", lambda a: maximum_calibration_error(a.confidence, a.correct, a.num_bins)),
-    "aurc": Metric("AURC", lambda a: area_under_risk_coverage(a.confidence, a.correct)),
-    "entropy": Metric("entropy", lambda a: a.entropy.mean(), percent=False, better=None),
-    "confidence": Metric("confidence", lambda a: a.confidence.mean(), better=None),
+    "ce2_debiased": _mean(
+        "debiased squared CE", lambda a: debiased_squared_terms(a.confidence, a.correct, a.num_bins), percent=False
+    ),
+    "smece": Metric("smECE", lambda a: smooth_calibration_error(a.confidence, a.correct)),
+    "signed_gap": _mean("confidence - accuracy", lambda a: a.confidence - a.correct, better=None),
+    "aurc": _mean("AURC", lambda a: risk_coverage_terms(a.confidence, a.correct)),
+    "augrc": _mean("AUGRC", lambda a: generalized_risk_coverage_terms(a.confidence, a.correct)),
+    "entropy": _mean("entropy", lambda a: a.entropy, percent=False, better=None),
+    "confidence": _mean("confidence", lambda a: a.confidence, better=None),
+    # From logits.
+    "classwise_ce": Metric("class-wise ECE", lambda a: a.classwise_ce[0], column="classwise_ce"),
+    "nll_refinement": _mean("NLL, refinement", lambda a: a.nll_refined, percent=False, column="nll_refined"),
+    "nll_calibration": Metric(
+        "NLL, calibration", lambda a: (a.nll - a.nll_refined).mean(), percent=False, column="nll_refined"
+    ),
+    "brier_refinement": _mean("Brier, refinement", lambda a: a.brier_refined, percent=False, column="brier_refined"),
+    "brier_calibration": Metric(
+        "Brier, calibration", lambda a: (a.brier - a.brier_refined).mean(), percent=False, column="brier_refined"
+    ),
 }
 SHOWN = {key: metric for key, metric in METRICS.items() if metric.shown}
 
 
-def summarize(atoms: Any, num_classes: int, num_bins: int = NUM_BINS) -> dict[str, float]:
-    """The summary row of one cell: n, the number of samples, and then every metric of METRICS, in order.
+def cell_atoms(atoms: Any, num_classes: int, num_bins: int = NUM_BINS) -> CellAtoms:
+    """The checked columns of one cell, which the formulas and influences of METRICS take.
 
     Args:
         atoms: a mapping of arrays or a DataFrame with the columns label, prediction, confidence, nll, brier, top5 and entropy,
-            each (N,).
+            each (N,), and those of nll_refined, brier_refined and classwise_ce that there are.
 
     Raises:
         ValueError: a column of another length, or with values out of its range.
     """
-    confidence = _checked_confidence(atoms["confidence"])
-    label = _checked_classes("label", atoms["label"], len(confidence), num_classes)
-    prediction = _checked_classes("prediction", atoms["prediction"], len(confidence), num_classes)
-    means = {
-        name: _vector(name, atoms[name], len(confidence)).astype(np.float64) for name in ("nll", "brier", "top5", "entropy")
+    confidence = checked_confidence(atoms["confidence"])
+    label = checked_classes("label", atoms["label"], len(confidence), num_classes)
+    prediction = checked_classes("prediction", atoms["prediction"], len(confidence), num_classes)
+    names = ["nll", "brier", "top5", "entropy", *(name for name in CellAtoms._field_defaults if name in atoms)]
+    means = {name: checked_vector(name, atoms[name], len(confidence)).astype(np.float64) for name in names}
+    return CellAtoms(label, prediction, confidence, prediction == label, **means, num_classes=num_classes, num_bins=num_bins)
+
+
+def summarize(atoms: Any, num_classes: int, num_bins: int = NUM_BINS) -> dict[str, float]:
+    """The summary row of one cell: n, the number of samples, and then every metric of METRICS whose column there is, in order.
+
+    For the arguments and errors see cell_atoms.
+    """
+    cell = cell_atoms(atoms, num_classes, num_bins)
+    present = {
+        key: metric for key, metric in METRICS.items() if metric.column is None or getattr(cell, metric.column) is not None
     }
-    checked = CellAtoms(label, prediction, confidence, prediction == label, **means, num_classes=num_classes, num_bins=num_bins)
-    return {"n": len(confidence), **{key: float(metric.formula(checked)) for key, metric in METRICS.items()}}
+    return {"n": len(cell.confidence), **{key: float(metric.formula(cell)) for key, metric in present.items()}}
 
 
 def averaged(names: Iterable[str]) -> list[str]:
@@ -347,34 +364,4 @@ def _checked_predictions(log_probabilities: ArrayLike, labels: ArrayLike) -> tup
         total_N = np.exp(logp_NC).sum(axis=1)
     if not (proper_N := np.abs(total_N - 1) <= 1e-3).all():  # NaN fails the comparison too
         raise ValueError(f"log_probabilities must have rows whose probabilities sum to 1, got a sum of {total_N[~proper_N][0]}")
-    return logp_NC, _checked_classes("labels", labels, *logp_NC.shape)
-
-
-def _checked(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floats, Bools]:
-    confidence_N = _checked_confidence(confidence)
-    correct_N = _vector("correct", correct, len(confidence_N))
-    if not (boolean_N := np.isin(correct_N, (0, 1))).all():
-        raise ValueError(f"correct must be true or false, got {correct_N[~boolean_N][0]}")
-    return confidence_N, correct_N.astype(bool)
-
-
-def _checked_confidence(confidence: ArrayLike) -> Floats:
-    confidence_N = _vector("confidence", confidence).astype(np.float64)
-    if not (inside_N := (confidence_N >= 0) & (confidence_N <= 1)).all():
-        raise ValueError(f"confidence must be in [0, 1], got {confidence_N[~inside_N][0]}")
-    return confidence_N
-
-
-def _checked_classes(name: str, values: ArrayLike, length: int, num_classes: int) -> Ints:
-    class_N = _vector(name, values, length)
-    if class_N.dtype.kind not in "iu" or not ((class_N >= 0) & (class_N < num_classes)).all():
-        span = f"{class_N.dtype} {class_N.min()}..{class_N.max()}"
-        raise ValueError(f"{name} must be integers in 0..{num_classes - 1}, got {span}")
-    return class_N.astype(np.int64)
-
-
-def _vector(name: str, values: ArrayLike, length: int | None = None) -> NDArray[Any]:
-    vector_N = np.asarray(values)
-    if vector_N.ndim != 1 or not len(vector_N) or length not in (None, len(vector_N)):
-        raise ValueError(f"{name} must be a ({length or 'N'},) array, not empty, got shape {vector_N.shape}")
-    return vector_N
+    return logp_NC, checked_classes("labels", labels, *logp_NC.shape)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import log_softmax
 
-from gch_bench import metrics
+from gch_bench import calibration, metrics
 
 # Plain references: Python loops over the definition.
 
@@ -60,9 +60,9 @@ def loop_aurc_in_order(errors):
 
 
 CALIBRATION = {  # name: (function, reference), both of (confidence, correct)
-    "ece": (metrics.expected_calibration_error, loop_ece),
-    "max_ce": (metrics.maximum_calibration_error, loop_max_ce),
-    "equal_mass": (metrics.equal_mass_calibration_error, loop_equal_mass),
+    "ece": (calibration.expected_calibration_error, loop_ece),
+    "max_ce": (calibration.maximum_calibration_error, loop_max_ce),
+    "equal_mass": (calibration.equal_mass_calibration_error, loop_equal_mass),
 }
 EDGES = np.linspace(0, 1, 16)
 CASES = {  # name: (confidence, correct)
@@ -93,6 +93,6 @@ def random_logp(seed, num_samples=300, num_classes=7, scale=2.0):
     return log_softmax(logits, axis=1), label
 
 
-def cell(seed=0, num_classes=7, num_samples=300):
-    logp, label = random_logp(seed, num_samples, num_classes)
+def cell(seed=0, num_classes=7, num_samples=300, scale=2.0):
+    logp, label = random_logp(seed, num_samples, num_classes, scale)
     return pd.DataFrame({"id": np.arange(num_samples), "label": label, **metrics.sample_atoms(logp, label)._asdict()})

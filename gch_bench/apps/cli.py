@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gch_bench.config.diagnosis import DiagnoseConfig
 from gch_bench.config.parse import defaults, parse
+from gch_bench.config.report import ReportConfig
 from gch_bench.config.run import Config
 from gch_bench.errors import UserError
 
@@ -27,13 +28,14 @@ MORE = {  # group -> what else may be written besides its choices; appended to t
 
 
 def register_defaults() -> None:
-    """Register the dataclasses' defaults with Hydra, as the configs `defaults_run` and `defaults_diagnosis`.
+    """Register the dataclasses' defaults with Hydra, as the configs `defaults_run`, `defaults_diagnosis` and `defaults_report`.
 
-    configs/train.yaml and configs/diagnose.yaml name them first in their defaults lists.
+    The YAML files of the entry points name them first in their defaults lists.
     """
     store = ConfigStore.instance()
     store.store(name="defaults_run", node=defaults(Config))
     store.store(name="defaults_diagnosis", node=defaults(DiagnoseConfig))
+    store.store(name="defaults_report", node=defaults(ReportConfig))
 
 
 def run_config(config: DictConfig, train: bool = True) -> Config:
@@ -56,6 +58,18 @@ def diagnosis_config(config: DictConfig) -> DiagnoseConfig:
     if isinstance(values["chain"], str):
         values["chain"] = [values["chain"]]
     return parse(values, DiagnoseConfig)
+
+
+def report_config(config: DictConfig) -> ReportConfig:
+    """The composed Hydra config of report.py as a checked ReportConfig.
+
+    Raises:
+        UserError: see `config.parse.parse`.
+    """
+    values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    if isinstance(values["runs"], str):  # runs=runs/* without brackets
+        values["runs"] = [values["runs"]]
+    return parse(values, ReportConfig)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from gch_bench import distributed
+from gch_bench.apps.networks import origin
 from gch_bench.config.data import DataConfig
 from gch_bench.config.run import Config
 from gch_bench.data.imagenet import wordnet_ids
@@ -218,7 +219,9 @@ def run_identity(config: Config, data: DataSource, noisy: NoisyNetwork) -> dict[
 def described(job: Job) -> dict[str, Any]:
     """The fields of RunFacts that say what was run, for RunFile.begin."""
     data = job.data
+    made = origin(job.config) if job.config.recipe is None else None
     return {
+        "origin": made.identity if made else None,
         "protocol_id": job.protocol.id,
         "protocol": asdict(job.protocol),
         "mechanism": job.noisy.mechanism,

@@ -8,8 +8,9 @@ from matplotlib.figure import Figure
 
 from gch_bench.errors import UserError
 from gch_bench.metrics import METRICS
+from gch_bench.report.runs import means, shared_cells
 from gch_bench.report.statistics import rank_correlation
-from gch_bench.report.tables import Run, means, shared_cells
+from gch_bench.report.study import Run
 from gch_bench.results.geometry import STATIC, ChainReport
 from gch_bench.results.records import CELL_CLEAN
 

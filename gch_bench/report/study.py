@@ -8,7 +8,9 @@ and compute no statistics of their own.
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from gch_bench.results.records import Cell
 from gch_bench.results.runfacts import RunFacts
@@ -45,7 +47,8 @@ ROWS = {
 class Run(NamedTuple):
     """A finished run: its folder, the facts in run.json, the records of each cell (a row per image), and, for cells of stored
     images, the fingerprint of those images (None elsewhere). Runs with logits also have their temperature, fitted on all clean
-    images, and the records after temperature scaling; None otherwise."""
+    images, the records after temperature scaling, and what the intervals need to include the uncertainty of the temperature
+    (report/temperature.py: the slopes of the metrics, and the images' influence); None otherwise."""
 
     folder: Path
     facts: RunFacts
@@ -53,6 +56,8 @@ class Run(NamedTuple):
     images: dict[Cell, str | None]
     temperature: float | None = None
     calibrated: dict[Cell, pd.DataFrame] | None = None
+    slopes: dict[Cell, dict[str, float]] | None = None
+    influence_N: NDArray[np.float64] | None = None
 
 
 class Group(NamedTuple):

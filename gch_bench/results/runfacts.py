@@ -12,12 +12,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gch_bench import distributed, files
-from gch_bench.distributed import World
+from gch_bench import files
 from gch_bench.errors import UserError
 from gch_bench.provenance import provenance
+
+if TYPE_CHECKING:
+    from gch_bench.distributed import World
 
 # Version of run.json. It is raised when a field changes its meaning; a new field has a default and needs no new version.
 FORMAT = 2
@@ -55,6 +57,8 @@ class RunFacts:
     parameters: int  # the number of the network's parameters
     config: dict[str, Any]
     identity: dict[str, Any]  # what determines the weights and each cell, see apps.run.run_identity
+    # The identity of the run that made the weights that an evaluation was given; None where no run's weights were given.
+    origin: dict[str, Any] | None = None
     skipped: dict[str, Any] = field(default_factory=dict)  # split -> number and names of the images that could not be read
     sessions: list[dict[str, Any]] = field(default_factory=list)
     weights: str | None = None  # digest of the weights that the records were made with; None until a session has finished
@@ -124,12 +128,14 @@ def identity_hash(identity: dict[str, Any]) -> str:
 
 
 @contextmanager
-def sole_use(folder: Path, world: World) -> Iterator[None]:
+def sole_use(folder: Path, world: "World") -> Iterator[None]:
     """Within the context no other job works in the run folder, which is made. All processes of this job must call it.
 
     Raises:
         UserError: another job still works there after LOCK_SECONDS, or the folder cannot be made.
     """
+    from gch_bench import distributed  # here, because it needs torch, which a report does not
+
     with ExitStack() as stack:
         with distributed.failing_together(world):
             if world.main:
@@ -142,7 +148,7 @@ def sole_use(folder: Path, world: World) -> Iterator[None]:
 class RunFile:
     """The run.json of one run folder: read and checked at the start, rewritten at every change by the main process alone."""
 
-    def __init__(self, folder: Path, identity: dict[str, Any], resume: str, world: World) -> None:
+    def __init__(self, folder: Path, identity: dict[str, Any], resume: str, world: "World") -> None:
         """Read the folder's run.json, if there is one.
 
         Args:

@@ -1,0 +1,138 @@
+"""The verdict of a report in words: what is better under shift, by how much, and whether a temperature does as much."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from gch_bench.metrics import CLEAN, METRICS
+from gch_bench.report.study import CALIBRATED, MEAN, RAW, Setting
+
+ALPHA = 0.05  # level of the tests after Holm's correction
+METRIC = "nll"  # the metric that the verdict is about: proper, with an interval, and sensitive to calibration and accuracy
+
+
+def verdict(settings: Sequence[Setting], rows: pd.DataFrame) -> list[str]:
+    """Sentences, the most important first: for each setting a summary and a sentence for each mechanism, then the limits."""
+    sentences = []
+    for setting in settings:
+        own = rows[rows["setting"] == setting.name]
+        if setting.baseline is None or len(setting.groups) < 2:
+            sentences.append(f"{setting.name}: no mechanism was compared with another, so nothing follows about one.")
+            continue
+        where = MEAN if setting.cells else CLEAN
+        part = own[(own["metric"] == METRIC) & (own["corruption"] == where) & ~own["severity"].ge(1).fillna(False)]
+        compared = part[part["difference"].notna() & (part["temperature"] == RAW)].sort_values("difference")
+        if compared.empty:
+            sentences.append(f"{setting.name}: no mechanism shares a seed and all cells with {setting.baseline.mechanism}.")
+            continue
+        what = f"{'mean corrupted' if setting.cells else 'clean'} {METRICS[METRIC].title}"
+        after = part[part["temperature"] == CALIBRATED].set_index(["mechanism", "kind"])
+        sentences.append(_summary(setting, what, compared, after))
+        sentences += [_sentence(setting, what, row, after) for row in compared.to_dict("records")]
+        sentences += _limits(setting, compared)
+    return sentences
+
+
+def _better(row: pd.Series | dict) -> bool:
+    return bool(row["p_holm"] < ALPHA and row["difference"] < 0)
+
+
+def _summary(setting: Setting, what: str, compared: pd.DataFrame, after: pd.DataFrame) -> str:
+    assert setting.baseline is not None
+    base = setting.baseline.mechanism
+    better = int(sum(_better(row) for row in compared.to_dict("records")))
+    worse = int(((compared["p_holm"] < ALPHA) & (compared["difference"] > 0)).sum())
+    unclear = len(compared) - better - worse
+    text = (
+        f"{setting.name}: of {len(compared)} compared with {base}, {better} {'has' if better == 1 else 'have'} a lower {what},"
+        f" {worse} a higher one, and {unclear} cannot be told apart from it (Holm-corrected, {ALPHA:.0%} level)"
+    )
+    if not after.empty:
+        still = int(sum(_better(row) for row in after[after["difference"].notna()].to_dict("records")))
+        text += f"; after temperature scaling of both, {still} {'has' if still == 1 else 'have'} a lower one"
+    return f"{text}."
+
+
+def _sentence(setting: Setting, what: str, row: dict, after: pd.DataFrame) -> str:
+    assert setting.baseline is not None
+    base, metric = setting.baseline.mechanism, METRICS[METRIC]
+    name = row["mechanism"] if row["kind"] == "single" else f"the {row['kind']} of {row['mechanism']}"
+    found = f"{metric.text(abs(row['difference']))} {_bounds(row)}"
+    seeds = f"{row['seeds']} seed{'s' if row['seeds'] > 1 else ''} and {row['images']} images"
+    if _better(row):
+        text = f"{name} lowers {what} by {found} against {base} over {seeds} ({_p(row)})"
+    elif row["p_holm"] < ALPHA:
+        text = f"{name} raises {what} by {found} against {base} over {seeds} ({_p(row)})"
+    else:
+        text = (
+            f"{name} changes {what} by {metric.text(row['difference'], '+')} {_bounds(row, signed=True)} against {base} over"
+            f" {seeds}, which is not distinguishable from 0 ({_p(row)}; this design finds differences of"
+            f" {metric.text(row['detectable'])} or more with a power of 80%)"
+        )
+    return f"{text}{_after_temperature(setting, row, after)}."
+
+
+def _bounds(row: dict, signed: bool = False) -> str:
+    """The interval; of the size of a difference whose sign is said in words, unless `signed`."""
+    metric = METRICS[METRIC]
+    if signed:
+        return f"[{metric.text(row['low'], '+')}, {metric.text(row['high'], '+')}]"
+    low, high = sorted((row["low"], row["high"]), key=abs) if row["low"] * row["high"] > 0 else (row["low"], row["high"])
+    sign = -1 if row["difference"] < 0 else 1
+    return f"[{metric.text(sign * low)}, {metric.text(sign * high)}]"
+
+
+def _p(row: dict) -> str:
+    p = "p < 0.001" if row["p_holm"] < 0.001 else f"p = {row['p_holm']:.3f}"
+    flip = ""
+    if np.isfinite(row["sign_flip"]):
+        flip = f"; sign-flip test p = {row['sign_flip']:.3g}, at least {2.0 ** -row['seeds']:.3g} with so many seeds"
+    return f"{p} after Holm{flip}"
+
+
+def _after_temperature(setting: Setting, row: dict, after: pd.DataFrame) -> str:
+    assert setting.baseline is not None
+    key = (row["mechanism"], row["kind"])
+    if key not in after.index or not np.isfinite(after.loc[key]["difference"]):
+        return "; whether a temperature would do the same is unknown, because the records hold no logits (records.logits=true)"
+    scaled, metric = after.loc[key].to_dict(), METRICS[METRIC]
+    number = f"{metric.text(scaled['difference'], '+')} [{metric.text(scaled['low'], '+')}, {metric.text(scaled['high'], '+')}]"
+    against = f"after temperature scaling of both{_temperatures(setting, row)} the difference is {number}"
+    if _better(scaled):
+        meaning = "it still wins, so this is not only a temperature" if _better(row) else "it wins only then"
+    elif scaled["p_holm"] < ALPHA:
+        meaning = "it loses"
+    else:
+        meaning = "it no longer wins: a temperature does as much" if _better(row) else "not distinguishable from 0"
+    return f"; {against}: {meaning}"
+
+
+def _temperatures(setting: Setting, row: dict) -> str:
+    """The mean temperatures of the mechanism and of the baseline, in words, for single networks."""
+    group = next((each for each in setting.groups if (each.mechanism, each.kind) == (row["mechanism"], row["kind"])), None)
+    if group is None or setting.baseline is None:
+        return ""
+    means = []
+    for each in (group, setting.baseline):
+        found = [run.temperature for run in each.runs.values() if run.temperature is not None]
+        if not found:
+            return ""
+        means.append(np.mean(found))
+    return f" (T = {means[0]:.2f} against {means[1]:.2f})"
+
+
+def _limits(setting: Setting, compared: pd.DataFrame) -> list[str]:
+    assert setting.baseline is not None
+    sentences = []
+    if compared["seeds"].max() == 1:
+        sentences.append(
+            f"{setting.name}: one seed, so the intervals are about the draw of the images alone; another training of the same"
+            " mechanism may well come out on the other side."
+        )
+    elif compared["seeds"].max() < 5:
+        sentences.append(
+            f"{setting.name}: {compared['seeds'].max()} seeds; the intervals include the spread over seeds, which so few tell"
+            " only roughly."
+        )
+    return sentences
