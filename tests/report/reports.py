@@ -60,6 +60,7 @@ def make_rows(
     parts: list[tuple[str, int | None]] = [(CLEAN, 0), *cells]
     if cells:
         parts += [*((corruption, None) for corruption in dict.fromkeys(cell.corruption for cell in cells)), (MEAN, None)]
+        parts += [(MEAN, severity) for severity in dict.fromkeys(cell.severity for cell in cells)]
     others = [each for each in mechanisms if each.label != baseline]
     corrected = dict(zip((each.label for each in others), holm([each.p for each in others]), strict=True))
     rows = []
@@ -68,8 +69,9 @@ def make_rows(
         row: dict[str, Any] = dict.fromkeys(ROWS, math.nan)
         row |= {"setting": name, "mechanism": each.label, "noise": each.noise, "stages": each.stages, "kind": each.kind}
         row |= {"corruption": corruption, "severity": severity, "metric": metric, "temperature": temperature}
-        row |= {"value": expected_value(metric, corruption, severity, temperature, each.effect), "seeds": seeds, "images": 360}
-        row["sd"] = 0.003 if seeds > 1 else math.nan
+        row |= {"value": expected_value(metric, corruption, severity, temperature, each.effect), "images": 360}
+        row["seeds"] = seeds if each.kind == "single" else 1
+        row["sd"] = 0.003 if row["seeds"] > 1 else math.nan
         if baseline is not None and each.label != baseline:
             row["difference"] = each.effect
             if metric not in WITHOUT_INTERVAL:

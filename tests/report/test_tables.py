@@ -203,6 +203,17 @@ def test_ensembles_are_told_from_single_networks() -> None:
     table = table_of(make_report(make_setting([NONE, GCH, ensemble])), "clean")
     assert [row.label for row in table.rows] == ["none", GCH.label, f"{GCH.label}, ensemble"]
     assert any(note.startswith("ensemble: the mean of the softmax outputs") for note in table.notes)
+    assert "360 images in each cell, 3 seeds" in table.notes
+    assert "ONE SEED" not in " ".join(table.notes), "an ensemble is of all seeds"
+
+
+def test_an_ensemble_is_compared_with_the_ensemble_of_the_baseline() -> None:
+    many = [each._replace(kind="ensemble", effect=each.effect + 0.05) for each in (NONE, GCH)]
+    table = table_of(make_report(make_setting([NONE, GCH, *many], **IMAGENET)), "shift")
+    shown = [cells(table, row)["mCE (baseline) %"] for row in table.rows]
+    assert shown[0] == shown[2] == "100.00"
+    assert float(shown[1]) > 100
+    assert float(shown[3]) > 100
 
 
 def test_cells() -> None:
