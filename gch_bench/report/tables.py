@@ -254,8 +254,12 @@ def _notes(results: Results, shown: Sequence[Number]) -> list[str]:
         notes.append(f"baseline: {', '.join(sorted(baselines))}; differences are at equal seed on equal images")
         if max(seeds, default=1) > 1:
             notes.append("intervals: over training seeds and images")
-        if min(seeds, default=0) == 1:
-            notes.append("ONE SEED: its intervals are over images only and say nothing about other training seeds")
+        alone = dict.fromkeys(each["mechanism"] for each in facts if each["kind"] == "single" and each["seeds"] == 1)
+        others = [name for name in alone if name not in baselines]
+        if others:
+            notes.append(
+                f"ONE SEED ({', '.join(others)}): its intervals are over images only and say nothing about other training seeds"
+            )
     else:
         notes.append("no difference from a baseline is known")
     if any(each["temperature"] == CALIBRATED for each in facts):

@@ -88,6 +88,16 @@ def test_latex_of_a_long_table_is_cut_between_rows() -> None:
     assert all(count % 4 == 0 and count > 0 for count in per_part.values()), "a row for each of the four cells"
 
 
+def test_latex_of_many_rows_without_sections_is_cut_between_rows() -> None:
+    many = [GCH._replace(label=f"gch gamma={i} beta=1 L4", p=0.001) for i in range(50)]
+    text = latex(make_table("clean", NONE, *many))
+    check_latex(text)
+    bodies = [lines for _, lines in tabulars(text)]
+    assert len(bodies) > 2
+    assert all(len(lines) <= LONG + 5 and lines[3].startswith(("gch", "none")) for lines in bodies)
+    assert sum(line.startswith("gch gamma=7 beta=1 L4 & ") for lines in bodies for line in lines) == len(bodies) // 3
+
+
 def test_latex_escapes_and_marks() -> None:
     text = latex(make_table("clean", NONE, GCH._replace(label=NASTY)))
     assert (

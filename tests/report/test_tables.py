@@ -138,7 +138,7 @@ def test_one_seed_has_no_deviation_and_says_so() -> None:
     assert not any("±" in text for row in table.rows for text in cells(table, row).values())
     text = " ".join(table.notes)
     assert "1 seed" in text
-    assert "ONE SEED: its intervals are over images only" in text
+    assert f"ONE SEED ({GCH.label}, {DROPBLOCK.label}): its intervals are over images only" in text
     assert "over seeds" not in text
     assert "ONE SEED" not in " ".join(table_of(make_report(), "clean").notes)
 
