@@ -53,11 +53,14 @@ class Results:
     def mechanisms(self) -> list[Who]:
         """The settings in their order, in each the baseline first and then the order of the table of results."""
         order = list(self.settings)
-        return sorted(self.numbers, key=lambda who: (order.index(who[0]), who != self.baseline(who[0])))
+        first = {(name, base.mechanism, base.kind) for name, setting in self.settings.items() if (base := setting.baseline)}
+        return sorted(self.numbers, key=lambda who: (order.index(who[0]), who not in first))
 
-    def baseline(self, setting: str) -> Who | None:
-        group = self.settings[setting].baseline
-        return None if group is None else (setting, group.mechanism, group.kind)
+    def baseline(self, who: Who) -> Who | None:
+        """The baseline of the mechanism's setting, of the same kind (an ensemble's is an ensemble), also for itself."""
+        base = self.settings[who[0]].baseline
+        found = None if base is None else (who[0], base.mechanism, who[2])
+        return found if found in self.numbers else None
 
     def facts(self, who: Who) -> dict[str, Any]:
         """What all rows of a mechanism say alike: setting, mechanism, noise, stages, kind."""

@@ -152,9 +152,8 @@ def terminal(table: Table, width: int = WIDTH) -> list[TerminalTable]:
     All have the labels as their first column, and the last one has the notes. Rows and columns change places where that leaves
     fewer tables, at most two: this is so with few mechanisms and many metrics.
     """
-    lines = _lines(table, table.columns)
-    lines[0] = [text.replace(f" {CALIBRATED}", f"\n{CALIBRATED}") for text in lines[0]]
-    parts = [_lines(table, [table.columns[i - 1] for i in part]) for part in _cut(lines, width)]
+    cut = _cut(_wrapped(_lines(table, table.columns)), width)
+    parts = [_wrapped(_lines(table, [table.columns[i - 1] for i in part])) for part in cut]
     if not any(row.section for row in table.rows):
         turned = [list(line) for line in zip(*_lines(table, table.columns), strict=True)]
         turned[0][0] = ""
@@ -183,6 +182,11 @@ def _cut(lines: Sequence[Sequence[str]], width: int) -> list[list[int]]:
         parts[-1].append(i)
         used += own
     return parts
+
+
+def _wrapped(lines: list[list[str]]) -> list[list[str]]:
+    """The lines with headings in two lines where they name the temperature."""
+    return [[text.replace(f" {CALIBRATED}", f"\n{CALIBRATED}") for text in lines[0]], *lines[1:]]
 
 
 def _lines(table: Table, columns: Sequence[Column]) -> list[list[str]]:

@@ -167,7 +167,7 @@ def _finegrained(report: Report, setting: Setting) -> Table:
 def _cells(report: Report, setting: Setting) -> Table:
     """A section for each corruption and severity, in it a row for each mechanism."""
     results = Results(report, [setting])
-    found = [part for numbers in results.numbers.values() for part in numbers if part.severity]
+    found = [part for numbers in results.numbers.values() for part in numbers if part.severity and part.corruption != MEAN]
     columns = {
         (metric, temperature): column_of(Part(MEAN, None, metric, temperature), several=False)
         for metric in ("top1", "nll", "ece")
@@ -190,8 +190,7 @@ def _corruption_errors(results: Results, who: Who) -> dict[str, Number]:
     runs = [run for group in results.settings[who[0]].groups for run in group.runs.values()]
     if not all(run.facts.data.get("imagenet_1k") for run in runs):
         return {}
-    own, baseline = _errors(results, who), results.baseline(who[0])
-    others = _errors(results, baseline) if baseline in results.numbers else None
+    own, others = _errors(results, who), _errors(results, results.baseline(who))
     if own is None:
         return {}
     found = {
@@ -199,9 +198,10 @@ def _corruption_errors(results: Results, who: Who) -> dict[str, Number]:
         "relative_mce": relative_mean_corruption_error(*own, ALEXNET, ALEXNET_CLEAN),
     }
     means = {name: sum(values) / len(values) for name, values in others[0].items()} if others else {}
-    if others and all(value > others[1] for value in means.values()):  # else the ratios mean nothing
+    if others and all(means.values()):  # a ratio to no error is no number
         found["mce_baseline"] = mean_corruption_error(own[0], means)
-        found["relative_mce_baseline"] = relative_mean_corruption_error(*own, means, others[1])
+        if all(value > others[1] for value in means.values()):
+            found["relative_mce_baseline"] = relative_mean_corruption_error(*own, means, others[1])
     return {key: results.derived(who, key, value) for key, value in found.items()}
 
 
@@ -241,7 +241,7 @@ def _notes(results: Results, shown: Sequence[Number]) -> list[str]:
     settings = [setting for setting in results.settings.values() if any(each["setting"] == setting.name for each in facts)]
     runs = [run for setting in settings for group in setting.groups for run in group.runs.values()]
     protocols = sorted({run.facts.protocol_id for run in runs})
-    seeds = [each["seeds"] for each in facts]
+    seeds = [each["seeds"] for each in facts if each["kind"] == "single"]
     notes = [
         "numbers marked % are in percent, NLL in nats, Brier from 0 to 2",
         f"{_span((each['images'] for each in facts), 'image')} in each cell, {_span(seeds, 'seed')}",
@@ -252,10 +252,14 @@ def _notes(results: Results, shown: Sequence[Number]) -> list[str]:
     if any(not math.isnan(each["difference"]) for each in facts):
         baselines = {setting.baseline.mechanism for setting in settings if setting.baseline}
         notes.append(f"baseline: {', '.join(sorted(baselines))}; differences are at equal seed on equal images")
-        if max(seeds) > 1:
-            notes.append("intervals: bootstrap over seeds, then images")
-        if min(seeds) == 1:
-            notes.append("ONE SEED: its intervals are over images only and say nothing about other training seeds")
+        if max(seeds, default=1) > 1:
+            notes.append("intervals: over training seeds and images")
+        alone = dict.fromkeys(each["mechanism"] for each in facts if each["kind"] == "single" and each["seeds"] == 1)
+        others = [name for name in alone if name not in baselines]
+        if others:
+            notes.append(
+                f"ONE SEED ({', '.join(others)}): its intervals are over images only and say nothing about other training seeds"
+            )
     else:
         notes.append("no difference from a baseline is known")
     if any(each["temperature"] == CALIBRATED for each in facts):
@@ -265,7 +269,7 @@ def _notes(results: Results, shown: Sequence[Number]) -> list[str]:
     if any(each["metric"] == "ece_floor" for each in facts):
         notes.append("floor of ECE: what a perfectly calibrated network with the same confidences is expected to show")
     if any(each["kind"] == "ensemble" for each in facts):
-        notes.append("ensemble: the mean of the softmax outputs of all seeds' networks")
+        notes.append("ensemble: the mean of the softmax outputs of all seeds' networks; its intervals are over images only")
     return notes
 
 

@@ -45,8 +45,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def expected_value(metric: str, corruption: str, severity: int | None, temperature: str, effect: float) -> float:
-    """The value in the report: different for each metric and part, and larger by `effect` for the mechanism."""
-    base = 0.1 + 0.01 * list(METRICS).index(metric) + 0.002 * len(corruption) + 0.001 * (severity or 0)
+    """The value in the report: different for each metric and part, worse at higher severities, larger by `effect` for the
+    mechanism, and smaller after temperature scaling."""
+    worse = 0.002 * len(corruption) + 0.03 * (3 if severity is None else severity)
+    index = list(METRICS).index(metric)
+    base = 0.8 - 0.01 * index - worse if METRICS[metric].better == "higher" else 0.1 + 0.01 * index + worse
     return base + effect - (0.05 if temperature == CALIBRATED else 0.0)
 
 
@@ -57,6 +60,7 @@ def make_rows(
     parts: list[tuple[str, int | None]] = [(CLEAN, 0), *cells]
     if cells:
         parts += [*((corruption, None) for corruption in dict.fromkeys(cell.corruption for cell in cells)), (MEAN, None)]
+        parts += [(MEAN, severity) for severity in dict.fromkeys(cell.severity for cell in cells)]
     others = [each for each in mechanisms if each.label != baseline]
     corrected = dict(zip((each.label for each in others), holm([each.p for each in others]), strict=True))
     rows = []
@@ -65,8 +69,9 @@ def make_rows(
         row: dict[str, Any] = dict.fromkeys(ROWS, math.nan)
         row |= {"setting": name, "mechanism": each.label, "noise": each.noise, "stages": each.stages, "kind": each.kind}
         row |= {"corruption": corruption, "severity": severity, "metric": metric, "temperature": temperature}
-        row |= {"value": expected_value(metric, corruption, severity, temperature, each.effect), "seeds": seeds, "images": 360}
-        row["sd"] = 0.003 if seeds > 1 else math.nan
+        row |= {"value": expected_value(metric, corruption, severity, temperature, each.effect), "images": 360}
+        row["seeds"] = seeds if each.kind == "single" else 1
+        row["sd"] = 0.003 if row["seeds"] > 1 else math.nan
         if baseline is not None and each.label != baseline:
             row["difference"] = each.effect
             if metric not in WITHOUT_INTERVAL:
