@@ -1,8 +1,9 @@
 """A table of a report as one data structure, and its forms: CSV, Markdown, LaTeX and plain text for the terminal."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -14,8 +15,9 @@ from gch_bench.report.study import CALIBRATED, ROWS
 
 LEVEL = 0.05  # of the tests that bold numbers and daggers rest on
 MISSING = "-"  # what stands in the place of a number that there is not
-TERMINAL_WIDTH = 100  # characters; a wider table is cut into several
-LONG = 40  # lines of a LaTeX table; a longer one is cut
+WIDTH = 100  # characters; a wider table is cut into several
+LATEX_WIDTH = 140
+LONG = 40  # lines of LaTeX; a table of more is cut
 BETTER, WORSE = "better", "worse"
 
 
@@ -133,7 +135,7 @@ def markdown(table: Table) -> str:
     """The table in the Markdown of GitHub, with the caption as a list under it."""
     lines = [[table.first, *(column.header for column in table.columns)]]
     cells = [[_markdown_text(text) for text in lines[0]], ["---"] + ["---:"] * len(table.columns)]
-    for section, rows in _sections(table):
+    for section, rows in _sections(table, table.columns):
         if section:
             cells.append([f"*{_markdown_text(section)}*", *[""] * len(table.columns)])
         for row in rows:
@@ -144,15 +146,14 @@ def markdown(table: Table) -> str:
     return f"**{_markdown_text(table.title)}**\n\n{text}\n\n{notes}"
 
 
-def terminal(table: Table, width: int = TERMINAL_WIDTH) -> list[TerminalTable]:
+def terminal(table: Table, width: int = WIDTH) -> list[TerminalTable]:
     """The table as plain text, cut by columns into tables that are at most `width` characters wide, as far as that is possible.
 
     All have the labels as their first column, and the last one has the notes. Rows and columns change places where that leaves
     fewer tables, at most two: this is so with few mechanisms and many metrics.
     """
-    lines = _lines(table, table.columns)
-    lines[0] = [text.replace(f" {CALIBRATED}", f"\n{CALIBRATED}") for text in lines[0]]
-    parts = [_lines(table, [table.columns[i - 1] for i in part]) for part in _cut(lines, width)]
+    cut = _cut(_wrapped(_lines(table, table.columns)), width)
+    parts = [_wrapped(_lines(table, [table.columns[i - 1] for i in part])) for part in cut]
     if not any(row.section for row in table.rows):
         turned = [list(line) for line in zip(*_lines(table, table.columns), strict=True)]
         turned[0][0] = ""
@@ -183,56 +184,78 @@ def _cut(lines: Sequence[Sequence[str]], width: int) -> list[list[int]]:
     return parts
 
 
+def _wrapped(lines: list[list[str]]) -> list[list[str]]:
+    """The lines with headings in two lines where they name the temperature."""
+    return [[text.replace(f" {CALIBRATED}", f"\n{CALIBRATED}") for text in lines[0]], *lines[1:]]
+
+
 def _lines(table: Table, columns: Sequence[Column]) -> list[list[str]]:
     """The header and the rows of some of the table's columns as plain text."""
     lines = [[table.first, *(column.header for column in columns)]]
-    for section, rows in _sections(table):
-        indent = "  " if section else ""
-        found = []
+    for section, rows in _sections(table, columns):
+        if section:
+            lines.append([section, *[""] * len(columns)])
         for row in rows:
             cells = [_cell(row, column, str, "{} *".format, "{} †".format) for column in columns]
-            found.append([indent + row.label, *("\n".join(cell) for cell in cells)])
-        if all(cell in ("", MISSING) for line in found for cell in line[1:]):
-            continue
-        lines += [[section, *[""] * len(columns)]] * bool(section) + found
+            lines.append([f"  {row.label}" if section else row.label, *("\n".join(cell) for cell in cells)])
     return lines
 
 
 def latex(table: Table) -> str:
     """The table in LaTeX, for \\input in a document that loads the packages booktabs and graphicx.
 
-    It is shrunk to the width of the line if it is wider. If it has more than LONG lines, it becomes several tables, each on a page.
+    A wide table is cut by columns, and shrunk to the width of the line if it still is wider. If it then has more than LONG
+    lines, it becomes several tables with the same number, each on a page. The notes stand under the last one.
     """
-    names = [_latex_text(text) for text in [table.first, *(column.header for column in table.columns)]]
-    sentences = [f"{note[:1].upper()}{note[1:]}." for note in [*table.notes, *legend(table, "bold")]]
-    caption = rf"\caption{{{_latex_text(' '.join([f'{table.title}.', *sentences]))}}}\label{{tab:{table.key}}}"
-    pages = _latex_pages(table)
+    floats: list[list[list[str]]] = [[]]  # the tabulars of each float, as lines
+    for part in _cut(_lines(table, table.columns), LATEX_WIDTH):
+        for tabular in _tabulars(table, [table.columns[i - 1] for i in part]):
+            if floats[-1] and sum(map(len, floats[-1])) + len(tabular) > LONG:
+                floats.append([])
+            floats[-1].append(tabular)
+    place, after = ("[p]", [r"\clearpage"]) if len(floats) > 1 else ("[t]", [])
     lines = [r"% needs \usepackage{booktabs,graphicx}"]
-    for i, body in enumerate(pages):
-        lines += [r"\begin{table}[p]" if len(pages) > 1 else r"\begin{table}[t]", r"\centering\footnotesize"]
-        lines += [caption if i == 0 else rf"\caption{{{_latex_text(f'{table.title} (continued).')}}}"]
-        lines += [r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"]
-        lines += [rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\toprule", " & ".join(names) + r" \\", r"\midrule"]
-        lines += [*body, r"\bottomrule", r"\end{tabular}}", r"\end{table}", *([r"\clearpage"] if len(pages) > 1 else [])]
+    for i, tabulars in enumerate(floats):
+        title = _latex_text(table.title)
+        caption = (
+            rf"\addtocounter{{table}}{{-1}}\caption{{{title}, continued.}}"
+            if i
+            else rf"\caption{{{title}.}}\label{{tab:{table.key}}}"
+        )
+        lines += [rf"\begin{{table}}{place}", r"\centering\footnotesize", caption]
+        lines += [line for tabular in tabulars for line in tabular]
+        if i == len(floats) - 1:
+            notes = " ".join(f"{note[:1].upper()}{note[1:]}." for note in [*table.notes, *legend(table, "bold")])
+            lines.append(rf"\parbox{{\linewidth}}{{\scriptsize {_latex_text(notes)}}}")
+        lines += [r"\end{table}", *after]
     return "\n".join(lines) + "\n"
 
 
-def _latex_pages(table: Table) -> list[list[str]]:
-    """The lines between the rules of each LaTeX table: cut between sections where possible, and never within a row."""
-    pages: list[list[str]] = [[]]
-    for section, rows in _sections(table):
-        heading = [rf"\multicolumn{{{len(table.columns) + 1}}}{{l}}{{\textit{{{_latex_text(section)}}}}} \\"] if section else []
-        blocks = [_latex_row(row, table.columns) for row in rows]
-        if pages[-1] and len(pages[-1]) + 2 + sum(map(len, blocks)) > LONG:
-            pages.append([])
-        if pages[-1] and section:
-            pages[-1].append(r"\addlinespace")
-        pages[-1] += heading
+def _tabulars(table: Table, columns: Sequence[Column]) -> list[list[str]]:
+    """Some columns of the table as LaTeX: one tabular or, with more than LONG lines, several."""
+    names = [_latex_text(text) for text in [table.first, *(column.header for column in columns)]]
+    head = [r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"]
+    head += [rf"\begin{{tabular}}{{l{'r' * len(columns)}}}", r"\toprule", " & ".join(names) + r" \\", r"\midrule"]
+    foot = [r"\bottomrule", r"\end{tabular}}\par\medskip"]
+    return [[*head, *body, *foot] for body in _bodies(table, columns)]
+
+
+def _bodies(table: Table, columns: Sequence[Column]) -> list[list[str]]:
+    """The rows of each tabular: cut between sections where possible, and never within a row."""
+    bodies: list[list[str]] = [[]]
+    for section, rows in _sections(table, columns):
+        heading = [rf"\multicolumn{{{len(columns) + 1}}}{{l}}{{\textit{{{_latex_text(section)}}}}} \\"] if section else []
+        blocks = [_latex_row(row, columns) for row in rows]
+        if bodies[-1] and len(bodies[-1]) + 2 + sum(map(len, blocks)) > LONG:
+            bodies.append([])
+        if bodies[-1] and section:
+            bodies[-1].append(r"\addlinespace")
+        bodies[-1] += heading
         for block in blocks:
-            if len(pages[-1]) + len(block) > LONG:
-                pages.append([*heading])
-            pages[-1] += block
-    return pages
+            if len(bodies[-1]) + len(block) > LONG:
+                bodies.append([*heading])
+            bodies[-1] += block
+    return bodies
 
 
 def _latex_row(row: Row, columns: Sequence[Column]) -> list[str]:
@@ -272,14 +295,13 @@ def legend(table: Table, better: str) -> list[str]:
     return sentences
 
 
-def _sections(table: Table) -> Iterable[tuple[str, list[Row]]]:
-    """The sections in their order, each with its neighbouring rows."""
-    found: list[tuple[str, list[Row]]] = []
-    for row in table.rows:
-        if not found or found[-1][0] != row.section:
-            found.append((row.section, []))
-        found[-1][1].append(row)
-    return found
+def _sections(table: Table, columns: Sequence[Column]) -> Iterator[tuple[str, list[Row]]]:
+    """The sections in their order, each with its neighbouring rows. Those with nothing in these columns are left out."""
+    for section, rows in groupby(table.rows, key=lambda row: row.section):
+        found = list(rows)
+        shown = [line for row in found for column in columns for line in _cell(row, column, str, str, str)]
+        if any(line != MISSING for line in shown):
+            yield section, found
 
 
 def _texts(number: Number, shows: str) -> list[str]:

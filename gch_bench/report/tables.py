@@ -199,9 +199,10 @@ def _corruption_errors(results: Results, who: Who) -> dict[str, Number]:
         "relative_mce": relative_mean_corruption_error(*own, ALEXNET, ALEXNET_CLEAN),
     }
     means = {name: sum(values) / len(values) for name, values in others[0].items()} if others else {}
-    if others and all(value > others[1] for value in means.values()):  # else the ratios mean nothing
+    if others and all(means.values()):  # a ratio to no error is no number
         found["mce_baseline"] = mean_corruption_error(own[0], means)
-        found["relative_mce_baseline"] = relative_mean_corruption_error(*own, means, others[1])
+        if all(value > others[1] for value in means.values()):
+            found["relative_mce_baseline"] = relative_mean_corruption_error(*own, means, others[1])
     return {key: results.derived(who, key, value) for key, value in found.items()}
 
 

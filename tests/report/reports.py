@@ -45,8 +45,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def expected_value(metric: str, corruption: str, severity: int | None, temperature: str, effect: float) -> float:
-    """The value in the report: different for each metric and part, and larger by `effect` for the mechanism."""
-    base = 0.1 + 0.01 * list(METRICS).index(metric) + 0.002 * len(corruption) + 0.001 * (severity or 0)
+    """The value in the report: different for each metric and part, worse at higher severities, larger by `effect` for the
+    mechanism, and smaller after temperature scaling."""
+    worse = 0.002 * len(corruption) + 0.03 * (3 if severity is None else severity)
+    index = list(METRICS).index(metric)
+    base = 0.8 - 0.01 * index - worse if METRICS[metric].better == "higher" else 0.1 + 0.01 * index + worse
     return base + effect - (0.05 if temperature == CALIBRATED else 0.0)
 
 

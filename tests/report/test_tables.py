@@ -1,156 +1,284 @@
-"""The comparison table against its own arithmetic, and its warnings."""
+"""The tables of a report against the rows that they are made of."""
 
-from pathlib import Path
+import math
+from io import StringIO
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from reports import DROPBLOCK, GCH, NONE, Mechanism, expected_value, holm, make_report, make_setting
 
-from gch_bench.errors import UserError
-from gch_bench.report.tables import Run, compare
-from gch_bench.results.records import CELL_CLEAN, Cell
-from gch_bench.results.runfacts import RunFacts
-from gch_bench.results.summary import ALEXNET
+from gch_bench.errors import FieldError
+from gch_bench.metrics import METRICS
+from gch_bench.report import tables as tables_module
+from gch_bench.report.render import BETTER, WORSE, Number, Row, Table, csv
+from gch_bench.report.study import CALIBRATED, RAW, ROWS, Report
+from gch_bench.report.tables import TABLES, tables
+from gch_bench.results.summary import ALEXNET, ALEXNET_CLEAN
 
-CELLS = [CELL_CLEAN, *(Cell(name, severity) for name in ("brightness", "contrast") for severity in (1, 2))]
+
+def table_of(report: Report, name: str) -> Table:
+    (table,) = tables(report, name)
+    return table
 
 
-def make_run(
-    name: str, draws: int, protocol: str = "p", warnings: tuple[str, ...] = (), cells: list[Cell] = CELLS, **config: Any
-) -> Run:
-    rng, rows = np.random.default_rng(draws), {}
-    labels = np.arange(60) % 3
-    for cell in cells:
-        prediction = np.where(rng.random(60) < 0.7, labels, rng.integers(0, 3, 60))
-        numbers = {key: rng.random(60) for key in ("confidence", "nll", "brier", "entropy")}
-        rows[cell] = pd.DataFrame({"id": np.arange(60), "label": labels, "prediction": prediction, "top5": True, **numbers})
-    noise = {
-        "name": name,
-        "law": None if name == "none" else "samplewise",
-        "gamma": None if name == "none" else 1.0,
-        "stages": ["L4"],
+def cells(table: Table, row: Row) -> dict[str, str]:
+    """Heading -> what the column shows of its number: the value, or what else the column is for."""
+    shown = {column.header: column.shows.replace("both", "value") for column in table.columns}
+    return {
+        column.header: row.numbers[column.key].text(shown[column.header]) if column.key in row.numbers else "none"
+        for column in table.columns
     }
-    whole = {"noise": noise, "seed": 0, **config}
-    named = {"name": name} if name == "none" else noise
-    facts = RunFacts(
-        status="finished", started="", command="train.py", processes=1, device="cpu", commit="c", versions={}, hardware={},
-        protocol_id=protocol, protocol={}, mechanism=name, stages=[], warnings=list(warnings), data={"num_classes": 3},
-        parameters=1, config=whole, identity={"schema": 1, "noise": named, **config}, weights="w",
-    )  # fmt: skip
-    return Run(Path("runs") / f"{name}-{draws}", facts, rows, {})
 
 
-def test_numbers() -> None:
-    runs = [make_run("none", 0), make_run("gch", 1)]
-    table = compare(runs, num_resamples=50)
-    assert table.columns == ["", "none s0", "gch gamma=1 L4 s0", "gch gamma=1 L4 s0 - none s0"]
-    rows = {row[0]: row[1:] for row in table.rows}
-    top1 = [np.mean([(run.cells[c]["label"] == run.cells[c]["prediction"]).mean() for c in CELLS[1:]]) for run in runs]
-    assert rows["shift top-1 %"][:2] == [f"{100 * value:.2f}" for value in top1]
-    assert rows["shift top-1 %"][2].startswith(f"{100 * (top1[1] - top1[0]):+.2f} [")
-    nll = [run.cells[CELL_CLEAN]["nll"].mean() for run in runs]
-    assert rows["clean NLL"][:2] == [f"{value:.4f}" for value in nll]
-    assert table.markdown().count("\n") == 4 + len(table.rows) + 1 + len(table.notes)
+def number(**facts: Any) -> Number:
+    return Number(METRICS[facts.pop("metric")], {**dict.fromkeys(ROWS, math.nan), **facts})
 
 
-def test_same_mechanism_is_told_apart_by_folder() -> None:
-    assert compare([make_run("gch", 0), make_run("gch", 1)], 10).columns[1:3] == [
-        "gch gamma=1 L4 s0 gch-0", "gch gamma=1 L4 s0 gch-1"]  # fmt: skip
+IMAGENET: dict[str, Any] = {
+    "corruptions": list(ALEXNET),
+    "severities": range(1, 6),
+    "data": {"imagenet_1k": True},
+    "config": {"model": {"name": "resnet50.a1_in1k"}, "data": {"name": "imagenet"}},
+}
 
 
-def test_only_shared_cells_count() -> None:
-    table = compare([make_run("none", 0), make_run("gch", 1, cells=CELLS[:3])], 10)
-    assert "over 1 corruptions (brightness)" in table.notes[0]
-    assert "2 corrupted cells are left out" in table.notes[1]
-    clean_only = compare([make_run("none", 0, cells=CELLS[:1]), make_run("gch", 1)], 10)
-    assert len(clean_only.rows) == 3
+@pytest.mark.parametrize("name", TABLES)
+def test_every_number_is_one_of_the_rows(name: str) -> None:
+    """All columns of all numbers of all tables, by way of the CSV file."""
+    report = make_report()
+    keys = ["setting", "mechanism", "kind", "corruption", "severity", "metric", "temperature"]
+    table = pd.read_csv(StringIO(csv(table_of(report, name))), dtype={"severity": "Int64"})
+    table = table[table["metric"].isin(METRICS)]
+    both = table.merge(report.rows, on=keys, suffixes=("", "_expected"))
+    assert len(both) == len(table) > 0
+    for column in set(ROWS) - set(keys) - {"noise", "stages"}:
+        np.testing.assert_allclose(both[column].astype(float), both[f"{column}_expected"].astype(float), rtol=1e-12)
 
 
-def test_extra_corruptions_are_averaged_by_themselves() -> None:
-    both = [*CELLS, Cell("spatter", 1), Cell("spatter", 2)]
-    with_extra, without = (
-        compare([make_run("none", 0, cells=cells), make_run("gch", 1, cells=cells)], 10) for cells in (both, CELLS)
-    )
-    assert with_extra.rows == without.rows
-    assert "2 corrupted cells are left out" in with_extra.notes[1]
-    alone = [CELL_CLEAN, Cell("spatter", 1)]
-    assert "(spatter)" in compare([make_run("none", 0, cells=alone), make_run("gch", 1, cells=alone)], 10).notes[0]
-
-
-def test_warnings_are_shown() -> None:
-    table = compare([make_run("none", 0), make_run("gch", 1, protocol="q", warnings=("stage L4 is the IDENTITY",))], 10)
+def test_clean() -> None:
+    table = table_of(make_report(), "clean")
+    assert [row.label for row in table.rows] == [each.label for each in (NONE, GCH, DROPBLOCK)]
+    shown = cells(table, table.rows[1])
+    nll = expected_value("nll", "clean", 0, RAW, GCH.effect)
+    top1 = expected_value("top1", "clean", 0, RAW, GCH.effect)
+    assert shown["NLL"] == f"{nll:.4f} ± 0.0030"
+    assert shown["NLL after T"] == f"{nll - 0.05:.4f} ± 0.0030"
+    assert shown["top-1 %"] == f"{100 * top1:.2f} ± 0.30"
+    assert "top-1 % after T" not in shown, "a temperature does not change it"
     text = " ".join(table.notes)
-    assert "DIFFERENT PROTOCOLS" in text
-    assert "WARNING: gch gamma=1 L4 s0: stage L4 is the IDENTITY" in text
-
-
-def test_other_stored_images_are_shown() -> None:
-    runs = [make_run("none", 0), make_run("gch", 1)]
-    for run in runs:
-        run.images.update(dict.fromkeys(CELLS[1:], "a"))
-    assert "STORED" not in " ".join(compare(runs, 10).notes)
-    runs[1].images[CELLS[1]] = "b"
-    assert "WARNING: 1 corrupted cells were measured on DIFFERENT STORED IMAGES" in " ".join(compare(runs, 10).notes)
-
-
-def test_bad_input() -> None:
-    with pytest.raises(UserError, match="runs must be a list of run folders"):
-        compare([])
-    other = make_run("gch", 1)
-    other.cells[CELL_CLEAN]["id"] += 1
-    with pytest.raises(
-        UserError, match="same images: runs/none-0 has 60 images, runs/gch-1 has 60 others in clean-0: evaluate"
+    for part in (
+        "in percent",
+        "360 images in each cell, 3 seeds",
+        "protocol generated-digits_64px",
+        "baseline: none",
+        "temperature",
     ):
-        compare([make_run("none", 0), other], 10)
-    fewer = make_run("gch", 2)
-    fewer.cells[CELLS[-1]] = fewer.cells[CELLS[-1]][:40]
-    with pytest.raises(UserError, match="runs/none-0 has 60 images, runs/gch-2 has 40 in contrast-2: evaluate both with the"):
-        compare([make_run("none", 0), fewer], 10)
-    relabelled = make_run("gch", 3)
-    relabelled.cells[CELL_CLEAN]["label"] = 0
-    with pytest.raises(UserError, match="cannot be compared image by image: label of every cell must equal"):
-        compare([make_run("none", 0), relabelled], 10)
+        assert part in text
+    assert "shift" not in text
 
 
-def test_every_difference_outside_the_noise_is_named() -> None:
-    """Runs of another width, recipe or seed differ by more than their mechanism, and the table says by what."""
-    first = make_run("none", 0, recipe={"lr": 0.1})
-    assert not any("more than its noise" in note for note in compare([first, make_run("gch", 1, recipe={"lr": 0.1})], 10).notes)
-    other = make_run("gch", 1, recipe={"lr": 0.2}, model={"kwargs": {"width": 4}}, seed=3)
-    table = compare([first, other], 10)
-    assert table.columns[2] == "gch gamma=1 L4 s3"
-    (note,) = [note for note in table.notes if "more than its noise" in note]
-    assert note.startswith("WARNING: gch gamma=1 L4 s3 differs from none s0 in more than its noise")
-    assert all(part in note for part in ("recipe.lr: 0.1 | 0.2", "model: None | {'kwargs': {'width': 4}}", "seed: 0 | 3"))
-    assert "noise." not in note
+def test_the_baseline_comes_first_and_has_no_difference() -> None:
+    table = table_of(make_report(make_setting([GCH, DROPBLOCK, NONE])), "shift")
+    assert [row.label for row in table.rows] == ["none", GCH.label, DROPBLOCK.label]
+    assert all(each.text("difference") == "" and each.verdict is None for each in table.rows[0].numbers.values())
 
 
-def test_corruption_errors_are_shown_for_imagenet_alone() -> None:
-    cells = [CELL_CLEAN, *(Cell(name, severity) for name in ALEXNET for severity in (1, 2, 3, 4, 5))]
-    runs = [make_run("none", 0, cells=cells), make_run("gch", 1, cells=cells)]
-    assert not any("mCE" in row[0] for row in compare(runs, 10).rows)
-    for run in runs:
-        run.facts.data["imagenet_1k"] = True
-    rows = {row[0]: row[1:] for row in compare(runs, 10).rows}
-    wrong = {cell: (runs[1].cells[cell]["label"] != runs[1].cells[cell]["prediction"]).mean() for cell in cells}
-    expected = np.mean([np.mean([wrong[Cell(name, s)] for s in (1, 2, 3, 4, 5)]) / ALEXNET[name] for name in ALEXNET])
-    assert rows["mCE %"][1] == f"{100 * expected:.2f}"
-    assert "relative mCE %" in rows
-    del runs[1].cells[cells[-1]]
-    assert not any("mCE" in row[0] for row in compare(runs, 10).rows), "an incomplete set has no mCE"
+def test_shift_shows_the_mean_over_corruptions() -> None:
+    table = table_of(make_report(), "shift")
+    wanted = [METRICS[key].header for key in tables_module.LONG if key in METRICS]
+    assert [column.header for column in table.columns if CALIBRATED not in column.header] == wanted
+    assert cells(table, table.rows[0])["NLL"].startswith(f"{expected_value('nll', 'mean', None, RAW, 0):.4f}")
+    assert "shift: mean over severities 1, 2, then over fog, gaussian_noise" in table.notes
+    report = make_report(make_setting(corruptions=()))
+    assert table_of(report, "shift").rows == table_of(report, "shift").columns == [], "nothing was corrupted"
 
 
-def test_what_the_noise_measurably_does_is_beside_the_numbers() -> None:
-    stage = {"stage": "L4", "module": "layer4", "height": 7, "width": 7, "logit_change": 0.123, "drop_rate": 0.15,
-             "nominal_drop_rate": 0.1, "gate_variance": 0.21, "expected_gate_variance": 0.2}  # fmt: skip
-    run = make_run("gch", 1)
-    run.facts.stages.append(stage)
-    run.facts.config["recipe"] = {}
-    (note,) = [note for note in compare([make_run("none", 0), run], 10).notes if "layer4" in note]
-    assert note == (
-        "gch gamma=1 L4 s0: noise at L4 (layer4, 7x7) changes the logits by 12% (before its training), sets 15.0% of the sites"
-        " to zero (nominal 10.0%), gate variance 0.21, 0.2 by closed form"
+@pytest.mark.parametrize(
+    ("metric", "difference", "low", "high", "p_holm", "verdict"),
+    [
+        ("top1", 0.02, 0.01, 0.03, 0.01, BETTER),
+        ("top1", -0.02, -0.03, -0.01, 0.01, WORSE),
+        ("nll", -0.02, -0.03, -0.01, 0.01, BETTER),
+        ("nll", 0.02, 0.01, 0.03, 0.01, WORSE),
+        ("nll", -0.02, -0.03, -0.01, 0.05, None),  # the uncorrected interval excludes 0, the corrected one does not
+        ("nll", -0.02, -0.05, 0.01, 0.01, None),
+        ("nll", -0.02, math.nan, math.nan, 0.01, None),  # without an interval nothing is marked, whatever p is
+        ("nll", -0.02, -0.03, -0.01, math.nan, None),
+        ("entropy", -0.02, -0.03, -0.01, 0.01, None),  # neither direction is better
+    ],
+)
+def test_what_is_marked(metric: str, difference: float, low: float, high: float, p_holm: float, verdict: str | None) -> None:
+    assert number(metric=metric, difference=difference, low=low, high=high, p_holm=p_holm).verdict == verdict
+
+
+def test_holm_changes_what_is_marked() -> None:
+    """p = 0.03 is significant by itself, and not beside another comparison with 0.04."""
+    first, second = GCH._replace(p=0.03), DROPBLOCK._replace(p=0.04)
+    assert holm([0.03, 0.04]) == pytest.approx([0.06, 0.06])
+    alone = table_of(make_report(make_setting([NONE, first])), "shift").rows[1]
+    family = table_of(make_report(make_setting([NONE, first, second])), "shift").rows[1]
+    marks = [{each.facts["metric"]: each.verdict for each in row.numbers.values()} for row in (alone, family)]
+    assert (marks[0]["nll"], marks[0]["top1"], marks[0]["ece"]) == (BETTER, WORSE, None)
+    assert set(marks[1].values()) == {None}
+    assert "[" in next(each.text("difference") for each in family.numbers.values()), "the interval is still shown"
+
+
+def test_a_metric_without_interval_shows_its_difference_alone() -> None:
+    table = table_of(make_report(), "shift")
+    (shown,) = [
+        each for each in table.rows[1].numbers.values() if each.facts["metric"] == "ece" and each.facts["temperature"] == RAW
+    ]
+    assert shown.text("difference") == "-2.00"
+
+
+def test_one_seed_has_no_deviation_and_says_so() -> None:
+    table = table_of(make_report(make_setting(seeds=1)), "clean")
+    assert not any("±" in text for row in table.rows for text in cells(table, row).values())
+    text = " ".join(table.notes)
+    assert "1 seed" in text
+    assert "ONE SEED: its intervals are over images only" in text
+    assert "over seeds" not in text
+    assert "ONE SEED" not in " ".join(table_of(make_report(), "clean").notes)
+
+
+def test_without_a_baseline_there_are_values_alone() -> None:
+    report = make_report(make_setting([GCH, DROPBLOCK], baseline=None))
+    for name in TABLES:
+        table = table_of(report, name)
+        assert not any(each.text("difference") for row in table.rows for each in row.numbers.values())
+        assert "no difference from a baseline is known" in table.notes
+        assert [column.shows for column in table.columns if column.shows not in ("both", "value")] == []
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_without_logits_and_with_one_mechanism(name: str) -> None:
+    table = table_of(make_report(make_setting([NONE], logits=False)), name)
+    assert table.rows
+    assert not any(CALIBRATED in text for text in [*(column.header for column in table.columns), *table.notes])
+
+
+def test_depth_has_a_section_for_each_mechanism_and_a_row_for_each_stage() -> None:
+    weak, strong = (Mechanism(f"gch gamma={gamma} beta=1", "gch", "") for gamma in (1, 2))
+    order = [(strong, "L4"), (weak, "L3+L4"), (weak, "L1"), (weak, "L4")]
+    gates = [each._replace(label=f"{each.label} {stages}", stages=stages) for each, stages in order]
+    ensemble = NONE._replace(label="none ensemble", kind="ensemble")
+    table = table_of(make_report(make_setting([NONE, *gates, ensemble])), "depth")
+    assert [(row.section, row.label) for row in table.rows] == [
+        ("", "none"), ("gch gamma=2 beta=1", "L4"), *(("gch gamma=1 beta=1", stages) for stages in ("L1", "L3+L4", "L4"))
+    ]  # fmt: skip
+    assert [column.header for column in table.columns][:2] == ["clean NLL", "clean NLL after T"]
+
+
+def test_strength_is_sorted_by_the_realised_variance_of_the_gate() -> None:
+    gates = [GCH._replace(label=f"gch gamma={g} L4", gate_variance=v) for g, v in (("3", 1.5), ("0.5", 0.0625), ("10", 9.0))]
+    early = GCH._replace(label="gch gamma=1 L1", stages="L1", gate_variance=5.0)
+    table = table_of(make_report(make_setting([NONE, *gates, early, DROPBLOCK])), "strength")
+    assert [row.label for row in table.rows] == [
+        "none", DROPBLOCK.label, "gch gamma=1 L1", "gch gamma=0.5 L4", "gch gamma=3 L4", "gch gamma=10 L4"
+    ]  # fmt: skip
+    assert [row.section for row in table.rows[:4]] == ["", "dropblock at L4", "gch at L1", "gch at L4"]
+    assert cells(table, table.rows[3])["gate variance"] == "0.0625"
+    assert "gate_variance" not in table.rows[0].numbers
+
+
+def test_mechanisms_side_by_side() -> None:
+    table = table_of(make_report(), "mechanisms")
+    rows = {(row.section, row.label): cells(table, row) for row in table.rows}
+    shown = rows["shift NLL", GCH.label]
+    value = expected_value("nll", "mean", None, RAW, GCH.effect)
+    assert shown == {
+        "value": f"{value:.4f} ± 0.0030", "difference": "-0.0200 [-0.0380, -0.0020]", "p Holm": "0.002",
+        "after T": f"{value - 0.05:.4f} ± 0.0030", "difference after T": "-0.0200 [-0.0380, -0.0020]", "p after T": "0.002",
+        "p sign flip": "0.125", "detectable": "0.0150",
+    }  # fmt: skip
+    assert rows["shift top-1 %", GCH.label]["after T"] == "none"
+    assert rows["clean ECE %", GCH.label]["difference"] == "-2.00"
+    assert rows["clean ECE %", GCH.label]["p Holm"] == ""
+
+
+def test_ensembles_are_told_from_single_networks() -> None:
+    ensemble = GCH._replace(kind="ensemble")
+    table = table_of(make_report(make_setting([NONE, GCH, ensemble])), "clean")
+    assert [row.label for row in table.rows] == ["none", GCH.label, f"{GCH.label}, ensemble"]
+    assert any(note.startswith("ensemble: the mean of the softmax outputs") for note in table.notes)
+
+
+def test_cells() -> None:
+    table = table_of(make_report(), "cells")
+    assert list(dict.fromkeys(row.section for row in table.rows)) == ["fog 1", "fog 2", "gaussian_noise 1", "gaussian_noise 2"]
+    assert len(table.rows) == 4 * 3
+    shown = cells(table, table.rows[4])  # fog 2, gch
+    assert shown["NLL"].startswith(f"{expected_value('nll', 'fog', 2, RAW, GCH.effect):.4f}")
+    assert list(shown) == ["top-1 %", "NLL", "NLL after T", "ECE %", "ECE % after T"]
+
+
+def test_corruption_errors() -> None:
+    table = table_of(make_report(make_setting(**IMAGENET)), "shift")
+
+    def errors(effect: float) -> np.ndarray:
+        return np.array([[1 - expected_value("top1", name, s, RAW, effect) for s in range(1, 6)] for name in ALEXNET]).mean(1)
+
+    alexnet = np.array(list(ALEXNET.values()))
+    clean = 1 - expected_value("top1", "clean", 0, RAW, GCH.effect)
+    clean_baseline = 1 - expected_value("top1", "clean", 0, RAW, 0)
+    shown = cells(table, table.rows[1])
+    own, baseline = errors(GCH.effect), errors(0)
+    assert shown["mCE (AlexNet) %"] == f"{100 * np.mean(own / alexnet):.2f}"
+    assert shown["relative mCE (AlexNet) %"] == f"{100 * np.mean((own - clean) / (alexnet - ALEXNET_CLEAN)):.2f}"
+    assert shown["mCE (baseline) %"] == f"{100 * np.mean(own / baseline):.2f}"
+    assert shown["relative mCE (baseline) %"] == f"{100 * np.mean((own - clean) / (baseline - clean_baseline)):.2f}"
+    assert (
+        cells(table, table.rows[0])["mCE (baseline) %"] == cells(table, table.rows[0])["relative mCE (baseline) %"] == "100.00"
     )
-    run.facts.config["recipe"] = None  # evaluate.py measures it on the weights that it evaluates
-    assert any("changes the logits by 12%, sets" in note for note in compare([run], 10).notes)
+    assert "the 15 corruptions of ImageNet-C" in " ".join(table.notes)
+
+
+def test_a_corruption_that_does_not_hurt_the_baseline_leaves_its_relative_error_undefined() -> None:
+    report = make_report(make_setting(**IMAGENET))
+    report.rows.loc[(report.rows["corruption"] == "fog") & (report.rows["metric"] == "top1"), "value"] = 0.99
+    headers = [column.header for column in table_of(report, "shift").columns]
+    assert "relative mCE (baseline) %" not in headers
+    assert {"mCE (baseline) %", "relative mCE (AlexNet) %"} < set(headers)
+
+
+@pytest.mark.parametrize("change", [{"data": {}}, {"corruptions": list(ALEXNET)[:14]}, {"severities": (1, 2, 3, 4)}])
+def test_corruption_errors_and_published_numbers_need_the_whole_of_imagenet_c(change: dict[str, Any]) -> None:
+    table = table_of(make_report(make_setting(**{**IMAGENET, **change})), "shift")
+    headers = " ".join(column.header for column in table.columns)
+    assert "mCE" not in headers
+    assert ("published" in headers) == ("data" in change)  # published numbers ask for the name of the data set
+
+
+def test_published_numbers_have_a_column_and_a_source() -> None:
+    early = GCH._replace(label="gch gamma=1 beta=1 L1", stages="L1")
+    table = table_of(make_report(make_setting([NONE, GCH, early, DROPBLOCK], **IMAGENET)), "shift")
+    shown = [cells(table, row)["ECE, published %"] for row in table.rows]
+    assert shown == ["10.50", "5.60", "none", "none"]
+    assert any(note.startswith("published: Table 7") and "not measured here" in note for note in table.notes)
+    for config in (
+        {"model": {"name": "resnet18"}, "data": {"name": "imagenet"}},
+        {"model": {"name": "resnet50"}, "data": {"name": "pets"}},
+    ):
+        other = table_of(make_report(make_setting(**{**IMAGENET, "config": config})), "shift")
+        assert not any("published" in text for text in [*(column.header for column in other.columns), *other.notes])
+    assert not any("published" in column.header for column in table_of(make_report(make_setting(**IMAGENET)), "clean").columns)
+
+
+def test_several_settings() -> None:
+    report = make_report(make_setting(), make_setting([NONE, GCH], name="pets resnet50", seeds=1))
+    made = tables(report, "clean")
+    assert [(table.title, table.key) for table in made] == [
+        ("Clean images, digits resnet18", "clean-digits-resnet18"), ("Clean images, pets resnet50", "clean-pets-resnet50")
+    ]  # fmt: skip
+    assert [len(table.rows) for table in made] == [3, 2]
+    both = table_of(report, "finegrained")
+    assert [row.section for row in both.rows] == ["digits resnet18"] * 3 + ["pets resnet50"] * 2
+    assert both.key == "finegrained"
+    assert "1 to 3 seeds" in " ".join(both.notes)
+
+
+def test_an_unknown_table_is_refused() -> None:
+    with pytest.raises(FieldError, match=r"table must be one of mechanisms, clean, shift, .*, got 'clear'"):
+        tables(make_report(), "clear")
