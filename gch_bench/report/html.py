@@ -58,14 +58,17 @@ class PageTable(NamedTuple):
         return max((len(row[0].text) for row in self.rows), default=0)
 
 
-def page_table(table: Table) -> PageTable:
-    """A table of the report for the page. A section becomes a part of its rows' heads, so that sorting cannot lose it."""
+def page_table(table: Table, shared: Sequence[str] = ()) -> PageTable:
+    """A table of the report for the page, without the notes in `shared`, which the page shows once for all tables.
+
+    A section becomes a part of its rows' heads, so that sorting cannot lose it.
+    """
     rows = [
         [Entry(f"{row.section}, {row.label}" if row.section else row.label), *(_number(row, each) for each in table.columns)]
         for row in table.rows
     ]
     columns = [table.first, *(column.header for column in table.columns)]
-    return PageTable(table.title, columns, rows, table.notes)
+    return PageTable(table.title, columns, rows, [note for note in table.notes if note not in shared])
 
 
 def _number(row: Row, column: Column) -> Entry:
@@ -102,6 +105,7 @@ def page(report: Report, tables: Sequence[Table], figures: Mapping[str, Figure],
         data: the name of a file beside the page that holds all rows of `report.rows`; empty: there is none.
     """
     script, policy = _script()
+    shared = [note for note in (tables[0].notes if tables else ()) if all(note in table.notes for table in tables)]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("gch_bench.report", "page"),
         autoescape=True,
@@ -120,8 +124,8 @@ def page(report: Report, tables: Sequence[Table], figures: Mapping[str, Figure],
         report=report,
         warnings=[note.removeprefix(f"{WARNING}: ") for note in report.notes if note.startswith(WARNING)],
         notes=[note for note in report.notes if not note.startswith(WARNING)],
-        tables=[page_table(table) for table in tables],
-        signs=list(dict.fromkeys(sentence for table in tables for sentence in legend(table, "bold"))),
+        tables=[page_table(table, shared) for table in tables],
+        signs=[*shared, *dict.fromkeys(sentence for table in tables for sentence in legend(table, "bold"))],
         figures=[each._replace(html=Markup(each.html)) for each in embed(figures)],
         settings=[setting_provenance(setting) for setting in report.settings],
         metrics=metric_table(report.rows),

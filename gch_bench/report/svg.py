@@ -1,14 +1,14 @@
 """Figures as parts of one HTML page: several matplotlib SVGs share the page's ids and styles unless they are kept apart."""
 
 import base64
-import io
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import matplotlib
 from matplotlib.figure import Figure
+
+from gch_bench.report.figure_style import drawn
 
 PIXELS = {"pt": 96 / 72, "in": 96.0, "px": 1.0, "": 1.0}  # CSS pixels of a unit of length
 DROPPED = {"metadata", "script"}
@@ -33,22 +33,16 @@ def embed(figures: Mapping[str, Figure], budget: int = BUDGET) -> list[Embedded]
     found = []
     for number, (name, figure) in enumerate(figures.items()):
         caption = str(figure.get_label()) or name
-        inline = inline_svg(_saved(figure, "svg").decode(), f"figure-{number}", caption)
+        inline = inline_svg(drawn(name, figure, "svg").decode(), f"figure-{number}", _first_sentence(caption))
         found.append(Embedded(name, caption, *inline))
     for at in sorted(range(len(found)), key=lambda at: -len(found[at].html)):
         if sum(len(each.html.encode()) for each in found) <= budget:
             break
-        image = _image(_saved(figures[found[at].name], "png"), found[at].caption)
+        png = drawn(found[at].name, figures[found[at].name], "png", DPI)
+        image = _image(png, _first_sentence(found[at].caption))
         if len(image) < len(found[at].html):
             found[at] = found[at]._replace(html=image)
     return found
-
-
-def _saved(figure: Figure, kind: str) -> bytes:
-    file = io.BytesIO()
-    with matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text, which the page can search and a reader select
-        figure.savefig(file, format=kind, dpi=DPI if kind == "png" else "figure")
-    return file.getvalue()
 
 
 class Inline(NamedTuple):
@@ -58,13 +52,13 @@ class Inline(NamedTuple):
     width: float
 
 
-def inline_svg(text: str, prefix: str, caption: str) -> Inline:
+def inline_svg(text: str, prefix: str, alt: str) -> Inline:
     """An SVG file as an element of an HTML page, with `prefix` before all its ids, and its styles limited to itself.
 
     Metadata and scripts are left out. The size follows the page: width and height go, the viewBox stays.
 
     Args:
-        caption: what a screen reader says instead of the drawing.
+        alt: what a screen reader says instead of the drawing.
 
     Raises:
         ValueError: the text is no SVG.
@@ -87,7 +81,7 @@ def inline_svg(text: str, prefix: str, caption: str) -> Inline:
             element.text = f"#{prefix} {{{element.text}}}"  # nested rules apply inside this drawing alone
     for name in ("width", "height"):
         root.attrib.pop(name, None)
-    root.attrib |= {"id": prefix, "role": "img", "aria-label": caption}
+    root.attrib |= {"id": prefix, "role": "img", "aria-label": alt}
     return Inline(ET.tostring(root, encoding="unicode"), width)
 
 
@@ -115,6 +109,11 @@ def _pixels(length: str) -> float:
     return float(match[1]) * PIXELS[match[2]] if match else 640.0
 
 
-def _image(png: bytes, caption: str) -> str:
-    image = ET.Element("img", {"alt": caption, "src": f"data:image/png;base64,{base64.b64encode(png).decode()}"})
+def _first_sentence(caption: str) -> str:
+    """What a screen reader says in the place of the drawing; the whole caption is below it."""
+    return caption.split(". ")[0]
+
+
+def _image(png: bytes, alt: str) -> str:
+    image = ET.Element("img", {"alt": alt, "src": f"data:image/png;base64,{base64.b64encode(png).decode()}"})
     return ET.tostring(image, encoding="unicode")

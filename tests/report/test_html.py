@@ -5,6 +5,7 @@ import re
 from html.parser import HTMLParser
 from importlib.resources import files
 
+import markupsafe
 import pandas as pd
 import pytest
 from pages import EVIL, a_page, a_report
@@ -108,6 +109,16 @@ def test_a_section_stays_with_its_rows() -> None:
     shown = [row[0] for row in page_table(table).rows]
     assert shown == [Entry(", ".join(filter(None, (row.section, row.label)))) for row in table.rows]
     assert any("," in entry.text for entry in shown)
+
+
+def test_notes_that_all_tables_have_are_shown_once(text: str) -> None:
+    kinds = [table for name in ("clean", "shift", "cells") for table in tables(a_report(), name)]
+    common = set.intersection(*(set(table.notes) for table in kinds))
+    assert common
+    assert not common.issuperset(kinds[1].notes)  # it also says what the mean is over
+    for note in {note for table in kinds for note in table.notes}:
+        expected = 1 if note in common else sum(note in table.notes for table in kinds)
+        assert text.count(str(markupsafe.escape(note))) == expected, note
 
 
 def test_facts_that_all_runs_share_are_shown_once() -> None:

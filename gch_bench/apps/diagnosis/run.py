@@ -37,6 +37,7 @@ from gch_bench.memory import keep_freed_memory
 from gch_bench.noise.placement import feature_stages
 from gch_bench.provenance import provenance
 from gch_bench.report import geometry, geometry_compare, geometry_figures
+from gch_bench.report.figure_style import save
 from gch_bench.report.tables import Run, read_run
 from gch_bench.results.geometry import MEASURED, ChainReport
 from gch_bench.results.runfacts import differences
@@ -312,10 +313,7 @@ def _write(
             files.write_parquet(scratch / f"{name}.parquet", table)
             if name in CSV:
                 files.write_csv(scratch / f"{name}.csv", table)
-    for name, figure in figures.items():
-        for kind in ("svg", "png"):
-            path = scratch / "figures" / f"{name}.{kind}"
-            files.write_atomic(path, partial(figure.savefig, format=kind, dpi=150))
+    save(figures, scratch / "figures", ("svg", "png"), dpi=150)
     complete = {_matrices_file(label, each.chain, index) for label, each in reports for index in range(len(each.interfaces))}
     for path in scratch.glob("matrices/*"):
         if path.name not in complete:  # it is of a chain that failed half-way and was left out
