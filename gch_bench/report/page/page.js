@@ -23,7 +23,7 @@ function addButtons(heads, show) {
     const button = document.createElement("button");
     button.type = "button";
     button.setAttribute("aria-label", `Sort by ${head.textContent}`);
-    head.append("\u00a0", button);
+    head.append(button);
     head.setAttribute("aria-sort", "none");
     button.addEventListener("click", () => {
       const direction = next[head.getAttribute("aria-sort")];
