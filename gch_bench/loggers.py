@@ -11,14 +11,16 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
+import pandas as pd
+
 from gch_bench.config.run import LoggerConfig
 from gch_bench.errors import UserError
-from gch_bench.files import write_atomic, writing
+from gch_bench.files import slug, write_atomic, writing
 
 
 class Logged(Protocol):
@@ -37,6 +39,8 @@ class Logger(Protocol):
 
     def pictures(self, paths: Sequence[Path]) -> None: ...
 
+    def tables(self, tables: Mapping[str, pd.DataFrame]) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -50,6 +54,9 @@ class NoLogger:
         pass
 
     def pictures(self, paths: Sequence[Path]) -> None:
+        pass
+
+    def tables(self, tables: Mapping[str, pd.DataFrame]) -> None:
         pass
 
     def close(self) -> None:
@@ -157,6 +164,24 @@ class WandbLogger:
 
     def pictures(self, paths: Sequence[Path]) -> None:
         self.run.log({path.stem: self.wandb.Image(str(path)) for path in paths})
+
+    def tables(self, tables: Mapping[str, pd.DataFrame]) -> None:
+        """Log each table as a wandb.Table under its name. wandb would silently drop all rows of a logged table beyond its first
+        10,000, so a longer one becomes an artifact of kind `table`, which holds 200,000.
+
+        Raises:
+            ValueError: a table has more rows than that.
+        """
+        for name, frame in tables.items():
+            table = self.wandb.Table(dataframe=frame.astype(object).where(frame.notna(), None))
+            if len(frame) > table.MAX_ARTIFACT_ROWS:
+                raise ValueError(f"a table of wandb has at most {table.MAX_ARTIFACT_ROWS} rows, {name} has {len(frame)}")
+            if len(frame) > table.MAX_ROWS:
+                artifact = self.wandb.Artifact(f"{slug(name)}-{self.run.id}", type="table")
+                artifact.add(table, name)
+                self.run.log_artifact(artifact)
+            else:
+                self.run.log({name: table})
 
     def close(self) -> None:
         self.run.finish()

@@ -5,9 +5,10 @@ are those of Okabe and Ito, which colour-blind readers can tell apart; markers a
 A figure's label (``figure.get_label()``) is its caption, which `save` also writes into the files as their description.
 """
 
+import io
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
@@ -80,25 +81,37 @@ def styled(function: Callable[P, T]) -> Callable[P, T]:
 
 
 @styled
+def drawn(name: str, figure: Figure, kind: str, dpi: int = DPI) -> bytes:
+    """The figure as a file of this kind (svg, png or pdf). Equal figures give equal bytes.
+
+    The layout of a figure is computed once and then kept, because this takes longer than to draw it.
+    """
+    if figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()
+        figure.set_layout_engine(None)
+    file = io.BytesIO()
+    figure.savefig(file, format=kind, dpi=dpi, metadata=_metadata(name, figure, kind))
+    return file.getvalue()
+
+
 def save(
     figures: Mapping[str, Figure], folder: Path, kinds: Sequence[str] = ("svg", "png", "pdf"), dpi: int = DPI
 ) -> list[Path]:
     """Write each figure as `folder/NAME.KIND`, whole or not at all, and return the paths. Equal figures give equal files.
-
-    The layout of a figure is computed once and then kept, because this takes longer than to draw it.
 
     Raises:
         UserError: the folder cannot be written.
     """
     paths = []
     for name, figure in figures.items():
-        figure.draw_without_rendering()
-        figure.set_layout_engine(None)
         for kind in kinds:
-            path = folder / f"{name}.{kind}"
-            write_atomic(path, partial(figure.savefig, format=kind, dpi=dpi, metadata=_metadata(name, figure, kind)))
-            paths.append(path)
+            paths.append(folder / f"{name}.{kind}")
+            _write(paths[-1], drawn(name, figure, kind, dpi))
     return paths
+
+
+def _write(path: Path, content: bytes) -> None:
+    write_atomic(path, lambda file: file.write(content))
 
 
 def _metadata(name: str, figure: Figure, kind: str) -> dict[str, Any]:

@@ -143,7 +143,7 @@ def _diagram(top: Axes, bottom: Axes, curves: dict[str, Reliability]) -> None:
         shown = bins.images >= FEWEST
         confidence, accuracy, low, high = (100 * values[shown] for values in bins[1:5])
         top.fill_between(confidence, low, high, color=color, alpha=0.2, lw=0)
-        top.plot(confidence, accuracy, color=color, marker=marker, ls=line, ms=2.2, label=name, clip_on=False)
+        top.plot(confidence, accuracy, color=color, marker=marker, ls=line, ms=2.2, label=name, clip_on=not shown.any())
         bottom.stairs(100 * bins.count / bins.count.sum(), edges, color=color, ls=line, lw=1)
     top.set(xlim=(0, 100), ylim=(0, 100), xticks=(0, 50, 100), yticks=(0, 50, 100))
     bottom.set(ylim=(0, 100), yticks=(0, 100))

@@ -90,8 +90,9 @@ def _placed(families: Families, positions: Mapping[str, float]) -> Families:
 
 
 def _varied(groups: Sequence[Group]) -> str | None:
-    """The one option in which these groups' strengths differ, if it is one."""
-    names = [name for name in STRENGTHS if len({group.noise.get(name) for group in groups}) > 1]
+    """The one option in which these groups' labels differ, such as gamma, if it is one."""
+    options = [dict(word.split("=", 1) for word in group.mechanism.split() if "=" in word) for group in groups]
+    names = [name for name in options[0] if len({own.get(name) for own in options}) > 1]
     return names[0] if len(names) == 1 else None
 
 

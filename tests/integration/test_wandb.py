@@ -36,6 +36,15 @@ def wandb_records(path: Path) -> Iterator[Record]:
             parts = b""
 
 
+def stored_files(record: Record) -> dict[str, str]:
+    """The files of the artifact in a record, name -> where they lie; empty if it holds none."""
+    kind = record.WhichOneof("record_type")
+    if kind == "artifact" or (kind == "request" and record.request.HasField("log_artifact")):
+        artifact = record.artifact if kind == "artifact" else record.request.log_artifact.artifact
+        return {entry.path: entry.local_path for entry in artifact.manifest.contents}
+    return {}
+
+
 def test_offline_run_file_holds_the_summary(tmp_path: Path, cli) -> None:
     overrides = [item for item in TINY if not item.startswith("logger")]
     done = cli("train.py", *overrides, "noise=gch", "recipe.epochs=1", f"output={tmp_path / 'run'}")
@@ -50,9 +59,7 @@ def test_offline_run_file_holds_the_summary(tmp_path: Path, cli) -> None:
             logged |= {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
         if kind == "run":
             config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
-        if kind == "artifact" or (kind == "request" and record.request.HasField("log_artifact")):
-            artifact = record.artifact if kind == "artifact" else record.request.log_artifact.artifact
-            artifacts += [entry.path for entry in artifact.manifest.contents]
+        artifacts += list(stored_files(record))
     summary = pd.read_csv(tmp_path / "run" / "summary.csv")
     assert len(summary) == 13  # clean, and corruptions=quick: four corruptions at three severities
     for row in summary.itertuples():
@@ -124,6 +131,40 @@ def test_one_wandb_run_per_run_folder(tmp_path: Path) -> None:
     done = subprocess.run([*sync, "--dry-run"], env=environment() | {"PATH": path}, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert "offline-run-" in done.stdout + done.stderr
+
+
+TABLES = """
+import sys
+from pathlib import Path
+import pandas as pd
+from conftest import configuration
+from gch_bench.loggers import open_logger
+logger = open_logger(configuration("logger=wandb"), Path(sys.argv[1]), True)
+short = pd.DataFrame({"mechanism": ["none", "gch"], "value": [0.25, float("nan")]})
+short["severity"] = pd.array([3, None], "Int64")
+logger.tables({"clean images": short, "all rows": pd.DataFrame({"row": range(12_345)})})
+logger.close()
+"""
+
+
+def test_tables_hold_all_their_rows(tmp_path: Path) -> None:
+    folder = tmp_path / "report"
+    folder.mkdir()
+    done = subprocess.run([sys.executable, "-c", TABLES, str(folder)], env=environment(), capture_output=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    (session,) = (folder / "wandb").glob("offline-run-*")
+    (file,) = session.glob("run-*.wandb")
+    logged, stored = {}, {}
+    for record in wandb_records(file):
+        if record.WhichOneof("record_type") == "history":
+            logged |= {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        stored |= stored_files(record)
+    assert not [name for name in logged if name.startswith("all rows")]
+    shown = json.loads((session / "files" / logged["clean images/path"]).read_text())
+    assert shown["columns"] == ["mechanism", "value", "severity"]
+    assert shown["data"] == [["none", 0.25, 3], ["gch", None, None]]
+    long = json.loads(Path(stored["all rows.table.json"]).read_text())
+    assert long["data"] == [[row] for row in range(12_345)]
 
 
 def test_wandb_sync_refuses_in_one_line(tmp_path: Path) -> None:
