@@ -62,9 +62,7 @@ def choose(runs: list[Tuned]) -> pd.DataFrame:
     """
     for each in runs:
         if (each.others, each.cells) != (runs[0].others, runs[0].cells):
-            raise UserError(
-                f"all runs must share all but noise and seed, and their cells: {each.folder} and {runs[0].folder} do not"
-            )
+            raise UserError(f"runs must differ in noise and seed alone: {each.folder} and {runs[0].folder} differ in more")
     rows = []
     for (mechanism, noise), group in pd.DataFrame(runs).groupby(["mechanism", "noise"], sort=False):
         seeds = sorted(group["seed"])
