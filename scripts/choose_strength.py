@@ -3,7 +3,7 @@
 Of each mechanism's strengths it chooses the one with the lowest NLL, averaged over the 4 extra corruptions, their severities
 and the seeds. It reads no other rows of the runs' summary.csv, so that the choice cannot depend on the 15 corruptions that are
 reported. The table goes to stderr. The list of the chosen runs goes to stdout, for evaluate.py:
-  python evaluate.py experiment=matched_strength hydra.mode=RUN corruptions=c15 checkpoints=LIST output=FOLDER
+  python evaluate.py experiment=matched_strength corruptions=c15 checkpoints=LIST output=FOLDER
 """
 
 import argparse

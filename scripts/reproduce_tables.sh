@@ -51,7 +51,7 @@ for name in "${chosen[@]}"; do
   if [[ $name == matched_strength ]]; then  # the strengths are tuned on the 4 extra corruptions, and reported on the 15
     list="[RUNS CHOSEN BY scripts/choose_strength.py $runs/*]"
     [[ -n $dry_run ]] || list=$("${PYTHON:-python}" "$root/scripts/choose_strength.py" "$runs"/*)
-    python_ evaluate.py "experiment=$name" "scale=$scale" hydra.mode=RUN corruptions=c15 records.logits=true \
+    python_ evaluate.py "experiment=$name" "scale=$scale" corruptions=c15 records.logits=true \
       ${overrides[@]+"${overrides[@]}"} "checkpoints=$list" "output=$runs-chosen"
     runs+=-chosen
   fi

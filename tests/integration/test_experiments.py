@@ -211,7 +211,7 @@ def test_strengths_are_tuned_on_the_extra_corruptions_alone(
     check_choice(folders, best)
     tiny = [each for each in TINY if not each.startswith(("seed", "recipe", "model"))]
     entry(
-        "evaluate.py", "experiment=matched_strength", "scale=small", "hydra.mode=RUN", "corruptions=c15",
+        "evaluate.py", "experiment=matched_strength", "scale=small", "corruptions=c15",
         "corruptions=[fog]", *tiny, f"checkpoints={printed.out.strip()}", "output=chosen",
     )  # fmt: skip
     reported = [json.loads((folder / "run.json").read_text()) for folder in sorted(Path("chosen").iterdir())]
