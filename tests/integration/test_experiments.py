@@ -209,11 +209,13 @@ def test_strengths_are_tuned_on_the_extra_corruptions_alone(
     assert printed.err.count("chosen") == 2
     assert len(printed.err.splitlines()) == 3
     check_choice(folders, best)
+    capsys.readouterr()
     tiny = [each for each in TINY if not each.startswith(("seed", "recipe", "model"))]
     entry(
         "evaluate.py", "experiment=matched_strength", "scale=small", "corruptions=c15",
         "corruptions=[fog]", *tiny, f"checkpoints={printed.out.strip()}", "output=chosen",
     )  # fmt: skip
+    assert "nothing left to do" not in capsys.readouterr().out, "evaluate.py does not sweep over the experiment's runs"
     reported = [json.loads((folder / "run.json").read_text()) for folder in sorted(Path("chosen").iterdir())]
     assert [each["config"]["noise"]["name"] for each in reported] == ["gch", "none"]
 
