@@ -135,7 +135,7 @@ def prepare(config: Config, world: World, loaded: Loaded) -> Job:
     ids = subset_ids(len(data.val), config.corruptions.subset, config.corruptions.subset_seed)
     stored = _stored(config, data, cells, ids)
     same = run_identity(config, data, noisy)
-    folder = Path(config.output or f"runs/{config.run_name}-{identity_hash(same)[:8]}")
+    folder = Path(config.output or f"{config.output_parent}/{config.run_name}-{identity_hash(same)[:8]}")
     run_file = RunFile(folder, same, config.resume, world)
     return Job(config, world, data, noisy, cells, timm, ids, stored, protocol, folder, run_file, Display(world.main))
 

@@ -1,5 +1,6 @@
 """Reads finished runs, computes the table of results, and shows and writes tables, figures and the page."""
 
+from io import StringIO
 from pathlib import Path
 
 import pandas as pd
@@ -9,6 +10,7 @@ from gch_bench.checks import check_choice
 from gch_bench.config.report import ReportConfig
 from gch_bench.display import Display
 from gch_bench.errors import UserError
+from gch_bench.loggers import open_logger
 from gch_bench.report import render
 from gch_bench.report.rows import rows_of
 from gch_bench.report.runs import find_folders, read_runs, settings_of
@@ -114,6 +116,7 @@ def _write(config: ReportConfig, found: Report, folder: Path) -> Path:
     """Write results.csv, tables, figures and, last, the page, whose path is returned."""
     from gch_bench.report.figure_style import save  # here, because matplotlib takes a second to import
     from gch_bench.report.figures import all_figures
+    from gch_bench.report.html import page, this_command
 
     with files.making(folder):
         files.write_csv(folder / RESULTS, found.rows)
@@ -122,5 +125,9 @@ def _write(config: ReportConfig, found: Report, folder: Path) -> Path:
             render.write(table, folder / "tables")
         figures = all_figures(found)
         save(figures, folder / "figures")
-        # PAGE
+        text = page(found, made, figures, this_command(), RESULTS)
+        files.write_atomic(folder / PAGE, lambda file: file.write(text.encode()))
+        logger = open_logger(config, folder, main=True)
+        logger.tables({RESULTS: found.rows, **{table.key: pd.read_csv(StringIO(render.csv(table))) for table in made}})
+        logger.close()
     return folder / PAGE

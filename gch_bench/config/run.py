@@ -276,8 +276,9 @@ class Config:
     threads: int | None = field(default=None, metadata=NOT_IN_IDENTITY)  # number of CPU threads; null: torch's choice
     # auto: the process keeps and reuses freed memory (Linux with glibc), which is faster; system: the allocator is unchanged.
     memory: str = field(default="auto", metadata=NOT_IN_IDENTITY)
-    # Run folder; null: runs/<run_name>-<first digits of the identity's hash>.
+    # Run folder; null: <output_parent>/<run_name>-<first digits of the identity's hash>.
     output: str | None = field(default=None, metadata=NOT_IN_IDENTITY)
+    output_parent: str = field(default="runs", metadata=NOT_IN_IDENTITY)
     # auto: continue the run that the run folder holds; never: refuse a folder that holds a run.
     resume: str = field(default="auto", metadata=NOT_IN_IDENTITY)
 

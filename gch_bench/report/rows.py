@@ -4,6 +4,7 @@ Legend: N images, K cells, R resamples, M metrics with an interval, C scopes (ce
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,7 +76,7 @@ def rows_of(setting: Setting, num_resamples: int = 1000) -> pd.DataFrame:
     counts_RN = draw_counts(len(first), num_resamples)
     tables = []
     for temperature in (RAW, CALIBRATED):
-        found = parallel_map(lambda run, of=temperature: _measured(run, of, counts_RN), list(runs.values()))
+        found = parallel_map(partial(_measured, temperature=temperature, counts_RN=counts_RN), list(runs.values()))
         measured = {key: each for key, each in zip(runs, found, strict=True) if each is not None}
         if measured:
             tables.append(_table(setting, scopes, temperature, measured))

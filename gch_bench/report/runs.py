@@ -257,7 +257,7 @@ def _baseline(groups: Sequence[Group], baseline: str) -> Group | None:
     if len(matching) > 1 and not exact:
         names = "', '".join(group.mechanism for group in matching)
         raise UserError(f"baseline must name one mechanism, got {baseline}, which is '{names}': give one of these labels")
-    return (exact or matching or [None])[0]
+    return next(iter(exact or matching), None)
 
 
 def _cells(runs: Sequence[Run]) -> list[Cell]:

@@ -201,11 +201,11 @@ def image_variance(first: Sequence[Resampled], second: Sequence[Resampled], keys
     Args:
         first, second: the resampled runs averaged over cells (`Resampled.over`), one for each seed, in the same order.
     """
-    seeds = len(first)
-    mean_RM = sum(two.values - one.values for one, two in zip(first, second, strict=True)) / seeds
+    pairs = list(zip(first, second, strict=True))
+    mean_RM = np.mean([two.values - one.values for one, two in pairs], axis=0)
     variance_M = mean_RM.var(axis=0, dtype=np.float64)
     if QUADRATIC in keys:
-        quadratic_R = sum(two.quadratic - one.quadratic for one, two in zip(first, second, strict=True)) / seeds
+        quadratic_R = np.mean([two.quadratic - one.quadratic for one, two in pairs], axis=0)
         quadratic, at = quadratic_R.var(dtype=np.float64), list(keys).index(QUADRATIC)
         # The linear part uses measured gaps for true ones, whose noise adds twice the variance of the quadratic part.
         variance_M[at] = max(variance_M[at] - 2 * quadratic, quadratic)

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from gch_bench.metrics import CLEAN
 from gch_bench.report import figure_style as style
 from gch_bench.report.figure_style import Look, pick
-from gch_bench.report.runs import STRENGTHS
 from gch_bench.report.study import MEAN, Group, Setting
 
 PANELS = ((CLEAN, "top1"), (MEAN, "nll"))  # part and metric of each panel

@@ -121,9 +121,9 @@ def scaled(logits_of: Callable[[Cell], Logits], cells: dict[Cell, pd.DataFrame])
     def of(cell: Cell) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, float]]:
         return _scaled_cell(logits_of(cell), cells[cell], inverse_N, cell)
 
-    raw, calibrated, slopes = zip(*parallel_map(of, list(cells)), strict=True)
-    frames = (dict(zip(cells, each, strict=True)) for each in (raw, calibrated, slopes))
-    return Scaled(1 / inverse, *frames, influence_N)
+    found = dict(zip(cells, parallel_map(of, list(cells)), strict=True))
+    raw, calibrated, slopes = ({cell: each[i] for cell, each in found.items()} for i in range(3))
+    return Scaled(1 / inverse, raw, calibrated, slopes, influence_N)
 
 
 def _scaled_cell(
