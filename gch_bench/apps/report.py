@@ -68,20 +68,22 @@ def build(config: ReportConfig, display: Display) -> Report:
 def _with_logits(setting: Setting, ensembles: bool, refused: list[str]) -> Setting:
     """The setting with temperature scaling and ensembles, where the records hold logits. A mechanism whose seeds are not the
     baseline's has no ensemble, because a mean of more networks is better by itself."""
-    groups = []
+    groups, reasons = [], []
     for group in setting.groups:
         runs = {}
         for seed, run in group.runs.items():
             try:
                 runs[seed] = with_temperature(run)
             except UserError as error:
-                refused.append(str(error))
+                reasons.append(str(error))
                 runs[seed] = run
         groups.append(group._replace(runs=runs))
+    if reasons:
+        refused.append(reasons[0] + (f" (and {len(reasons) - 1} other runs of {setting.name})" if len(reasons) > 1 else ""))
     baseline = next((each for each in groups if setting.baseline and each.mechanism == setting.baseline.mechanism), None)
     if ensembles and baseline is not None:
-        found = [ensemble(group) for group in groups if set(group.runs) == set(baseline.runs)]
-        groups += [group for group in found if group is not None]
+        alike = [group for group in groups if set(group.runs) == set(baseline.runs)]
+        groups += [found for group in alike if (found := ensemble(group)) is not None]
     return setting._replace(groups=groups, baseline=baseline)
 
 
@@ -119,14 +121,15 @@ def _write(config: ReportConfig, found: Report, folder: Path) -> Path:
     from gch_bench.report.html import page, this_command
 
     with files.making(folder):
-        files.write_csv(folder / RESULTS, found.rows)
+        text = found.rows.to_csv(index=False, float_format="%.7g")
+        files.write_atomic(folder / RESULTS, lambda file: file.write(text.encode()))
         made = [table for name in TABLES for table in tables(found, name) if table.rows]
         for table in made:
             render.write(table, folder / "tables")
         figures = all_figures(found)
         save(figures, folder / "figures")
-        text = page(found, made, figures, this_command(), RESULTS)
-        files.write_atomic(folder / PAGE, lambda file: file.write(text.encode()))
+        html = page(found, made, figures, this_command(), RESULTS)
+        files.write_atomic(folder / PAGE, lambda file: file.write(html.encode()))
         logger = open_logger(config, folder, main=True)
         logger.tables({RESULTS: found.rows, **{table.key: pd.read_csv(StringIO(render.csv(table))) for table in made}})
         logger.close()

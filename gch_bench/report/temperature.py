@@ -8,6 +8,7 @@ clean images.
 Legend: N images, C classes, S networks.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -19,16 +20,19 @@ from scipy.special import logsumexp, softmax
 
 from gch_bench.calibration import classwise_calibration_error
 from gch_bench.errors import UserError
-from gch_bench.metrics import sample_atoms, summarize
+from gch_bench.metrics import METRICS, sample_atoms
 from gch_bench.report.runs import parallel_map
+from gch_bench.report.statistics import atoms_of, metrics_with_interval
 from gch_bench.report.study import Group, Run
-from gch_bench.results.records import CELL_CLEAN, Cell, has_logits, read_logits
+from gch_bench.results.records import CELL_CLEAN, COLUMNS, Cell, has_logits, read_logits
 
 Floats = NDArray[np.float64]
 Logits = NDArray[np.floating]
 
 FOLDS = 5
-LOWEST, HIGHEST = 0.01, 100.0  # bounds of a temperature; without them it would be 0 for a network that makes no error
+# A temperature that is fitted on fewer errors follows these few images: with none it would be 0.
+MIN_ERRORS = 20
+LOWEST, HIGHEST = 0.01, 100.0  # bounds of a temperature
 SOME = 5000  # images from which slopes, and the temperature that is best for a cell, are estimated; both need no more
 STEP = 0.05  # half the distance in log T over which slopes are measured
 CHUNK = 4_000_000  # logits that are worked on at a time
@@ -106,9 +110,13 @@ def scaled(logits_of: Callable[[Cell], Logits], cells: dict[Cell, pd.DataFrame])
         cells: the records of the cells that have logits, with the columns `results.records.COLUMNS`; clean must be among them.
 
     Raises:
-        ValueError: see `fit_temperature`, or the logits of a cell are not those of its record.
+        ValueError: see `fit_temperature`, or the logits of a cell are not those of its record, or fewer than MIN_ERRORS clean
+            images are predicted wrongly.
     """
     clean, labels = logits_of(CELL_CLEAN), cells[CELL_CLEAN]["label"].to_numpy()
+    errors = int((cells[CELL_CLEAN]["prediction"].to_numpy() != labels).sum())
+    if errors < MIN_ERRORS:
+        raise ValueError(f"only {errors} clean images are predicted wrongly, and a temperature needs {MIN_ERRORS} of them")
     _check(clean, labels)
     inverse = _inverse_temperature(clean, labels)
     fold_N = np.random.default_rng(0).permutation(len(clean)) % FOLDS
@@ -130,7 +138,7 @@ def _scaled_cell(
     logits: Logits, frame: pd.DataFrame, inverse_N: Floats, cell: Cell
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, float]]:
     """The raw and the scaled records of a cell, and the slopes of its metrics."""
-    labels, classes = frame["label"].to_numpy(), logits.shape[1]
+    labels = frame["label"].to_numpy()
     if len(logits) != len(frame):
         raise ValueError(f"{cell.corruption}-{cell.severity} must have logits of {len(frame)} images, got {len(logits)}")
     chosen_N = logits[np.arange(len(logits)), frame["prediction"].to_numpy()].astype(np.float64)
@@ -143,10 +151,12 @@ def _scaled_cell(
     raw = frame.assign(**more, classwise_ce=_classwise(logits, labels, np.ones(len(labels))))
     calibrated = _atoms(logits, frame, inverse_N).assign(**more, classwise_ce=_classwise(logits, labels, inverse_N))
     some = slice(None, None, -(-len(frame) // SOME))
-    up, down = (
-        summarize(_atoms(logits[some], frame[some], inverse_N[some] * np.exp(-sign * STEP)), classes) for sign in (1, -1)
-    )
-    return raw, calibrated, {key: (up[key] - down[key]) / (2 * STEP) for key in up if key != "n"}
+    warmer, colder = (atoms_of(_atoms(logits[some], frame[some], inverse_N[some] * np.exp(-h))) for h in (STEP, -STEP))
+    slopes = {
+        key: float(METRICS[key].formula(warmer) - METRICS[key].formula(colder)) / (2 * STEP)
+        for key in metrics_with_interval(COLUMNS)
+    }
+    return raw, calibrated, slopes
 
 
 def _atoms(logits: Logits, frame: pd.DataFrame, inverse_N: Floats) -> pd.DataFrame:
@@ -197,7 +207,7 @@ def with_temperature(run: Run) -> Run:
     """The run with its temperature and calibrated records, if its clean record holds logits; else the run as it is.
 
     Raises:
-        UserError: the logits of a record are not its own, or not finite.
+        UserError: the logits of a record are not its own, or not finite, or no temperature can be fitted to so few errors.
     """
     cells = {cell: frame for cell, frame in run.cells.items() if has_logits(run.folder, cell)}
     if CELL_CLEAN not in cells:
@@ -205,7 +215,11 @@ def with_temperature(run: Run) -> Run:
     try:
         found = scaled(lambda cell: read_logits(run.folder, cell), cells)
     except ValueError as error:
-        raise UserError(f"{run.folder}: {error}; report with temperature=false, or evaluate the run again") from error
+        raise UserError(f"{run.folder} has no numbers after temperature scaling: {error}") from error
+    return _with(run, found)
+
+
+def _with(run: Run, found: Scaled) -> Run:
     return run._replace(
         temperature=found.temperature, cells=run.cells | found.raw, calibrated=found.calibrated, slopes=found.slopes,
         influence_N=found.influence_N,
@@ -230,11 +244,10 @@ def ensemble(group: Group) -> Group | None:
         frame = runs[0].cells[cell]
         return _atoms(logits_of(cell), frame, np.ones(len(frame)))
 
-    found = scaled(logits_of, dict(zip(shared, parallel_map(raw, shared), strict=True)))
-    facts = replace(runs[0].facts, warnings=[])
-    run = Run(
-        runs[0].folder, facts, found.raw, runs[0].images, found.temperature, found.calibrated, found.slopes, found.influence_N
-    )
+    cells = dict(zip(shared, parallel_map(raw, shared), strict=True))
+    run = Run(runs[0].folder, replace(runs[0].facts, warnings=[]), cells, runs[0].images)
+    with contextlib.suppress(ValueError):  # too few errors for a temperature
+        run = _with(run, scaled(logits_of, cells))
     return group._replace(runs={0: run}, kind="ensemble")
 
 

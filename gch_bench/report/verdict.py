@@ -57,9 +57,12 @@ def _summary(setting: Setting, what: str, compared: pd.DataFrame, after: pd.Data
 def _sentence(setting: Setting, what: str, row: dict, after: pd.DataFrame) -> str:
     assert setting.baseline is not None
     base, metric = setting.baseline.mechanism, METRICS[METRIC]
-    name = row["mechanism"] if row["kind"] == "single" else f"the {row['kind']} of {row['mechanism']}"
-    found = f"{metric.text(abs(row['difference']))} {_bounds(row)}"
+    name = row["mechanism"]
     seeds = f"{row['seeds']} seed{'s' if row['seeds'] > 1 else ''} and {row['images']} images"
+    if row["kind"] != "single":
+        name, base = f"the {row['kind']} of {name}", f"that of {base}"
+        seeds = f"{row['images']} images"
+    found = f"{metric.text(abs(row['difference']))} {_bounds(row)}"
     if _better(row):
         text = f"{name} lowers {what} by {found} against {base} over {seeds} ({_p(row)})"
     elif row["p_holm"] < ALPHA:
@@ -95,7 +98,7 @@ def _after_temperature(setting: Setting, row: dict, after: pd.DataFrame) -> str:
     assert setting.baseline is not None
     key = (row["mechanism"], row["kind"])
     if key not in after.index or not np.isfinite(after.loc[key]["difference"]):
-        return "; whether a temperature would do the same is unknown, because the records hold no logits (records.logits=true)"
+        return "; whether a temperature would do the same is unknown, because no temperature could be fitted to both"
     scaled, metric = after.loc[key].to_dict(), METRICS[METRIC]
     number = f"{metric.text(scaled['difference'], '+')} [{metric.text(scaled['low'], '+')}, {metric.text(scaled['high'], '+')}]"
     against = f"after temperature scaling of both{_temperatures(setting, row)} the difference is {number}"
