@@ -200,7 +200,7 @@ def smooth_calibration_error(confidence: ArrayLike, correct: ArrayLike) -> float
     confidence_N, correct_N = checked_pair(confidence, correct)
     transform = _gap_transform(confidence_N, confidence_N - correct_N)
     low, high = 0.0, 1.0
-    for _ in range(24):  # to 6e-8
+    for _ in range(40):
         middle = (low + high) / 2
         low, high = (middle, high) if _smoothed(transform, middle) > middle else (low, middle)
     return (low + high) / 2

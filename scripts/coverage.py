@@ -8,7 +8,6 @@ percentiles' normal counterpart, the bootstrap of seeds and then images.
 """
 
 import argparse
-import platform
 from pathlib import Path
 
 import numpy as np
@@ -62,10 +61,8 @@ def images_table(sizes: list[int], trials: int) -> pd.DataFrame:
     """The share of trials whose interval holds the truth, per scenario, number of images and metric."""
     rows = []
     for overconfidence in SCENARIOS:
-        many = [
-            summarize(cell.assign(top5=0.0, entropy=0.0), 2)
-            for cell in networks(np.random.default_rng(99), 4_000_000, overconfidence)
-        ]
+        large = networks(np.random.default_rng(99), 4_000_000, overconfidence)
+        many = [summarize(cell.assign(top5=0.0, entropy=0.0), 2) for cell in large]
         same = overconfidence[0] == overconfidence[1]
         truth = {key: 0.0 if same else many[1][key] - many[0][key] for key in many[0]}
         for size in sizes:
@@ -119,21 +116,23 @@ def main() -> None:
     numbers = images[metrics_with_interval(COLUMNS)].astype(float)
     low, high = numbers.min().min(), numbers.max().max()
     facts = provenance()
+    within = "within" if low >= 100 * LOW and high <= 100 * HIGH else "NOT within"
+    error = 100 * (0.95 * 0.05 / arguments.trials) ** 0.5
     text = f"""# Coverage of 95% intervals
 
-`python scripts/coverage.py --trials {arguments.trials}`, commit {facts["commit"]}, {facts["hardware"]["processor"]}, Python
-{platform.python_version()}.
+`python scripts/coverage.py --trials {arguments.trials}`, commit {facts["commit"]},
+{facts["hardware"]["processor"]}.
 
 ## Over images
-Two networks on the same images, P(correct) = confidence (1 - overconfidence); the share in percent of {arguments.trials} trials whose
-interval holds the true difference. The standard error of such a share is {100 * (0.95 * 0.05 / arguments.trials) ** 0.5:.1f} points.
-Over all intervals that a report prints: {low:.1f} to {high:.1f}%, {"within" if low >= 100 * LOW and high <= 100 * HIGH else "NOT within"} {100 * LOW:.0f} to {100 * HIGH:.0f}%. The last column is what no report prints.
+Two networks on the same images, P(correct) = confidence (1 - overconfidence); the share in percent of {arguments.trials} trials
+whose interval holds the true difference. The standard error of such a share is {error:.1f} points. Over all intervals that a
+report prints: {low:.1f} to {high:.1f}%, {within} {100 * LOW:.0f} to {100 * HIGH:.0f}%. The last column is what no report prints.
 
 {markdown(images)}
 
 ## Over seeds and images
-The true difference is 0; standard deviations in the same unit, 20,000 trials. "Bootstrap" is the normal interval with the variance
-of a bootstrap that draws seeds and then images. The interval is on the safe side where seeds do not differ at all.
+The true difference is 0; standard deviations in the same unit, 20,000 trials. "Bootstrap" is the normal interval with the
+variance of a bootstrap that draws seeds and then images. The interval is on the safe side where seeds do not differ at all.
 
 {markdown(seeds_table(20_000))}
 """

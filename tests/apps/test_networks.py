@@ -13,8 +13,10 @@ from conftest import TINY, configuration
 from PIL import Image
 
 from gch_bench.apps.networks import configurations, frozen_stage
+from gch_bench.apps.report import build
 from gch_bench.apps.run import train_and_evaluate
-from gch_bench.report.tables import compare, read_run
+from gch_bench.config.report import ReportConfig
+from gch_bench.config.run import LoggerConfig
 from gch_bench.results.records import CELL_CLEAN, Cell, read_logits, read_record
 from gch_bench.results.runfacts import read_run_facts
 
@@ -163,7 +165,7 @@ def test_each_run_says_which_weights_it_has(runs: Path, tmp_path: Path, capsys: 
     printed = capsys.readouterr().out
     without = [read_run_facts(tmp_path / name).warnings for name in ("a", "b")]
     assert without == [[f"{runs / 'a'} has no noise: noise.eval has no effect on it"], []]
-    report = compare([read_run(tmp_path / name) for name in ("a", "b")], 10)
+    report = build(ReportConfig(LoggerConfig("none"), [str(tmp_path / name) for name in ("a", "b")], resamples=100))
     for name in ("a", "b"):
         assert f"weights:  {runs / name}\n" in printed, "before the pass"
         assert f"weights: {runs / name}\n" in printed, "below the table"

@@ -259,14 +259,24 @@ def test_own_checkpoint_is_a_plain_state_dict(gch_run: Path, tmp_path: Path) -> 
 
 def test_report(gch_run: Path, tmp_path: Path, cli) -> None:
     run_tiny(tmp_path / "none", "noise=none")
-    done = cli("report.py", f"runs=[{tmp_path / 'none'},{gch_run}]", f"output={tmp_path / 'table.md'}")
+    done = cli("report.py", f"runs=[{tmp_path / 'none'},{gch_run}]", f"output={tmp_path / 'report'}")
     assert done.returncode == 0, done.stderr
-    table = (tmp_path / "table.md").read_text()
+    rows = pd.read_csv(tmp_path / "report" / "results.csv")
     first, second = (pd.read_csv(folder / "summary.csv").iloc[0] for folder in (tmp_path / "none", gch_run))
-    row = next(line for line in table.splitlines() if line.startswith("| clean top-1"))
-    assert f"| {first['top1']:.2%} ".replace("%", "") in row
-    assert f"{100 * (second['top1'] - first['top1']):+.2f} [" in row
-    assert "shift ECE %" in done.stdout
+    clean = rows[(rows["corruption"] == "clean") & (rows["metric"] == "top1")].set_index("noise")
+    assert clean.loc["none", "value"] == pytest.approx(first["top1"], rel=1e-6)
+    assert clean.loc["gch", "difference"] == pytest.approx(second["top1"] - first["top1"], rel=1e-5, abs=1e-7)
+    assert clean.loc["gch", "low"] <= clean.loc["gch", "difference"] <= clean.loc["gch", "high"]
+    assert f"{100 * first['top1']:.2f}" in done.stdout
+    assert "Verdict" in done.stdout
+    folder = tmp_path / "report"
+    assert (folder / "report.html").read_text().startswith("<!")
+    assert {"mechanisms.csv", "mechanisms.md", "mechanisms.tex"} <= {path.name for path in (folder / "tables").iterdir()}
+    assert {"forest.svg", "forest.png", "forest.pdf"} <= {path.name for path in (folder / "figures").iterdir()}
+    assert cli("report.py", f"runs=[{tmp_path / 'none'},{gch_run}]", f"output={folder}").returncode == 0, "again"
+    for wrong in (f"output={gch_run}", "output=table.md", "table=unknown", "baseline=", "runs=[]"):
+        refused = cli("report.py", f"runs=[{gch_run}]", wrong)
+        assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), wrong
     again = cli("report.py", f"runs=[{tmp_path / 'nowhere'}]")
     assert (again.returncode, len(again.stderr.splitlines())) == (2, 1)
 

@@ -96,10 +96,11 @@ def test_cells_show_what_the_numbers_say() -> None:
         for column, entry in zip(table.columns, entries[1:], strict=True):
             number = row.numbers[column.key]
             assert entry.number == number.facts["value"]
-            assert entry.bold == (number.verdict == BETTER)
-            assert entry.text.endswith("†") == (number.verdict == WORSE)
+            verdict = number.verdict if column.shows == "both" else None
+            assert entry.bold == (verdict == BETTER)
+            assert entry.text.endswith("†") == (verdict == WORSE)
             assert entry.text.removesuffix(" †") == number.text("value")
-            assert entry.second == number.text("difference")
+            assert entry.second == (number.text("difference") if column.shows == "both" else "")
             verdicts.add(number.verdict)
     assert verdicts == {BETTER, WORSE, None}
 

@@ -6,7 +6,8 @@ import pytest
 from made_report import NONE, made_report, noise
 from scipy.stats import binomtest
 
-from gch_bench.metrics import NUM_BINS, area_under_risk_coverage, bin_index, calibration_bins
+from gch_bench.calibration import NUM_BINS, bin_index, calibration_bins
+from gch_bench.metrics import area_under_risk_coverage
 from gch_bench.report.record_figures import accuracy_coverage, reliability, selective_accuracy, wilson
 from gch_bench.results.records import Cell
 

@@ -26,7 +26,7 @@ def frame(logits, labels):
 
 
 def network(rng, num_images=400, classes=5, sharpness=2.0, signal=2.0):
-    """Logits that are too sharp by the factor `sharpness`: dividing them by it gives the probabilities the labels are drawn from."""
+    """Logits that are too sharp by the factor `sharpness`: the labels are drawn from their softmax after division by it."""
     true = signal * rng.normal(size=(num_images, classes))
     labels = np.array([rng.choice(classes, p=p) for p in softmax(true, axis=1)])
     return (sharpness * true).astype(np.float16), labels
