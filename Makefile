@@ -14,7 +14,7 @@ install: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(BIN)/python train.py noise=none $(DEMO) output=$(RUN)/none
 	$(BIN)/python train.py noise=gch $(DEMO) output=$(RUN)/gch
-	$(BIN)/python report.py 'runs=[$(RUN)/none,$(RUN)/gch]' output=$(RUN)/comparison.md
+	$(BIN)/python report.py 'runs=[$(RUN)/none,$(RUN)/gch]' output=$(RUN)/report
 
 test: $(VENV)/.installed-dev lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --hypothesis-seed=0
@@ -33,6 +33,8 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python scripts/bench_spectral.py
 	$(BIN)/python scripts/bench_memory.py
 	$(BIN)/python scripts/bench_evaluation.py
+	$(BIN)/python scripts/bench_report.py
+	$(BIN)/python scripts/coverage.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

@@ -63,13 +63,14 @@ def main() -> None:
     facts = provenance()
     size = f"2 mechanisms x {arguments.seeds} seeds x {1 + len(cells)} cells x {arguments.images} images"
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    met = "met" if taken <= GOAL else "NOT met"
     text = f"""# Time of a report's statistics
 
 `python scripts/bench_report.py --images {arguments.images} --seeds {arguments.seeds}`, commit {facts["commit"]},
 {facts["hardware"]["processor"]}.
 
 {size}, 1,000 resamples, {len(rows)} rows of results:
-**{taken:.1f} s** (goal: at most {GOAL:.0f} s on two cores; {"met" if taken <= GOAL else "NOT met"}), peak memory {memory:.1f} GiB,
+**{taken:.1f} s** (goal: at most {GOAL:.0f} s on two cores; {met}), peak memory {memory:.1f} GiB,
 of which the records take the larger part. Reading the records and temperature scaling are not in it.
 """
     write_atomic(arguments.output, lambda file: file.write(text.encode()))

@@ -36,7 +36,7 @@ def report(config: ReportConfig) -> None:
     if folder is not None:
         _check_output(folder)
     display = Display(main=True)
-    found = build(config, display)
+    found = build(config)
     for table in tables(found, config.table):
         for part in render.terminal(table):
             display.table(*part)
@@ -50,7 +50,7 @@ def report(config: ReportConfig) -> None:
         display.line(f"\nwritten: {written} and, in the same folder, {RESULTS}, tables/ and figures/")
 
 
-def build(config: ReportConfig, display: Display) -> Report:
+def build(config: ReportConfig) -> Report:
     """Everything that the views show.
 
     Raises:
