@@ -34,7 +34,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python scripts/bench_memory.py
 	$(BIN)/python scripts/bench_evaluation.py
 	$(BIN)/python scripts/bench_report.py
-	$(BIN)/python scripts/coverage.py
+	$(BIN)/python scripts/interval_coverage.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

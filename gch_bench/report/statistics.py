@@ -10,7 +10,7 @@ Seeds. Training seeds are a sample, too. With S of them the half width of the in
 t(S-1) s / sqrt(S), where s is the standard deviation of the differences over seeds, and of 1.96 times the bootstrap's standard
 deviation of their mean over the same images (a MOVER interval, Graybill & Wang 1980; Zou & Donner 2008). Percentiles of a
 bootstrap that draws seeds and then images are not used: with few seeds their variance lacks the factor S/(S-1) and their tails
-are too light, so that they cover far less than 95% (results/coverage.md has the simulation).
+are too light, so that they cover far less than 95% (results/interval_coverage.md has the simulation).
 
 Legend: N images, K cells, R resamples, B bins, M metrics with an influence, S seeds. A count is
 how often an image was drawn in a resample.

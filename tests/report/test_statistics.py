@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from interval_coverage import networks
 from scipy.stats import norm, t
 from statsmodels.stats.multitest import multipletests
 
@@ -151,41 +152,19 @@ def test_width_is_that_of_the_paired_standard_error():
         assert got < 0.8 * np.sqrt(one.var() + two.var()) / np.sqrt(800)
 
 
-def simulated(rng, num_images, overconfidence):
-    """Two networks with correlated confidences and errors: P(correct) = confidence (1 - overconfidence).
-
-    NLL and Brier score are those of two classes."""
-    ease_N, chance_N, shared_N = rng.normal(size=num_images), rng.random(num_images), rng.random(num_images) < 0.7
-    cells = []
-    for amount in overconfidence:
-        logit_N = 1.2 + 1.3 * (np.sqrt(0.7) * ease_N + np.sqrt(0.3) * rng.normal(size=num_images))
-        confidence_N = 0.1 + 0.9 / (1 + np.exp(-logit_N))
-        correct_N = np.where(shared_N, chance_N, rng.random(num_images)) < confidence_N * (1 - amount)
-        of_label_N = np.where(correct_N, confidence_N, 1 - confidence_N)
-        cells.append(
-            pd.DataFrame(
-                {
-                    "id": np.arange(num_images), "label": 0, "prediction": np.where(correct_N, 0, 1),
-                    "confidence": confidence_N, "nll": -np.log(of_label_N), "brier": 2 * (1 - of_label_N) ** 2,
-                }
-            )
-        )  # fmt: skip
-    return cells
-
-
 @pytest.mark.parametrize("overconfidence", [(0.3, 0.0), (0.0, 0.0)])
 def test_intervals_cover_the_truth_about_as_often_as_they_say(overconfidence):
     """The cases in which a percentile interval of the plain ECE covers 8 to 23% of the time, or whose difference is degenerate.
 
-    scripts/coverage.py runs this with more scenarios, images and trials."""
+    scripts/interval_coverage.py runs this with more scenarios, images and trials."""
     rng = np.random.default_rng(0)
-    many = simulated(rng, 1_000_000, overconfidence)
+    many = networks(rng, 1_000_000, overconfidence)
     one, two = (summarize(cell.assign(top5=0.0, entropy=0.0), 2) for cell in many)
     truth = {key: 0.0 if overconfidence[0] == overconfidence[1] else two[key] - one[key] for key in one}
     trials = 120
     hits = dict.fromkeys(metrics_with_interval(many[0].columns), 0)
     for trial in range(trials):
-        first, second = simulated(rng, 360, overconfidence)
+        first, second = networks(rng, 360, overconfidence)
         for key, found in paired_differences([first], [second], 100, seed=trial).items():
             hits[key] += found.low <= truth[key] <= found.high
     assert all(count / trials >= 0.89 for count in hits.values()), hits

@@ -1,4 +1,4 @@
-"""Measures how often the intervals of a report hold the truth: python scripts/coverage.py [--trials 300] [--output FILE.md]
+"""Measures how often the intervals of a report hold the truth: python scripts/interval_coverage.py [--trials 300] [--output FILE.md]
 
 Images: two networks with correlated confidences and errors on the same images, P(correct) = confidence (1 - overconfidence), in
 four scenarios of overconfidence and with several numbers of images. `paired_differences` must cover between 90 and 98%. The
@@ -110,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=300)
     parser.add_argument("--images", type=int, nargs="+", default=[360, 2000, 10000])
-    parser.add_argument("--output", type=Path, default=Path("results/coverage.md"))
+    parser.add_argument("--output", type=Path, default=Path("results/interval_coverage.md"))
     arguments = parser.parse_args()
     images = images_table(arguments.images, arguments.trials)
     numbers = images[metrics_with_interval(COLUMNS)].astype(float)
@@ -120,7 +120,7 @@ def main() -> None:
     error = 100 * (0.95 * 0.05 / arguments.trials) ** 0.5
     text = f"""# Coverage of 95% intervals
 
-`python scripts/coverage.py --trials {arguments.trials}`, commit {facts["commit"]},
+`python scripts/interval_coverage.py --trials {arguments.trials}`, commit {facts["commit"]},
 {facts["hardware"]["processor"]}.
 
 ## Over images
