@@ -1,4 +1,4 @@
-"""Measures how often the intervals of a report hold the truth: python scripts/interval_coverage.py [--trials 300] [--output FILE.md]
+"""Measures how often the intervals of a report hold the truth: python scripts/interval_coverage.py [--trials 300]
 
 Images: two networks with correlated confidences and errors on the same images, P(correct) = confidence (1 - overconfidence), in
 four scenarios of overconfidence and with several numbers of images. `paired_differences` must cover between 90 and 98%. The
