@@ -28,9 +28,11 @@ def verdict(settings: Sequence[Setting], rows: pd.DataFrame) -> list[str]:
             continue
         what = f"{'mean corrupted' if setting.cells else 'clean'} {METRICS[METRIC].title}"
         after = part[part["temperature"] == CALIBRATED].set_index(["mechanism", "kind"])
-        sentences.append(_summary(setting, what, compared, after))
-        sentences += [_sentence(setting, what, row, after) for row in compared.to_dict("records")]
-        sentences += _limits(setting, compared)
+        sentences += [
+            _summary(setting, what, compared[compared["kind"] == "single"], after),
+            *(_sentence(setting, what, row, after) for row in compared.to_dict("records")),
+            *_limits(setting, compared, after),
+        ]
     return sentences
 
 
@@ -45,11 +47,13 @@ def _summary(setting: Setting, what: str, compared: pd.DataFrame, after: pd.Data
     worse = int(((compared["p_holm"] < ALPHA) & (compared["difference"] > 0)).sum())
     unclear = len(compared) - better - worse
     text = (
-        f"{setting.name}: of {len(compared)} compared with {base}, {better} {'has' if better == 1 else 'have'} a lower {what},"
+        f"{setting.name}: of {len(compared)} mechanism{'s' * (len(compared) != 1)} compared with {base}, {better}"
+        f" {'has' if better == 1 else 'have'} a lower {what},"
         f" {worse} a higher one, and {unclear} cannot be told apart from it (Holm-corrected, {ALPHA:.0%} level)"
     )
     if not after.empty:
-        still = int(sum(_better(row) for row in after[after["difference"].notna()].to_dict("records")))
+        single = after[(after.index.get_level_values("kind") == "single") & after["difference"].notna()]
+        still = int(sum(_better(row) for row in single.to_dict("records")))
         text += f"; after temperature scaling of both, {still} {'has' if still == 1 else 'have'} a lower one"
     return f"{text}."
 
@@ -98,7 +102,7 @@ def _after_temperature(setting: Setting, row: dict, after: pd.DataFrame) -> str:
     assert setting.baseline is not None
     key = (row["mechanism"], row["kind"])
     if key not in after.index or not np.isfinite(after.loc[key]["difference"]):
-        return "; whether a temperature would do the same is unknown, because no temperature could be fitted to both"
+        return "" if after.empty else "; no temperature could be fitted to both"
     scaled, metric = after.loc[key].to_dict(), METRICS[METRIC]
     number = f"{metric.text(scaled['difference'], '+')} [{metric.text(scaled['low'], '+')}, {metric.text(scaled['high'], '+')}]"
     against = f"after temperature scaling of both{_temperatures(setting, row)} the difference is {number}"
@@ -125,9 +129,13 @@ def _temperatures(setting: Setting, row: dict) -> str:
     return f" (T = {means[0]:.2f} against {means[1]:.2f})"
 
 
-def _limits(setting: Setting, compared: pd.DataFrame) -> list[str]:
-    assert setting.baseline is not None
+def _limits(setting: Setting, compared: pd.DataFrame, after: pd.DataFrame) -> list[str]:
     sentences = []
+    if after.empty:
+        sentences.append(
+            f"{setting.name}: whether a temperature would do as much as a mechanism is unknown, because no temperature could be"
+            " fitted: that takes clean records with logits (records.logits=true) and some errors."
+        )
     if compared["seeds"].max() == 1:
         sentences.append(
             f"{setting.name}: one seed, so the intervals are about the draw of the images alone; another training of the same"

@@ -1,0 +1,59 @@
+"""The verdict's words follow the table of results."""
+
+import pandas as pd
+import pytest
+from reports import DROPBLOCK, GCH, NONE, make_report, make_setting
+
+from gch_bench.report.study import CALIBRATED, RAW, Setting
+from gch_bench.report.verdict import verdict
+
+
+def nll(rows: pd.DataFrame, mechanism: str, temperature: str) -> pd.Series:
+    return (
+        (rows["mechanism"] == mechanism) & (rows["metric"] == "nll") & (rows["corruption"] == "mean")
+        & (rows["temperature"] == temperature)
+    )  # fmt: skip
+
+
+def sentence(setting: Setting, rows: pd.DataFrame, mechanism: str) -> str:
+    (found,) = [text for text in verdict([setting], rows) if text.startswith(mechanism)]
+    return found
+
+
+def test_the_best_comes_first_and_is_said_with_its_interval() -> None:
+    report = make_report(make_setting([NONE, GCH, DROPBLOCK]))
+    first, second, third, *limits = verdict(report.settings, report.rows)
+    assert "of 2 mechanisms compared with none, 1 has a lower mean corrupted NLL, 0 a higher one, and 1 cannot be told" in first
+    assert second.startswith(f"{GCH.label} lowers mean corrupted NLL by 0.0200 [0.0020, 0.0380] against none over ")
+    assert third.startswith(f"{DROPBLOCK.label} changes mean corrupted NLL by +0.0100 [-0.0010, +0.0210]")
+    assert "not distinguishable from 0" in third
+    assert all(text.startswith(report.settings[0].name) for text in limits)
+
+
+@pytest.mark.parametrize(
+    ("difference", "p", "words"),
+    [(-0.02, 0.001, "it still wins, so this is not only a temperature"), (0.02, 0.001, "it loses"),
+     (-0.001, 0.6, "it no longer wins: a temperature does as much")],
+)  # fmt: skip
+def test_temperature(difference: float, p: float, words: str) -> None:
+    report = make_report(make_setting([NONE, GCH], logits=True))
+    rows = report.rows.copy()
+    rows.loc[nll(rows, GCH.label, CALIBRATED), ["difference", "p_holm"]] = [difference, p]
+    assert words in sentence(report.settings[0], rows, GCH.label)
+
+
+def test_without_logits_or_with_one_seed_the_limits_say_so() -> None:
+    report = make_report(make_setting([NONE, GCH], logits=False, seeds=1))
+    text = " ".join(verdict(report.settings, report.rows))
+    assert "whether a temperature would do as much as a mechanism is unknown" in text
+    assert "one seed, so the intervals are about the draw of the images alone" in text
+
+
+def test_a_worse_mechanism_and_no_baseline() -> None:
+    report = make_report(make_setting([NONE, GCH]))
+    rows = report.rows.copy()
+    rows.loc[nll(rows, GCH.label, RAW), ["difference", "low", "high"]] = [0.02, 0.01, 0.03]
+    assert f"{GCH.label} raises mean corrupted NLL by 0.0200 [0.0100, 0.0300]" in sentence(report.settings[0], rows, GCH.label)
+    alone = report.settings[0]._replace(baseline=None)
+    (only,) = verdict([alone], rows)
+    assert "no mechanism was compared with another" in only
