@@ -170,12 +170,14 @@ class WandbLogger:
         10,000, so a longer one becomes an artifact of kind `table`, which holds 200,000.
 
         Raises:
-            ValueError: a table has more rows than that.
+            UserError: a table has more rows than that.
         """
         for name, frame in tables.items():
             table = self.wandb.Table(dataframe=frame.astype(object).where(frame.notna(), None))
             if len(frame) > table.MAX_ARTIFACT_ROWS:
-                raise ValueError(f"a table of wandb has at most {table.MAX_ARTIFACT_ROWS} rows, {name} has {len(frame)}")
+                raise UserError(
+                    f"wandb takes {table.MAX_ARTIFACT_ROWS} rows a table, {name} has {len(frame)}: report on fewer runs"
+                )
             if len(frame) > table.MAX_ROWS:
                 artifact = self.wandb.Artifact(f"{slug(name)}-{self.run.id}", type="table")
                 artifact.add(table, name)

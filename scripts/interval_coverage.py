@@ -125,8 +125,8 @@ def main() -> None:
 
 ## Over images
 Two networks on the same images, P(correct) = confidence (1 - overconfidence); the share in percent of {arguments.trials} trials
-whose interval holds the true difference. The standard error of such a share is {error:.1f} points. Over all intervals that a
-report prints: {low:.1f} to {high:.1f}%, {within} {100 * LOW:.0f} to {100 * HIGH:.0f}%. The last column is what no report
+whose interval holds the true difference. The standard error of such a share is {error:.1f} points. Over these metrics and
+scenarios: {low:.1f} to {high:.1f}%, {within} {100 * LOW:.0f} to {100 * HIGH:.0f}%. The last column is what no report
 prints.
 
 {markdown(images)}

@@ -1,5 +1,6 @@
 """Reads finished runs, computes the table of results, and shows and writes tables, figures and the page."""
 
+import shutil
 from io import StringIO
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from gch_bench.loggers import open_logger
 from gch_bench.report import render
 from gch_bench.report.rows import rows_of
 from gch_bench.report.runs import find_folders, read_runs, settings_of
-from gch_bench.report.study import Report, Setting
-from gch_bench.report.tables import TABLES, tables
-from gch_bench.report.temperature import ensemble, with_temperature
+from gch_bench.report.study import Group, Report, Setting
+from gch_bench.report.tables import TABLES, tables, varies
+from gch_bench.report.temperature import MIN_ERRORS, TooFewErrors, ensemble, with_temperature
 from gch_bench.report.verdict import verdict
 from gch_bench.results.runfacts import given_weights, stage_in_words
 
@@ -36,27 +37,31 @@ def report(config: ReportConfig) -> None:
     if folder is not None:
         _check_output(folder)
     display = Display(main=True)
-    found = build(config)
+    found = build(config, display)
     for table in tables(found, config.table):
         for part in render.terminal(table):
             display.table(*part)
-    for heading, lines in (("Verdict", found.verdict), ("Left out", found.refused), ("Runs", found.notes)):
+    for heading, lines in (("Runs", found.notes), ("Left out", found.refused), ("Verdict", found.verdict)):
         if lines:
             display.line(f"\n{heading}")
         for line in lines:
             display.line(f"  {line}")
-    if folder is not None:
+    if folder is None:
+        display.line("\noutput=FOLDER also writes all tables, the figures and a page")
+    else:
         written = _write(config, found, folder)
         display.line(f"\nwritten: {written} and, in the same folder, {RESULTS}, tables/ and figures/")
 
 
-def build(config: ReportConfig) -> Report:
+def build(config: ReportConfig, display: Display) -> Report:
     """Everything that the views show.
 
     Raises:
         UserError: no run can be read, a pattern matches none, or `baseline` names several mechanisms.
     """
-    found = read_runs(find_folders(config.runs))
+    folders = find_folders(config.runs)
+    display.line(f"reading {len(folders)} runs")
+    found = read_runs(folders)
     settings, refused = settings_of(found.runs, config.baseline)
     if config.temperature:
         settings = [_with_logits(setting, config.ensembles, refused) for setting in settings]
@@ -68,34 +73,74 @@ def build(config: ReportConfig) -> Report:
 def _with_logits(setting: Setting, ensembles: bool, refused: list[str]) -> Setting:
     """The setting with temperature scaling and ensembles, where the records hold logits. A mechanism whose seeds are not the
     baseline's has no ensemble, because a mean of more networks is better by itself."""
-    groups, reasons = [], []
+    groups, few, without = [], [], []
     for group in setting.groups:
         runs = {}
         for seed, run in group.runs.items():
+            runs[seed] = run
             try:
                 runs[seed] = with_temperature(run)
+                without += [str(run.folder)] if runs[seed].temperature is None else []
+            except TooFewErrors:
+                few.append(str(run.folder))
             except UserError as error:
-                reasons.append(str(error))
-                runs[seed] = run
+                refused.append(str(error))
         groups.append(group._replace(runs=runs))
-    if reasons:
-        refused.append(reasons[0] + (f" (and {len(reasons) - 1} other runs of {setting.name})" if len(reasons) > 1 else ""))
+    scaled = any(run.temperature is not None for group in groups for run in group.runs.values())
+    if few:
+        refused.append(
+            f"{setting.name}: no temperature is fitted where fewer than {MIN_ERRORS} clean images are predicted wrongly:"
+            f" {_listed(few)}"
+        )
+    if without and (scaled or few):
+        refused.append(f"{setting.name}: no temperature is fitted where no clean logits are recorded: {_listed(without)}")
     baseline = next((each for each in groups if setting.baseline and each.mechanism == setting.baseline.mechanism), None)
     if ensembles and baseline is not None:
-        alike = [group for group in groups if set(group.runs) == set(baseline.runs)]
-        groups += [found for group in alike if (found := ensemble(group)) is not None]
+        groups += _ensembles(groups, baseline, refused)
     return setting._replace(groups=groups, baseline=baseline)
+
+
+def _ensembles(groups: list[Group], baseline: Group, refused: list[str]) -> list[Group]:
+    """The ensembles of the mechanisms that have the baseline's seeds, its own first; [] if there is none to compare it with."""
+    found, others = [], []
+    for group in groups:
+        if set(group.runs) != set(baseline.runs):
+            others.append(group.mechanism)
+            continue
+        try:
+            found += [each for each in [ensemble(group)] if each is not None]
+        except UserError as error:
+            refused.append(str(error))
+    if len(found) < 2 or found[0].mechanism != baseline.mechanism:
+        return []
+    if others:
+        refused.append(f"no ensemble where the seeds are not those of {baseline.mechanism}: {_listed(others)}")
+    return found
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _notes(setting: Setting) -> list[str]:
     """What a reader must know of the runs: where they lie, what made them, what their noise does, what they warned of."""
-    notes = []
+    facts = [run.facts for group in setting.groups for run in group.runs.values()]
+    made: dict[str, set[str | None]] = {
+        "commit": {each.commit for each in facts},
+        "torch": {each.versions.get("torch") for each in facts},
+        "device": {each.device for each in facts},
+    }
+    notes = [
+        f"WARNING: {setting.name}: runs of different {name} are compared: {', '.join(sorted(map(str, values)))}"
+        for name, values in made.items()
+        if len(values) > 1
+    ]
     for group in (group for group in setting.groups if group.kind == "single"):
         runs = [run for _, run in sorted(group.runs.items())]
         for seed, run in sorted(group.runs.items()):
             weights = f", weights {given}" if (given := given_weights(run.facts.config)) else ""
             scaled = f", T = {run.temperature:.3f}" if run.temperature is not None else ""
-            notes.append(f"{group.mechanism}, seed {seed}: {run.folder}{weights}, commit {run.facts.commit}{scaled}")
+            notes.append(f"{group.mechanism}, seed {seed}: {run.folder}{weights}, commit {str(run.facts.commit)[:10]}{scaled}")
         trains = runs[0].facts.config.get("recipe") is not None
         stages = [stage for stage in runs[0].facts.stages if "logit_change" in stage]
         notes += [f"{group.mechanism}: noise at {stage_in_words(stage, trains)}" for stage in stages]
@@ -121,9 +166,12 @@ def _write(config: ReportConfig, found: Report, folder: Path) -> Path:
     from gch_bench.report.html import page, this_command
 
     with files.making(folder):
+        for name in ("tables", "figures"):  # those of an earlier report may be of other settings
+            shutil.rmtree(folder / name, ignore_errors=True)
         text = found.rows.to_csv(index=False, float_format="%.7g")
         files.write_atomic(folder / RESULTS, lambda file: file.write(text.encode()))
-        made = [table for name in TABLES for table in tables(found, name) if table.rows]
+        wanted = [name for name in TABLES if name == config.table or varies(found, name)]
+        made = [table for name in wanted for table in tables(found, name) if table.rows]
         for table in made:
             render.write(table, folder / "tables")
         figures = all_figures(found)

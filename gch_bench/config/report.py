@@ -23,6 +23,10 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         check(self.resamples >= 100, "resamples", ">= 100", self.resamples)
+        check(self.logger.name != "csv", "logger", "none or wandb, because the tables are written as CSV anyway", "csv")
+        check(
+            self.logger.name == "none" or bool(self.output), "output", f"a folder with logger={self.logger.name}", self.output
+        )
         check(bool(self.baseline), "baseline", "the name of a mechanism", self.baseline)
 
     def as_dict(self) -> dict[str, Any]:

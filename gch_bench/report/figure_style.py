@@ -271,7 +271,8 @@ def legend_columns(names: Iterable[str], width: float) -> int:
 
 def seeds_in_words(rows: pd.DataFrame) -> str:
     """The sentence of a caption that says what the bands are."""
-    most, least = int(rows["seeds"].max()), int(rows["seeds"].min())
+    seeds = rows.loc[rows["kind"] == "single", "seeds"]
+    most, least = int(seeds.max()), int(seeds.min())
     if most == 1:
         return "One seed: there is no band."
     bands = "Bands: plus and minus one standard deviation over seeds."

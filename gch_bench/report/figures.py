@@ -159,7 +159,8 @@ def _of_corruption(rows: pd.DataFrame, metric: str, corruption: str) -> pd.DataF
 def difference_map(setting: Setting, rows: pd.DataFrame, metric: str) -> Figure | None:
     """Differences from the baseline, corruption x severity, a map per mechanism. Blue is always the better side.
 
-    A cell whose 95% interval includes 0 is hatched; the others carry the sign of their difference, which is legible in grey.
+    A cell whose 95% interval, not corrected for the number of cells, includes 0 is hatched; the others carry the sign of their
+    difference, which is legible in grey.
     """
     names = list(dict.fromkeys(cell.corruption for cell in setting.cells))
     severities = sorted({cell.severity for cell in setting.cells})

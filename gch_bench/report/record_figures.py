@@ -179,8 +179,10 @@ def accuracy_coverage(setting: Setting, rows: pd.DataFrame) -> Figure:
     axes = figure.subplots(1, len(parts), squeeze=False)[0]
     for axis, part in zip(axes, parts, strict=True):
         for group in groups:
-            own = look[group.mechanism]
-            accuracy = mean_selective_accuracy(list(records(setting, group, part)))
+            own, found = look[group.mechanism], list(records(setting, group, part))
+            if not found:  # no run of the group has all cells
+                continue
+            accuracy = mean_selective_accuracy(found)
             marks = {"marker": own.marker, "ms": 2.5, "markevery": (len(COVERAGES) // 10, len(COVERAGES) // 5)}
             axis.plot(100 * COVERAGES, 100 * accuracy, color=own.color, ls=own.line, label=own.name, **marks)
         axis.set(title=PARTS[part][0], xlim=(0, 101), xticks=(0, 50, 100))

@@ -31,10 +31,10 @@ class Number(NamedTuple):
     @property
     def verdict(self) -> str | None:
         """BETTER or WORSE than the baseline where the corrected p value supports it; None elsewhere, always without an
-        interval."""
+        interval, and for ensembles, whose intervals know nothing of other trainings."""
         difference, low, high, p_holm = (float(self.facts[key]) for key in ("difference", "low", "high", "p_holm"))
         excludes_zero = low > 0 or high < 0  # False for NaN, too
-        if self.metric.better is None or not (excludes_zero and p_holm < LEVEL):
+        if self.facts["kind"] != "single" or self.metric.better is None or not (excludes_zero and p_holm < LEVEL):
             return None
         return BETTER if (difference > 0) == (self.metric.better == "higher") else WORSE
 
@@ -284,7 +284,7 @@ def legend(table: Table, better: str) -> list[str]:
     differences = [text for number in compared if (text := number.text("difference"))]
     sentences = ["±: standard deviation over seeds"] if any("±" in text for text in values) else []
     if any("[" in text for text in differences):
-        sentences.append("+ or - with [ ]: difference from the baseline and its 95% interval")
+        sentences.append("a signed number with [ ]: difference from the baseline and its 95% interval")
     if any("[" not in text for text in differences):
         sentences.append("a difference without [ ] is of a metric for which no valid interval is known, and is never marked")
     if any(not math.isnan(number.facts["p_holm"]) for number in compared):

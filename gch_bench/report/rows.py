@@ -138,7 +138,8 @@ def _rows(
     of = setting.baseline_of(group)
     baseline = runs_with_all_cells(of) if of is not None else {}
     shared = [seed for seed in own if seed in baseline]
-    keys = [key for key in METRICS if all(key in each.values[scope.cells[0]] for each in own.values())]
+    everyone = [*own.values(), *(baseline[seed] for seed in shared)]
+    keys = [key for key in METRICS if all(key in each.values[cell] for each in everyone for cell in scope.cells)]
     variance = {}
     if shared:
         pairs = [runs[seed] for seed in shared for runs in (baseline, own)]

@@ -122,7 +122,7 @@ def settings_of(runs: Sequence[Run], baseline: str) -> tuple[list[Setting], list
         The settings, those with most runs first, and one line for each run or difference that is left out.
 
     Raises:
-        UserError: `baseline` names several groups of a setting.
+        UserError: `baseline` names several groups of a setting, or is neither a mechanism of the runs nor "none".
     """
     by_key: dict[str, list[Run]] = {}
     for run in runs:
@@ -131,13 +131,18 @@ def settings_of(runs: Sequence[Run], baseline: str) -> tuple[list[Setting], list
     refused: list[str] = []
     settings = []
     for name, own in zip(_names(members), members, strict=True):
-        kept = _same_images(own, refused)
+        kept = _same_images(_same_noise(own, refused), refused)
+        if not kept:
+            continue
         groups = _groups(kept, refused)
         base = _baseline(groups, baseline)
-        ordered = [group for group in groups if group is base] + [group for group in groups if group is not base]
+        ordered = _ordered(groups, base)
         cells = _cells(kept)
         refused += _missing(kept, cells)
         settings.append(Setting(name, ordered, base, cells))
+    labels = dict.fromkeys(group.mechanism for setting in settings for group in setting.groups)
+    if baseline != "none" and not any(setting.baseline for setting in settings):
+        raise UserError(f"baseline must be a mechanism of the runs, got {baseline}: choose one of {'; '.join(labels)}")
     refused += _refused_differences(settings, baseline)
     return settings, refused
 
@@ -184,6 +189,29 @@ def fact(run: Run, name: str) -> Any:
     return None
 
 
+def _same_noise(runs: Sequence[Run], refused: list[str]) -> list[Run]:
+    """The runs without the evaluations of a run's weights under another noise or seed than they were trained with, which would
+    be taken for another mechanism; a line in `refused` for each."""
+    kept = []
+    for run in runs:
+        trained = run.facts.origin
+        at_test = ("draws", "eval", "mc_samples")
+        noises = [
+            {key: value for key, value in identity.get("noise", {}).items() if key not in at_test}
+            for identity in (run.facts.identity, trained or run.facts.identity)
+        ]
+        seeds = [identity.get("seed", 0) for identity in (run.facts.identity, trained or run.facts.identity)]
+        if noises[0] == noises[1] and seeds[0] == seeds[1]:
+            kept.append(run)
+        else:
+            own, theirs = ((noise.get("name"), seed) for noise, seed in zip(noises, seeds, strict=True))
+            refused.append(
+                f"{run.folder} is left out: it evaluates weights of a run with noise {theirs[0]} and seed {theirs[1]} as noise"
+                f" {own[0]} and seed {own[1]}; evaluate them with checkpoints=[RUN]"
+            )
+    return kept
+
+
 def _same_images(runs: Sequence[Run], refused: list[str]) -> list[Run]:
     """The runs whose images, labels and stored images equal those of most runs; a line in `refused` for each other one."""
 
@@ -192,8 +220,11 @@ def _same_images(runs: Sequence[Run], refused: list[str]) -> list[Run]:
         labels = () if run.facts.data.get("several_labels") else clean["label"].to_numpy().tobytes()
         return clean["id"].to_numpy().tobytes(), labels
 
+    if not runs:
+        return []
     common = Counter(map(signature, runs)).most_common(1)[0][0]
-    stored: dict[Cell, str | None] = {}
+    cells = sorted({cell for run in runs for cell in run.cells})
+    stored = {cell: Counter(run.images.get(cell) for run in runs if cell in run.cells).most_common(1)[0][0] for cell in cells}
     kept = []
     for run in runs:
         reason = "" if signature(run) == common else f"its {len(run.cells[CELL_CLEAN])} images or labels are others"
@@ -201,7 +232,7 @@ def _same_images(runs: Sequence[Run], refused: list[str]) -> list[Run]:
         for cell, table in run.cells.items():
             if not reason and not np.array_equal(table["id"].to_numpy(), ids_N):
                 reason = f"the images of {cell.corruption}-{cell.severity} are not those of its clean cell"
-            if not reason and stored.setdefault(cell, run.images.get(cell)) != run.images.get(cell):
+            if not reason and stored[cell] != run.images.get(cell):
                 reason = f"its stored images of {cell.corruption}-{cell.severity} are others"
         if reason:
             refused.append(
@@ -264,7 +295,7 @@ def _cells(runs: Sequence[Run]) -> list[Cell]:
     """The corrupted cells that the mean is over: those of most runs, of corruptions that are averaged (metrics.averaged) at the
     severities that all of these corruptions have."""
     sets = Counter(tuple(averaged_cells(run.cells)) for run in runs)
-    most = max(sets, key=lambda cells: (sets[cells], len(cells)))
+    most = max(sets, key=lambda cells: (bool(cells), sets[cells], len(cells)))
     return list(most)
 
 
@@ -274,6 +305,18 @@ def averaged_cells(cells: Mapping[Cell, Any]) -> list[Cell]:
     levels = [{cell.severity for cell in found if cell.corruption == name} for name in {cell.corruption for cell in found}]
     common = set.intersection(*levels) if levels else set()
     return sorted(cell for cell in found if cell.severity in common)
+
+
+def _ordered(groups: Sequence[Group], baseline: Group | None) -> list[Group]:
+    """The baseline first, then by mechanism in the order of the runs, stages and strength."""
+    names = list(dict.fromkeys(group.noise["name"] for group in groups))
+
+    def key(group: Group) -> tuple[bool, int, str, list[float], str]:
+        noise = group.noise
+        strength = [float(noise[name]) for name in STRENGTHS if noise.get(name) is not None]
+        return group is not baseline, names.index(noise["name"]), "+".join(noise["stages"]), strength, group.mechanism
+
+    return sorted(groups, key=key)
 
 
 def _missing(runs: Sequence[Run], cells: Sequence[Cell]) -> list[str]:

@@ -226,12 +226,12 @@ def combine(estimate_SX: Floats, images_X: Floats, level: float = LEVEL) -> Diff
 
     def half_width(tail: float | Floats) -> Floats:
         """Half the width of the interval whose upper tail has this probability."""
-        width_X = norm.isf(tail) ** 2 * images_X
-        return np.asarray(np.sqrt(width_X + t.isf(tail, seeds - 1) ** 2 * seeds_X if seeds > 1 else width_X))
+        width_X = norm.isf(tail) * np.sqrt(images_X)
+        return np.asarray(np.hypot(width_X, t.isf(tail, seeds - 1) * np.sqrt(seeds_X)) if seeds > 1 else width_X)
 
     width_X = half_width((1 - level) / 2)
     # The p value is the level at which the half width equals the estimate: bisection on its logarithm.
-    low_X, high_X = np.full(estimate_X.shape, np.log(1e-300)), np.zeros(estimate_X.shape)
+    low_X, high_X = np.full(estimate_X.shape, np.log(1e-100)), np.zeros(estimate_X.shape)
     for _ in range(60):
         middle_X = (low_X + high_X) / 2
         inside_X = half_width(np.exp(middle_X) / 2) >= np.abs(estimate_X)

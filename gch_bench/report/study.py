@@ -32,7 +32,7 @@ ROWS = {
     "temperature": "raw, or after T: logits divided by the run's temperature",
     "value": "mean over seeds",
     "sd": "standard deviation over seeds; NaN for one seed",
-    "seeds": "number of seeds; those of the difference are the ones that both groups have",
+    "seeds": "number of seeds; for a difference those that both groups have; 1 for an ensemble, which is one predictor",
     "images": "number of images",
     "difference": "mean over the shared seeds of group - baseline",
     "low": "lower bound of the 95% interval; NaN for a metric that has no valid interval",

@@ -40,6 +40,18 @@ def tables(report: Report, name: str) -> list[Table]:
     return [table._replace(title=f"{table.title}, {table.setting}") for table in made]
 
 
+def varies(report: Report, name: str) -> bool:
+    """Whether a table of this kind shows more than the others do: several stages, strengths or settings."""
+    noisy = report.rows[(report.rows["kind"] == "single") & (report.rows["stages"] != "")]
+    if name == "finegrained":
+        return len(report.settings) > 1
+    if name == "depth":
+        return bool((noisy.groupby(["setting", "noise"])["stages"].nunique() > 1).any())
+    if name == "strength":
+        return bool((noisy.groupby(["setting", "noise", "stages"])["mechanism"].nunique() > 1).any())
+    return True
+
+
 def _table(
     results: Results,
     name: str,
@@ -50,9 +62,21 @@ def _table(
 ) -> Table:
     """The table without its empty columns, with the notes that its numbers need before its own `notes`."""
     columns = [column for column in columns if any(_says(row, column) for row in rows)]
+    rows = _with_seeds(rows)
     shown = [number for row in rows for number in row.numbers.values()]
     caption = [*_notes(results, shown), *notes]
     return Table(name, TABLES[name].title, first, columns, list(rows) if columns else [], caption, next(iter(results.settings)))
+
+
+def _with_seeds(rows: Sequence[Row]) -> list[Row]:
+    """The rows; where their mechanisms have different numbers of seeds, with the number in their labels."""
+    seeds = [{number.facts["seeds"] for number in row.numbers.values() if number.facts["kind"] == "single"} for row in rows]
+    if len(set().union(*seeds)) < 2:
+        return list(rows)
+    return [
+        row._replace(label=f"{row.label} (n = {'/'.join(map(str, sorted(own)))})") if own else row
+        for row, own in zip(rows, seeds, strict=True)
+    ]
 
 
 def _says(row: Row, column: Column) -> bool:
@@ -74,7 +98,7 @@ def _depth(report: Report, setting: Setting) -> Table:
     rows = []
     for who in singles:
         stages = results.facts(who)["stages"]
-        strength = label_of(who).removesuffix(stages).strip()
+        strength = " ".join(word for word in label_of(who).split() if word != stages)
         rows.append(results.row(who, columns, stages, strength) if stages else results.row(who, columns))
     sections = list(dict.fromkeys(row.section for row in rows))
     rows.sort(key=lambda row: (sections.index(row.section), row.label if row.section else ""))
@@ -126,7 +150,7 @@ _SIDE_BY_SIDE = [
     Column(CALIBRATED, CALIBRATED, "value"),
     Column(f"difference {CALIBRATED}", CALIBRATED, "difference"),
     Column(f"p {CALIBRATED}", CALIBRATED, "p_holm"),
-    Column("p sign flip", RAW, "sign_flip"),
+    Column("p sign flip (better)", RAW, "sign_flip"),
     Column("detectable", RAW, "detectable"),
 ]
 
@@ -149,7 +173,7 @@ def _mechanisms(report: Report, setting: Setting) -> Table:
             rows.append(Row(label_of(who), numbers, column.header))
     notes = []
     if any(_says(row, column) for row in rows for column in _SIDE_BY_SIDE if column.shows == "sign_flip"):
-        notes.append("p sign flip: exact one-sided sign-flip test over seeds, which cannot fall below 2^-seeds")
+        notes.append("p sign flip: exact one-sided sign-flip test over seeds for `better`, which cannot fall below 2^-seeds")
     if any(_says(row, column) for row in rows for column in _SIDE_BY_SIDE if column.shows == "detectable"):
         notes.append("detectable: smallest difference that this design detects with a power of 80% at the 5% level")
     return _table(results, "mechanisms", _SIDE_BY_SIDE, rows, notes)

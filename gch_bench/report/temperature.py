@@ -1,9 +1,9 @@
 """Is it only a temperature? Temperature scaling of recorded logits (Guo et al. 2017), and ensembles of networks.
 
 One temperature per run is fitted on its clean images and divides the logits of all its cells. So that no image is scored by a
-temperature that was fitted on it, the clean images are split into FOLDS parts by their order; the images of a part are divided,
-in every cell, by the temperature that fits the clean images of the other parts. The temperature that is shown is that of all
-clean images.
+temperature that was fitted on it, the clean images are split at random into FOLDS parts, the same for all runs on them; the
+images of a part are divided, in every cell, by the temperature that fits the clean images of the other parts. The temperature
+that is shown is that of all clean images.
 
 Legend: N images, C classes, S networks.
 """
@@ -36,6 +36,10 @@ LOWEST, HIGHEST = 0.01, 100.0  # bounds of a temperature
 SOME = 5000  # images from which slopes, and the temperature that is best for a cell, are estimated; both need no more
 STEP = 0.05  # half the distance in log T over which slopes are measured
 CHUNK = 4_000_000  # logits that are worked on at a time
+
+
+class TooFewErrors(ValueError):
+    """A network makes fewer errors on clean images than MIN_ERRORS."""
 
 
 class Scaled(NamedTuple):
@@ -110,13 +114,13 @@ def scaled(logits_of: Callable[[Cell], Logits], cells: dict[Cell, pd.DataFrame])
         cells: the records of the cells that have logits, with the columns `results.records.COLUMNS`; clean must be among them.
 
     Raises:
-        ValueError: see `fit_temperature`, or the logits of a cell are not those of its record, or fewer than MIN_ERRORS clean
-            images are predicted wrongly.
+        TooFewErrors: fewer than MIN_ERRORS clean images are predicted wrongly.
+        ValueError: see `fit_temperature`, or the logits of a cell are not those of its record.
     """
     clean, labels = logits_of(CELL_CLEAN), cells[CELL_CLEAN]["label"].to_numpy()
     errors = int((cells[CELL_CLEAN]["prediction"].to_numpy() != labels).sum())
     if errors < MIN_ERRORS:
-        raise ValueError(f"only {errors} clean images are predicted wrongly, and a temperature needs {MIN_ERRORS} of them")
+        raise TooFewErrors(f"only {errors} clean images are predicted wrongly, and a temperature needs {MIN_ERRORS} of them")
     _check(clean, labels)
     inverse = _inverse_temperature(clean, labels)
     fold_N = np.random.default_rng(0).permutation(len(clean)) % FOLDS
@@ -207,13 +211,16 @@ def with_temperature(run: Run) -> Run:
     """The run with its temperature and calibrated records, if its clean record holds logits; else the run as it is.
 
     Raises:
-        UserError: the logits of a record are not its own, or not finite, or no temperature can be fitted to so few errors.
+        TooFewErrors: fewer than MIN_ERRORS clean images are predicted wrongly.
+        UserError: the logits of a record are not its own, or not finite.
     """
     cells = {cell: frame for cell, frame in run.cells.items() if has_logits(run.folder, cell)}
     if CELL_CLEAN not in cells:
         return run
     try:
         found = scaled(lambda cell: read_logits(run.folder, cell), cells)
+    except TooFewErrors:
+        raise
     except ValueError as error:
         raise UserError(f"{run.folder} has no numbers after temperature scaling: {error}") from error
     return _with(run, found)
@@ -229,12 +236,15 @@ def _with(run: Run, found: Scaled) -> Run:
 def ensemble(group: Group) -> Group | None:
     """The ensemble of a group's networks as a group of one run, in the cells in which all of them have logits.
 
-    Its prediction is the mean of the networks' softmax outputs (Lakshminarayanan et al. 2017). None for a single network, and
-    where the clean logits are missing.
+    Its prediction is the mean of the networks' softmax outputs (Lakshminarayanan et al. 2017). None for a single network, where
+    the clean logits are missing, and for images with several labels: which of them a record holds depends on its network.
+
+    Raises:
+        UserError: logits cannot be read, or are not finite.
     """
     runs = [run for _, run in sorted(group.runs.items())]
     shared = [cell for cell in runs[0].cells if all(cell in run.cells and has_logits(run.folder, cell) for run in runs)]
-    if len(runs) < 2 or CELL_CLEAN not in shared:
+    if len(runs) < 2 or CELL_CLEAN not in shared or runs[0].facts.data.get("several_labels"):
         return None
 
     def logits_of(cell: Cell) -> Logits:
@@ -242,11 +252,14 @@ def ensemble(group: Group) -> Group | None:
 
     def raw(cell: Cell) -> pd.DataFrame:
         frame = runs[0].cells[cell]
-        return _atoms(logits_of(cell), frame, np.ones(len(frame)))
+        try:
+            return _atoms(logits_of(cell), frame, np.ones(len(frame)))
+        except ValueError as error:
+            raise UserError(f"no ensemble of {group.mechanism}: {cell.corruption}-{cell.severity}: {error}") from error
 
     cells = dict(zip(shared, parallel_map(raw, shared), strict=True))
     run = Run(runs[0].folder, replace(runs[0].facts, warnings=[]), cells, runs[0].images)
-    with contextlib.suppress(ValueError):  # too few errors for a temperature
+    with contextlib.suppress(TooFewErrors):
         run = _with(run, scaled(logits_of, cells))
     return group._replace(runs={0: run}, kind="ensemble")
 

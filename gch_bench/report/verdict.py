@@ -22,7 +22,8 @@ def verdict(settings: Sequence[Setting], rows: pd.DataFrame) -> list[str]:
             continue
         where = MEAN if setting.cells else CLEAN
         part = own[(own["metric"] == METRIC) & (own["corruption"] == where) & ~own["severity"].ge(1).fillna(False)]
-        compared = part[part["difference"].notna() & (part["temperature"] == RAW)].sort_values("difference")
+        compared = part[part["difference"].notna() & (part["temperature"] == RAW)]
+        compared = compared.sort_values(["kind", "difference"], key=lambda by: by == "ensemble" if by.name == "kind" else by)
         if compared.empty:
             sentences.append(f"{setting.name}: no mechanism shares a seed and all cells with {setting.baseline.mechanism}.")
             continue
@@ -65,7 +66,9 @@ def _sentence(setting: Setting, what: str, row: dict, after: pd.DataFrame) -> st
     seeds = f"{row['seeds']} seed{'s' if row['seeds'] > 1 else ''} and {row['images']} images"
     if row["kind"] != "single":
         name, base = f"the {row['kind']} of {name}", f"that of {base}"
-        seeds = f"{row['images']} images"
+        seeds = f"{row['images']} images alone: of these networks, not of new trainings"
+    elif row["seeds"] == 1:
+        seeds += ", so the interval is about the images alone"
     found = f"{metric.text(abs(row['difference']))} {_bounds(row)}"
     if _better(row):
         text = f"{name} lowers {what} by {found} against {base} over {seeds} ({_p(row)})"
@@ -94,7 +97,7 @@ def _p(row: dict) -> str:
     p = "p < 0.001" if row["p_holm"] < 0.001 else f"p = {row['p_holm']:.3f}"
     flip = ""
     if np.isfinite(row["sign_flip"]):
-        flip = f"; sign-flip test p = {row['sign_flip']:.3g}, at least {2.0 ** -row['seeds']:.3g} with so many seeds"
+        flip = f"; sign-flip test p = {row['sign_flip']:.3g}, at least {max(2.0 ** -row['seeds'], 1e-4):.3g} with so many seeds"
     return f"{p} after Holm{flip}"
 
 
@@ -105,13 +108,18 @@ def _after_temperature(setting: Setting, row: dict, after: pd.DataFrame) -> str:
         return "" if after.empty else "; no temperature could be fitted to both"
     scaled, metric = after.loc[key].to_dict(), METRICS[METRIC]
     number = f"{metric.text(scaled['difference'], '+')} [{metric.text(scaled['low'], '+')}, {metric.text(scaled['high'], '+')}]"
-    against = f"after temperature scaling of both{_temperatures(setting, row)} the difference is {number}"
+    fewer = "" if scaled["seeds"] == row["seeds"] else f" over {scaled['seeds']} of these seeds"
+    against = f"after temperature scaling of both{_temperatures(setting, row)} the difference{fewer} is {number}"
     if _better(scaled):
-        meaning = "it still wins, so this is not only a temperature" if _better(row) else "it wins only then"
+        meaning = "it still wins, so this is not only a temperature" if _better(row) and not fewer else "it wins then"
     elif scaled["p_holm"] < ALPHA:
         meaning = "it loses"
     else:
-        meaning = "it no longer wins: a temperature does as much" if _better(row) else "not distinguishable from 0"
+        meaning = (
+            "no longer distinguishable from 0, so a temperature may do as much"
+            if _better(row)
+            else "not distinguishable from 0"
+        )
     return f"; {against}: {meaning}"
 
 
@@ -120,12 +128,12 @@ def _temperatures(setting: Setting, row: dict) -> str:
     group = next((each for each in setting.groups if (each.mechanism, each.kind) == (row["mechanism"], row["kind"])), None)
     if group is None or setting.baseline is None:
         return ""
-    means = []
-    for each in (group, setting.baseline):
-        found = [run.temperature for run in each.runs.values() if run.temperature is not None]
-        if not found:
-            return ""
-        means.append(np.mean(found))
+    base = next(each for each in setting.groups if (each.mechanism, each.kind) == (setting.baseline.mechanism, row["kind"]))
+    both = [(group.runs[seed].temperature, base.runs[seed].temperature) for seed in group.runs if seed in base.runs]
+    known = [pair for pair in both if None not in pair]
+    if not known:
+        return ""
+    means = np.mean(np.array(known, dtype=np.float64), axis=0)
     return f" (T = {means[0]:.2f} against {means[1]:.2f})"
 
 

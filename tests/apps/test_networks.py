@@ -17,6 +17,7 @@ from gch_bench.apps.report import build
 from gch_bench.apps.run import train_and_evaluate
 from gch_bench.config.report import ReportConfig
 from gch_bench.config.run import LoggerConfig
+from gch_bench.display import Display
 from gch_bench.results.records import CELL_CLEAN, Cell, read_logits, read_record
 from gch_bench.results.runfacts import read_run_facts
 
@@ -165,7 +166,9 @@ def test_each_run_says_which_weights_it_has(runs: Path, tmp_path: Path, capsys: 
     printed = capsys.readouterr().out
     without = [read_run_facts(tmp_path / name).warnings for name in ("a", "b")]
     assert without == [[f"{runs / 'a'} has no noise: noise.eval has no effect on it"], []]
-    report = build(ReportConfig(LoggerConfig("none"), [str(tmp_path / name) for name in ("a", "b")], resamples=100))
+    report = build(
+        ReportConfig(LoggerConfig("none"), [str(tmp_path / name) for name in ("a", "b")], resamples=100), Display(main=True)
+    )
     for name in ("a", "b"):
         assert f"weights:  {runs / name}\n" in printed, "before the pass"
         assert f"weights: {runs / name}\n" in printed, "below the table"

@@ -18,6 +18,7 @@ from gch_bench.apps.report import build
 from gch_bench.apps.run import train_and_evaluate
 from gch_bench.config.report import ReportConfig
 from gch_bench.config.run import LoggerConfig
+from gch_bench.display import Display
 from gch_bench.results.records import CELL_CLEAN, CELL_CLEAN_TIMM, Cell, read_record, record_facts
 from gch_bench.results.runfacts import RunFile
 from gch_bench.results.summary import logged_metrics
@@ -61,7 +62,7 @@ def test_real_weights_on_some_of_imagenets_classes(
     assert f"NLL {timms - own:+.4f} [" in shown
     logged = logged_metrics(pd.read_csv(folder / "summary.csv"), imagenet_1k=False)
     assert {name.split("/")[0] for name in logged} == {"clean", "clean_timm", "shift"}
-    report = build(ReportConfig(LoggerConfig("none"), [str(folder)], resamples=100))
+    report = build(ReportConfig(LoggerConfig("none"), [str(folder)], resamples=100), Display(main=True))
     assert not any("has no record" in line for line in report.refused)
     assert "clean_timm" not in set(report.rows["corruption"])
     train_and_evaluate(configuration(*options, name="evaluate"))

@@ -5,6 +5,7 @@ import pytest
 from test_runs import CELLS, make_run
 
 from gch_bench.metrics import METRICS, summarize
+from gch_bench.report.figures import setting_figures
 from gch_bench.report.rows import rows_of, scopes_of
 from gch_bench.report.runs import settings_of
 from gch_bench.report.statistics import paired_differences
@@ -92,6 +93,18 @@ def test_missing_cells_leave_the_rest() -> None:
     assert np.isfinite(row(rows, "dropout gamma=1 L4", MEAN, None, "nll")["low"])
 
 
+def test_a_cell_without_logits_leaves_out_the_means_that_need_them() -> None:
+    none, gch = make_run("none", 0), make_run("gch", 1)
+    for run, cells in ((none, CELLS), (gch, CELLS[:-1])):
+        run.cells.update({cell: run.cells[cell].assign(nll_refined=0.5, brier_refined=0.2, classwise_ce=0.1) for cell in cells})
+    (setting,), _ = settings_of([none, gch], "none")
+    rows = rows_of(setting, 100)
+    refined = rows[(rows["metric"] == "nll_refinement") & (rows["noise"] == "gch")]
+    assert MEAN not in set(refined[refined["severity"].isna()]["corruption"])
+    assert len(refined[refined["corruption"] == "contrast"]) == 1
+    assert np.isfinite(row(rows, "gch gamma=1 L4", MEAN, None, "nll")["low"])
+
+
 def test_holm_is_over_the_mechanisms_of_one_metric_and_part() -> None:
     runs = [make_run("none", 0), *(make_run("gch", at, gamma=float(at)) for at in range(1, 5))]
     (setting,), _ = settings_of(runs, "none")
@@ -121,3 +134,12 @@ def test_a_calibrated_copy_has_rows_after_t_whose_intervals_know_of_the_fit() ->
     assert after["high"] - after["low"] > 3 * (before["high"] - before["low"])
     same = [row(rows[slope], "gch gamma=1 L4", "clean", 0, "brier") for slope in (0.0, 5.0)]
     assert same[0]["low"] == pytest.approx(same[1]["low"], abs=1e-9)
+
+
+def test_figures_of_a_mechanism_that_lacks_cells() -> None:
+    """It is left out of the figures that need all cells, and nothing fails."""
+    runs = [make_run("none", 0), make_run("dropout", 3), make_run("gch", 1, cells=CELLS[:3])]
+    (setting,), _ = settings_of(runs, "none")
+    figures = setting_figures(setting, rows_of(setting, 100))
+    lines = figures["accuracy-coverage"].axes
+    assert [len(axis.get_lines()) for axis in lines] == [3, 2], "clean, shift"

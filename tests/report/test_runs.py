@@ -152,11 +152,24 @@ def test_evaluations_of_runs_share_a_setting_if_their_trainings_do() -> None:
     runs = [make_run(name, draws, recipe=None, inputs={"weights": f"w{draws}"}) for draws, name in enumerate(("none", "gch"))]
     assert len(settings_of(runs, "none")[0]) == 2, "of unknown origin"
     for run in runs:
-        run.facts.origin = {"schema": 1, "noise": {"name": run.facts.mechanism}, "seed": 0, "recipe": {"lr": 0.1}}
+        run.facts.origin = {"schema": 1, "noise": run.facts.identity["noise"], "seed": 0, "recipe": {"lr": 0.1}}
     assert len(settings_of(runs, "none")[0]) == 1
     assert runs[1].facts.origin is not None
     runs[1].facts.origin["recipe"] = {"lr": 0.2}
     assert len(settings_of(runs, "none")[0]) == 2
+
+
+@pytest.mark.parametrize(("noise", "seed"), [("gch", 0), ("none", 1)])
+def test_weights_evaluated_as_another_mechanism_or_seed_are_left_out(noise: str, seed: int) -> None:
+    """An evaluation by model.checkpoint= knows only the noise and seed of its command, not those of the training."""
+    runs = [make_run("none", draws, recipe=None) for draws in (0, 1)]
+    runs[0].facts.origin = {**runs[0].facts.identity, "recipe": {"lr": 0.1}}
+    runs[1].facts.origin = {**make_run(noise, seed=seed).facts.identity, "recipe": {"lr": 0.1}}
+    (setting,), refused = settings_of(runs, "none")
+    assert setting.groups[0].runs == {0: runs[0]}
+    assert refused[0].startswith(
+        f"runs/none-1 is left out: it evaluates weights of a run with noise {noise} and seed {seed} as"
+    )
 
 
 def test_a_second_run_of_a_seed_is_left_out() -> None:
@@ -170,17 +183,17 @@ def test_a_second_run_of_a_seed_is_left_out() -> None:
 
 @pytest.mark.parametrize("how", ["ids", "labels", "fewer in a cell", "stored"])
 def test_other_images_are_left_out(how: str) -> None:
-    runs = [make_run("none", 0), make_run("gch", 1), make_run("gch", 2, gamma=2.0)]
+    runs = [make_run("gch", 2, gamma=2.0), make_run("none", 0), make_run("gch", 1)]  # the odd one comes first
     if how == "ids":
         for cell in CELLS:
-            runs[2].cells[cell]["id"] += 1
+            runs[0].cells[cell]["id"] += 1
     elif how == "labels":
         for cell in CELLS:
-            runs[2].cells[cell]["label"] = 0
+            runs[0].cells[cell]["label"] = 0
     elif how == "fewer in a cell":
-        runs[2].cells[CELLS[-1]] = runs[2].cells[CELLS[-1]][:40]
+        runs[0].cells[CELLS[-1]] = runs[0].cells[CELLS[-1]][:40]
     else:
-        for run, fingerprint in zip(runs, "aab", strict=True):
+        for run, fingerprint in zip(runs, "baa", strict=True):
             run.images.update(dict.fromkeys(CELLS[1:], fingerprint))
     (setting,), refused = settings_of(runs, "none")
     assert [group.mechanism for group in setting.groups] == ["none", "gch gamma=1 L4"]
@@ -193,6 +206,13 @@ def test_missing_cells_are_named() -> None:
     (setting,), refused = settings_of(runs, "none")
     assert setting.cells == CELLS[1:], "those of most runs"
     assert refused[0].startswith("runs/gch-2 has no record of 2 of the 4 corrupted cells (contrast-1, contrast-2): it is left")
+
+
+def test_runs_on_clean_images_alone_do_not_hide_the_corrupted_ones_of_others() -> None:
+    runs = [make_run("none", 0), make_run("gch", 1, cells=CELLS[:1]), make_run("gch", 2, gamma=2.0, cells=CELLS[:1])]
+    (setting,), refused = settings_of(runs, "none")
+    assert setting.cells == CELLS[1:]
+    assert [line.split(" ", 1)[0] for line in refused] == ["runs/gch-1", "runs/gch-2"]
 
 
 def test_means_over_shared_cells() -> None:

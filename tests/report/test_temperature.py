@@ -13,7 +13,7 @@ from gch_bench.metrics import METRICS, sample_atoms
 from gch_bench.report import temperature
 from gch_bench.report.statistics import atoms_of
 from gch_bench.report.study import Group
-from gch_bench.report.temperature import ensemble, fit_temperature, mean_log_softmax, scaled, with_temperature
+from gch_bench.report.temperature import TooFewErrors, ensemble, fit_temperature, mean_log_softmax, scaled, with_temperature
 from gch_bench.results.records import CELL_CLEAN, Cell, write_record
 
 FOG = Cell("fog", 3)
@@ -155,7 +155,7 @@ def test_logits_of_another_record_and_too_few_errors_are_refused(tmp_path: Path)
     with pytest.raises(UserError, match="fog-3 has logits that contradict the predictions of its record"):
         with_temperature(run)
     perfect = np.eye(5)[labels].astype(np.float16) * 4
-    with pytest.raises(UserError, match="only 0 clean images are predicted wrongly, and a temperature needs 20"):
+    with pytest.raises(TooFewErrors, match="only 0 clean images are predicted wrongly, and a temperature needs 20"):
         with_temperature(save(make_run("gch"), tmp_path / "b", {CELL_CLEAN: perfect}, labels))
 
 
@@ -177,4 +177,8 @@ def test_ensembles(tmp_path: Path):
     assert cell["nll"].mean() < np.mean([run.cells[FOG]["nll"].mean() for run, _ in members.values()])
     assert found.runs[0].temperature is not None
     assert ensemble(group._replace(runs={0: group.runs[0]})) is None
+    members[1][1][FOG][3, 2] = np.inf
+    write_record(group.runs[1].folder, FOG, group.runs[1].cells[FOG], {"protocol": "p"}, members[1][1][FOG])
+    with pytest.raises(UserError, match="no ensemble of gch: fog-3: "):
+        ensemble(group)
     np.testing.assert_allclose(softmax(mean_log_softmax([of[FOG]]), axis=1), softmax(of[FOG].astype(float), axis=1), atol=1e-6)

@@ -33,7 +33,7 @@ def test_the_best_comes_first_and_is_said_with_its_interval() -> None:
 @pytest.mark.parametrize(
     ("difference", "p", "words"),
     [(-0.02, 0.001, "it still wins, so this is not only a temperature"), (0.02, 0.001, "it loses"),
-     (-0.001, 0.6, "it no longer wins: a temperature does as much")],
+     (-0.001, 0.6, "no longer distinguishable from 0, so a temperature may do as much")],
 )  # fmt: skip
 def test_temperature(difference: float, p: float, words: str) -> None:
     report = make_report(make_setting([NONE, GCH], logits=True))
