@@ -33,7 +33,7 @@ def cells(table: Table, row: Row) -> dict[str, str]:
 
 
 def number(**facts: Any) -> Number:
-    return Number(METRICS[facts.pop("metric")], {**dict.fromkeys(ROWS, math.nan), **facts})
+    return Number(METRICS[facts.pop("metric")], {**dict.fromkeys(ROWS, math.nan), "kind": "single", **facts})
 
 
 IMAGENET: dict[str, Any] = {
@@ -110,7 +110,9 @@ def test_shift_shows_the_mean_over_corruptions() -> None:
     ],
 )
 def test_what_is_marked(metric: str, difference: float, low: float, high: float, p_holm: float, verdict: str | None) -> None:
-    assert number(metric=metric, difference=difference, low=low, high=high, p_holm=p_holm).verdict == verdict
+    facts = {"metric": metric, "difference": difference, "low": low, "high": high, "p_holm": p_holm}
+    assert number(**facts).verdict == verdict
+    assert number(**facts, kind="ensemble").verdict is None, "the interval of an ensemble has no seeds in it"
 
 
 def test_holm_changes_what_is_marked() -> None:
@@ -191,7 +193,7 @@ def test_mechanisms_side_by_side() -> None:
     assert shown == {
         "value": f"{value:.4f} ± 0.0030", "difference": "-0.0200 [-0.0380, -0.0020]", "p Holm": "0.002",
         "after T": f"{value - 0.05:.4f} ± 0.0030", "difference after T": "-0.0200 [-0.0380, -0.0020]", "p after T": "0.002",
-        "p sign flip": "0.125", "detectable": "0.0150",
+        "p sign flip (better)": "0.125", "detectable": "0.0150",
     }  # fmt: skip
     assert rows["shift top-1 %", GCH.label]["after T"] == "none"
     assert rows["clean ECE %", GCH.label]["difference"] == "-2.00"
