@@ -197,7 +197,8 @@ def difference_map(setting: Setting, rows: pd.DataFrame, metric: str) -> Figure 
     bar.set_label(f"{sides[0]}  <  {style.quantity(metric)} - {base}  >  {sides[1]}")
     figure.set_label(
         f"Differences of {METRICS[metric].title} from {base} for each corruption and severity; blue is better, orange is worse."
-        " Hatched: the 95% interval includes 0; + and -: the sign of a difference whose interval does not."
+        " Hatched: the 95% interval, which is not corrected for the number of cells, includes 0; + and -: the sign of a"
+        " difference whose interval does not."
         " The colours end at the 95% quantile of the differences' size."
         f"{style.names_in_words(groups, look)}"
     )

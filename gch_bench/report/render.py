@@ -340,5 +340,5 @@ def _latex_text(text: str) -> str:
 
 
 def _latex_number(text: str) -> str:
-    """A number of a table: as other text, with a true minus sign."""
-    return _latex_text(text).replace("-", "$-$")
+    """A number of a table: as other text, with a true minus sign, and a dash where there is none."""
+    return "--" if text == MISSING else _latex_text(text).replace("-", "$-$")
