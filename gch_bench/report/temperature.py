@@ -74,9 +74,9 @@ def _check(logits: Logits, labels: NDArray[np.int64]) -> None:
         raise ValueError("logits must be finite, got others: were they recorded beyond the range of float16?")
 
 
-def _inverse_temperature(logits: Logits, labels: NDArray[np.int64]) -> float:
+def _inverse_temperature(logits: Logits, labels: NDArray[np.int64], inverse: float = 1.0) -> float:
     """The inverse temperature of least NLL, which is convex in it: Newton steps within a bracket that shrinks."""
-    low, high, inverse = 1 / HIGHEST, 1 / LOWEST, 1.0
+    low, high = 1 / HIGHEST, 1 / LOWEST
     for _ in range(60):
         score_N, curvature = _score(logits, labels, inverse)
         score = score_N.mean()
@@ -124,7 +124,12 @@ def scaled(logits_of: Callable[[Cell], Logits], cells: dict[Cell, pd.DataFrame])
     _check(clean, labels)
     inverse = _inverse_temperature(clean, labels)
     fold_N = np.random.default_rng(0).permutation(len(clean)) % FOLDS
-    folds = [_inverse_temperature(clean[fold_N != k], labels[fold_N != k]) for k in range(FOLDS)] if len(clean) > FOLDS else []
+    near = float(np.clip(inverse, 1.01 / HIGHEST, 0.99 / LOWEST))  # where the temperatures of the folds will be, too
+
+    def without(k: int) -> float:
+        return _inverse_temperature(clean[fold_N != k], labels[fold_N != k], near)
+
+    folds = parallel_map(without, range(FOLDS)) if len(clean) > FOLDS else []
     inverse_N = np.array(folds)[fold_N] if folds else np.full(len(clean), inverse)
     score_N, curvature = _score(clean, labels, inverse)
     bounded = not 1 / HIGHEST * 1.001 < inverse < 1 / LOWEST * 0.999 or curvature <= 0
