@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -102,6 +103,10 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     def run(*overrides: str, name: str = "train") -> str:
         with pytest.raises(SystemExit) as stopped, reported():
             train_and_evaluate(configuration(*overrides, name=name))
+        error: BaseException | None = stopped.value
+        while error is not None:  # its frames hold loader processes, which end at once only if no garbage collection ends them
+            traceback.clear_frames(error.__traceback__)
+            error = error.__cause__ or error.__context__
         return one_line(stopped.value, capsys)
 
     return run

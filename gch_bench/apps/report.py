@@ -154,7 +154,9 @@ def _check_output(folder: Path) -> None:
     if folder.suffix in (".md", ".csv", ".html", ".tex") or (folder.exists() and not folder.is_dir()):
         raise UserError(f"output must be a folder, got {folder}: it will hold tables/, figures/, {RESULTS} and {PAGE}")
     if folder.is_dir():
-        foreign = sorted(path.name for path in folder.iterdir() if path.name not in OWN and not path.name.endswith(".tmp"))
+        names = sorted(path.name for path in folder.iterdir() if not path.name.endswith(".tmp"))
+        # A report writes RESULTS first: tables and figures without it are somebody else's, and would be deleted.
+        foreign = [name for name in names if name not in OWN or RESULTS not in names]
         if foreign:
             raise UserError(f"{folder} already holds something else than a report ({foreign[0]}): choose another output=")
 

@@ -11,7 +11,10 @@ import pandas as pd
 import pytest
 import torch
 from conftest import REPOSITORY, TINY, configuration, signalled
+from hydra import compose, initialize_config_dir
 
+from gch_bench.apps.cli import report_config, reported
+from gch_bench.apps.report import report
 from gch_bench.apps.run import train_and_evaluate
 from gch_bench.errors import UserError
 from gch_bench.metrics import summarize
@@ -259,26 +262,42 @@ def test_own_checkpoint_is_a_plain_state_dict(gch_run: Path, tmp_path: Path) -> 
 
 def test_report(gch_run: Path, tmp_path: Path, cli) -> None:
     run_tiny(tmp_path / "none", "noise=none")
-    done = cli("report.py", f"runs=[{tmp_path / 'none'},{gch_run}]", f"output={tmp_path / 'report'}")
+    folder = tmp_path / "report"
+    (folder / "figures").mkdir(parents=True)
+    (folder / "figures" / "old.svg").touch()
+    words = [f"runs=[{tmp_path / 'none'},{gch_run}]", f"output={folder}"]
+    foreign = cli("report.py", *words)
+    assert (foreign.returncode, len(foreign.stderr.splitlines())) == (2, 1), "the figures of something else"
+    assert (folder / "figures" / "old.svg").exists()
+    (folder / "results.csv").touch()
+    done = cli("report.py", *words)
     assert done.returncode == 0, done.stderr
-    rows = pd.read_csv(tmp_path / "report" / "results.csv")
-    first, second = (pd.read_csv(folder / "summary.csv").iloc[0] for folder in (tmp_path / "none", gch_run))
+    assert not (folder / "figures" / "old.svg").exists(), "those of an earlier report"
+    rows = pd.read_csv(folder / "results.csv")
+    first, second = (pd.read_csv(each / "summary.csv").iloc[0] for each in (tmp_path / "none", gch_run))
     clean = rows[(rows["corruption"] == "clean") & (rows["metric"] == "top1")].set_index("noise")
     assert clean.loc["none", "value"] == pytest.approx(first["top1"], rel=1e-6)
     assert clean.loc["gch", "difference"] == pytest.approx(second["top1"] - first["top1"], rel=1e-5, abs=1e-7)
     assert clean.loc["gch", "low"] <= clean.loc["gch", "difference"] <= clean.loc["gch", "high"]
     assert f"{100 * first['top1']:.2f}" in done.stdout
     assert "Verdict" in done.stdout
-    folder = tmp_path / "report"
     assert (folder / "report.html").read_text().startswith("<!")
     assert {"mechanisms.csv", "mechanisms.md", "mechanisms.tex"} <= {path.name for path in (folder / "tables").iterdir()}
     assert {"forest.svg", "forest.png", "forest.pdf"} <= {path.name for path in (folder / "figures").iterdir()}
-    assert cli("report.py", f"runs=[{tmp_path / 'none'},{gch_run}]", f"output={folder}").returncode == 0, "again"
-    for wrong in (f"output={gch_run}", "output=table.md", "table=unknown", "baseline=", "runs=[]"):
-        refused = cli("report.py", f"runs=[{gch_run}]", wrong)
-        assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), wrong
-    again = cli("report.py", f"runs=[{tmp_path / 'nowhere'}]")
-    assert (again.returncode, len(again.stderr.splitlines())) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["output=RUN", "output=table.md", "table=unknown", "baseline=", "runs=[]", "runs=[nowhere/*]"]
+)
+def test_what_a_report_refuses(wrong: str, gch_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(gch_run.rglob("*"))
+    words = [f"runs=[{gch_run}]", wrong.replace("RUN", str(gch_run))]
+    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+        config = compose("report", overrides=words)
+    with pytest.raises(SystemExit) as stopped, reported():
+        report(report_config(config))
+    assert (stopped.value.code, len(capsys.readouterr().err.splitlines())) == (2, 1)
+    assert sorted(gch_run.rglob("*")) == before
 
 
 def test_help_lists_every_group_and_choice(cli) -> None:
@@ -291,8 +310,6 @@ def test_help_lists_every_group_and_choice(cli) -> None:
 
 def test_local_settings_give_roots(tmp_path: Path) -> None:
     """configs/local/default.yaml: data roots by name, found without typing them."""
-    from hydra import compose, initialize_config_dir
-
     configs = tmp_path / "configs"
     subprocess.run(["cp", "-r", str(REPOSITORY / "configs"), str(configs)], check=True)
     (configs / "local").mkdir(exist_ok=True)
