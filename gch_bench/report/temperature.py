@@ -270,7 +270,7 @@ def ensemble(group: Group) -> Group | None:
 
 
 def mean_log_softmax(logits: Sequence[Logits]) -> NDArray[np.float32]:
-    """The logarithm (N, C) of the mean of the softmax outputs of S networks with logits (N, C). ValueError: not all are finite."""
+    """The log (N, C) of the mean softmax output of S networks with logits (N, C). ValueError: some are not finite."""
     if not all(np.isfinite(each).all() for each in logits):
         raise ValueError("its logits must be finite")
     mean = np.zeros(logits[0].shape, dtype=np.float32)
