@@ -1,10 +1,11 @@
-"""Accuracy, NLL, Brier score, calibration errors, AURC and mCE, computed with NumPy and SciPy from per-sample atoms.
+"""Accuracy, NLL, Brier score and mCE, and the list of all metrics, computed with NumPy and SciPy from per-sample atoms.
 
 An atom is what one image contributes, such as its confidence. A cell is the evaluation of all images, clean or with one
 corruption at one severity. Every number is computed once from all atoms of a cell, never averaged over batches. Rates, errors
 and confidences are fractions in [0, 1]; NLL and entropy are in nats; the Brier score is in [0, 2]. Bad input raises a
-ValueError with a message of one line. The calibration errors themselves are in calibration.py.
-Legend: N samples, C classes, B blocks of equal confidence.
+ValueError with a message of one line. The calibration errors are in calibration.py, the areas under risk-coverage curves in
+risk_coverage.py.
+Legend: N samples, C classes.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +22,6 @@ from gch_bench.calibration import (
     calibration_floor,
     checked_classes,
     checked_confidence,
-    checked_pair,
     checked_vector,
     debiased_squared_terms,
     equal_mass_calibration_error,
@@ -30,6 +30,7 @@ from gch_bench.calibration import (
     smooth_calibration_error,
     top_label_calibration_error,
 )
+from gch_bench.risk_coverage import generalized_risk_coverage_terms, risk_coverage_terms
 from gch_bench.suites import suite_of
 
 CLEAN = "clean"  # the name that the clean cell has in the place of a corruption's
@@ -98,60 +99,6 @@ def top_k_accuracy(log_probabilities: ArrayLike, labels: ArrayLike, k: int) -> f
     return float((_label_rank(*_checked_predictions(log_probabilities, labels)) < k).mean())
 
 
-def area_under_risk_coverage(confidence: ArrayLike, correct: ArrayLike) -> float:
-    """AURC = (1/N) sum_k risk_k, with risk_k the error rate of the k most confident samples (Geifman & El-Yaniv 2017).
-
-    Samples of equal confidence have no order; each counts with the error rate of all samples of its confidence, which makes the
-    result the expectation over all their orders. The result is in [0, 1], lower is better.
-    """
-    return float(risk_coverage_terms(confidence, correct).mean())
-
-
-def risk_coverage_terms(confidence: ArrayLike, correct: ArrayLike) -> Floats:
-    """Values (N,) with the mean `area_under_risk_coverage`, whose variance / N is its sampling variance to first order.
-
-    They are AURC plus its influence function: risk_i + sum_{k >= i} (e_i - risk_k) / k for the sample with rank i and error e_i
-    (0 or 1). Samples of equal confidence get the mean over the ranks that they share.
-    """
-    block_N, count_B, error_N = _blocks(confidence, correct)
-    rank_N = np.arange(1, len(error_N) + 1)
-    risk_N = np.cumsum(np.repeat(np.bincount(block_N, weights=error_N) / count_B, count_B)) / rank_N
-    starts_B = np.cumsum(count_B) - count_B
-    from_here = [np.cumsum((values / rank_N)[::-1])[::-1] for values in (1.0, risk_N)]
-    risk_B, share_B, lost_B = (np.add.reduceat(values, starts_B) / count_B for values in (risk_N, *from_here))
-    return (risk_B - lost_B)[block_N] + error_N * share_B[block_N]
-
-
-def area_under_generalized_risk_coverage(confidence: ArrayLike, correct: ArrayLike) -> float:
-    """AUGRC: the probability that a sample is wrong and at least as confident as another one (Traub et al. 2024).
-
-    It is the area under the rate of wrong samples among the k most confident ones, as a share of all N, over the coverage k / N
-    from 0 to 1, with straight lines between these points: (1 - AUROC) a (1 - a) + (1 - a)^2 / 2, with a the accuracy and AUROC
-    that of confidence against correctness. Samples of equal confidence count as in all their orders. The result is in [0, 1/2].
-    """
-    return float(generalized_risk_coverage_terms(confidence, correct).mean())
-
-
-def generalized_risk_coverage_terms(confidence: ArrayLike, correct: ArrayLike) -> Floats:
-    """Values (N,) with the mean `area_under_generalized_risk_coverage`, whose variance / N is its variance to first order.
-
-    AUGRC is the mean over pairs (i, k) of e_i [confidence_k < confidence_i], where e_i is 0 or 1 for wrong and a tie counts
-    half. Sample i thus has the mean over its pairs in both places, minus AUGRC (the projection of a U-statistic).
-    """
-    block_N, count_B, error_N = _blocks(confidence, correct)
-    wrong_B = np.bincount(block_N, weights=error_N)
-    below_N = (len(error_N) - np.cumsum(count_B) + count_B / 2)[block_N] / len(error_N)
-    above_N = (np.cumsum(wrong_B) - wrong_B / 2)[block_N] / len(error_N)
-    return error_N * below_N + above_N - above_N.mean()
-
-
-def _blocks(confidence: ArrayLike, correct: ArrayLike) -> tuple[Ints, Ints, Floats]:
-    """Samples in blocks of equal confidence, the most confident first: block (N,) of each, sizes (B,), errors (N,) 0 or 1."""
-    confidence_N, correct_N = checked_pair(confidence, correct)
-    _, block_N, count_B = np.unique(-confidence_N, return_inverse=True, return_counts=True)
-    return block_N.astype(np.int64), count_B.astype(np.int64), 1.0 - correct_N.astype(np.float64)
-
-
 class CellAtoms(NamedTuple):
     """The checked columns of one cell's records, each (N,), and the numbers of classes and bins for its metrics.
 
@@ -178,6 +125,7 @@ class Metric(NamedTuple):
     """One number of a cell: a column of summary.csv, and where else and how it is shown."""
 
     title: str  # its name in papers
+    meaning: str  # its definition in a few words; docs/calibration.md has the sources
     formula: Callable[[CellAtoms], float]
     percent: bool = True  # True: the number is a fraction and is shown in percent
     better: str | None = "lower"  # which values are better: "higher", "lower", or None where neither is better by itself
@@ -203,45 +151,98 @@ class Metric(NamedTuple):
         return f"{estimate} [{low}, {high}]"
 
 
-def _mean(title: str, values: Callable[[CellAtoms], Floats], **how: Any) -> Metric:
+def _mean(title: str, meaning: str, values: Callable[[CellAtoms], Floats], **how: Any) -> Metric:
     """A metric that is the mean of its influence."""
-    return Metric(title, lambda atoms: values(atoms).mean(), influence=values, **how)
+    return Metric(title, meaning, lambda atoms: values(atoms).mean(), influence=values, **how)
+
+
+REFINEMENT = "the loss that is left after recalibration"
+CALIBRATION = "the loss less its refinement: what recalibration removes"
 
 
 # The one list of metrics, which summary.csv, console, logger, report and comparison read. Its keys are columns of summary.csv.
 METRICS: dict[str, Metric] = {
-    "top1": _mean("top-1", lambda a: a.correct.astype(np.float64), better="higher", shown=True),
-    "top5": _mean("top-5", lambda a: a.top5, better="higher"),
-    "nll": _mean("NLL", lambda a: a.nll, percent=False, shown=True),
-    "brier": _mean("Brier", lambda a: a.brier, percent=False),
-    "ece": Metric("ECE", lambda a: expected_calibration_error(a.confidence, a.correct, a.num_bins), shown=True),
-    "ece_floor": Metric("floor of ECE", lambda a: calibration_floor(a.confidence, a.num_bins), better=None),
+    "top1": _mean(
+        "top-1",
+        "images whose most probable class is the label",
+        lambda a: a.correct.astype(np.float64),
+        better="higher",
+        shown=True,
+    ),
+    "top5": _mean("top-5", "images whose label is among the 5 most probable classes", lambda a: a.top5, better="higher"),
+    "nll": _mean("NLL", "mean of -log(probability of the label), in nats", lambda a: a.nll, percent=False, shown=True),
+    "brier": _mean(
+        "Brier", "mean squared distance of the probabilities from the label, 0 to 2", lambda a: a.brier, percent=False
+    ),
+    "ece": Metric(
+        "ECE",
+        "sum over bins of (images in the bin / N) times the absolute mean gap between confidence and accuracy",
+        lambda a: expected_calibration_error(a.confidence, a.correct, a.num_bins),
+        shown=True,
+    ),
+    "ece_floor": Metric(
+        "floor of ECE",
+        "the expected ECE of a perfectly calibrated network with the same confidences",
+        lambda a: calibration_floor(a.confidence, a.num_bins),
+        better=None,
+    ),
     "ece_equal_mass": Metric(
-        "ECE, equal-mass bins", lambda a: equal_mass_calibration_error(a.confidence, a.correct, a.num_bins)
+        "ECE, equal-mass bins",
+        "as ECE, with bins of equally many images; equal confidences share a bin",
+        lambda a: equal_mass_calibration_error(a.confidence, a.correct, a.num_bins),
     ),
     "ece_top_label": Metric(
         "top-label ECE",
+        "mean over the predicted classes of the ECE of the images predicted as that class",
         lambda a: top_label_calibration_error(a.confidence, a.correct, a.prediction, a.num_classes, a.num_bins),
     ),
-    "max_ce": Metric("maximum CE", lambda a: maximum_calibration_error(a.confidence, a.correct, a.num_bins)),
+    "max_ce": Metric(
+        "maximum CE",
+        "the largest absolute mean gap of a bin, however few images are in it",
+        lambda a: maximum_calibration_error(a.confidence, a.correct, a.num_bins),
+    ),
     "ce2_debiased": _mean(
-        "debiased squared CE", lambda a: debiased_squared_terms(a.confidence, a.correct, a.num_bins), percent=False
+        "debiased squared CE",
+        "as ECE with squared gaps, less what sampling alone adds to them; 0 on average, also negative, where calibrated",
+        lambda a: debiased_squared_terms(a.confidence, a.correct, a.num_bins),
+        percent=False,
     ),
-    "smece": Metric("smECE", lambda a: smooth_calibration_error(a.confidence, a.correct)),
-    "signed_gap": _mean("confidence - accuracy", lambda a: a.confidence - a.correct, better=None),
-    "aurc": _mean("AURC", lambda a: risk_coverage_terms(a.confidence, a.correct)),
-    "augrc": _mean("AUGRC", lambda a: generalized_risk_coverage_terms(a.confidence, a.correct)),
-    "entropy": _mean("entropy", lambda a: a.entropy, percent=False, better=None),
-    "confidence": _mean("confidence", lambda a: a.confidence, better=None),
+    "smece": Metric(
+        "smECE",
+        "the calibration error with a Gaussian kernel in the place of bins, whose width is the error itself",
+        lambda a: smooth_calibration_error(a.confidence, a.correct),
+    ),
+    "signed_gap": _mean(
+        "confidence - accuracy", "mean gap, positive where overconfident", lambda a: a.confidence - a.correct, better=None
+    ),
+    "aurc": _mean(
+        "AURC",
+        "mean over k of the error rate of the k most confident images",
+        lambda a: risk_coverage_terms(a.confidence, a.correct),
+    ),
+    "augrc": _mean(
+        "AUGRC",
+        "probability that an image is wrong and at least as confident as another one",
+        lambda a: generalized_risk_coverage_terms(a.confidence, a.correct),
+    ),
+    "entropy": _mean("entropy", "mean entropy of the probabilities, in nats", lambda a: a.entropy, percent=False, better=None),
+    "confidence": _mean("confidence", "mean probability of the predicted class", lambda a: a.confidence, better=None),
     # From logits.
-    "classwise_ce": Metric("class-wise ECE", lambda a: a.classwise_ce[0], column="classwise_ce"),
-    "nll_refinement": _mean("NLL, refinement", lambda a: a.nll_refined, percent=False, column="nll_refined"),
-    "nll_calibration": Metric(
-        "NLL, calibration", lambda a: (a.nll - a.nll_refined).mean(), percent=False, column="nll_refined"
+    "classwise_ce": Metric(
+        "class-wise ECE",
+        "mean over all classes of the ECE of the class's probability against whether the label is that class",
+        lambda a: a.classwise_ce[0],
+        column="classwise_ce",
     ),
-    "brier_refinement": _mean("Brier, refinement", lambda a: a.brier_refined, percent=False, column="brier_refined"),
+    "nll_refinement": _mean("NLL, refinement", REFINEMENT, lambda a: a.nll_refined, percent=False, column="nll_refined"),
+    "nll_calibration": Metric(
+        "NLL, calibration", CALIBRATION, lambda a: (a.nll - a.nll_refined).mean(), percent=False, column="nll_refined"
+    ),
+    "brier_refinement": _mean(
+        "Brier, refinement", REFINEMENT, lambda a: a.brier_refined, percent=False, column="brier_refined"
+    ),
     "brier_calibration": Metric(
-        "Brier, calibration", lambda a: (a.brier - a.brier_refined).mean(), percent=False, column="brier_refined"
+        "Brier, calibration", CALIBRATION, lambda a: (a.brier - a.brier_refined).mean(), percent=False, column="brier_refined"
     ),
 }
 SHOWN = {key: metric for key, metric in METRICS.items() if metric.shown}

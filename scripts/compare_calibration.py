@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from scipy.special import softmax
 
-from gch_bench import calibration, metrics
+from gch_bench import calibration, risk_coverage
 
 BINS, CLASSES = 10, 10
 
@@ -76,8 +76,8 @@ def ours() -> dict[str, Callable[[Input], float]]:
         "class-wise ECE": lambda i: calibration.classwise_calibration_error(i.p, i.label, BINS),
         "smECE": lambda i: calibration.smooth_calibration_error(i.confidence, i.correct),
         "Brier": lambda i: float(((i.p.astype(float) - np.eye(CLASSES)[i.label]) ** 2).sum(axis=1).mean()),
-        "AURC": lambda i: metrics.area_under_risk_coverage(i.confidence, i.correct),
-        "AUGRC": lambda i: metrics.area_under_generalized_risk_coverage(i.confidence, i.correct),
+        "AURC": lambda i: risk_coverage.area_under_risk_coverage(i.confidence, i.correct),
+        "AUGRC": lambda i: risk_coverage.area_under_generalized_risk_coverage(i.confidence, i.correct),
     }
 
 

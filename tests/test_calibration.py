@@ -15,7 +15,7 @@ from scipy.stats import norm
 from sklearn.calibration import calibration_curve
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
-from gch_bench import calibration, metrics
+from gch_bench import calibration, metrics, risk_coverage
 
 EXACT = {"rel": 1e-12, "abs": 1e-14}  # float64 sums in another order
 
@@ -303,8 +303,8 @@ def test_classwise_refuses(probabilities, labels, message):
 
 SCORES = {name: function for name, (function, _) in CALIBRATION.items()}
 SCORES["smooth"] = calibration.smooth_calibration_error
-SCORES["aurc"] = metrics.area_under_risk_coverage
-SCORES["augrc"] = metrics.area_under_generalized_risk_coverage
+SCORES["aurc"] = risk_coverage.area_under_risk_coverage
+SCORES["augrc"] = risk_coverage.area_under_generalized_risk_coverage
 SCORES["top_label"] = lambda confidence, correct: calibration.top_label_calibration_error(
     confidence, correct, np.nan_to_num(np.ravel(confidence) * 1e6).astype(int) % 3, 3
 )

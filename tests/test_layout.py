@@ -17,7 +17,8 @@ MODULES = {
 }
 # What each part of the package may import besides itself. The ground imports nothing above it.
 GROUND = {
-    "errors", "checks", "rng", "memory", "threads", "calibration", "metrics", "files", "provenance", "distributed", "cores",
+    "errors", "checks", "rng", "memory", "threads", "calibration", "risk_coverage", "metrics",
+    "files", "provenance", "distributed", "cores",
     "heartbeat", "stopping", "suites",
 }  # fmt: skip
 CONFIG = {"errors", "checks", "suites", "config"}

@@ -22,7 +22,7 @@ from scipy.stats import entropy as scipy_entropy
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score, top_k_accuracy_score
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from gch_bench import calibration, metrics
+from gch_bench import calibration, metrics, risk_coverage
 from gch_bench.metrics import METRICS
 
 EXACT = {"rel": 1e-12, "abs": 1e-14}  # float64 sums in another order
@@ -108,29 +108,29 @@ def test_atoms_do_not_depend_on_the_batch_and_leave_input_alone():
 def test_aurc_matches_loops():
     confidence, correct = random_case(3)
     errors = (~correct[np.argsort(-confidence)]).astype(int).tolist()
-    assert metrics.area_under_risk_coverage(confidence, correct) == pytest.approx(loop_aurc_in_order(errors), **EXACT)
+    assert risk_coverage.area_under_risk_coverage(confidence, correct) == pytest.approx(loop_aurc_in_order(errors), **EXACT)
 
 
 def test_aurc_with_ties_is_the_mean_over_their_orders():
     confidence, correct = [0.9, 0.5, 0.5, 0.5, 0.5, 0.2], [True, False, True, True, False, False]
     orders = [[0, *middle, 1] for middle in itertools.permutations([1, 0, 0, 1])]
     expected = np.mean([loop_aurc_in_order(errors) for errors in orders])
-    assert metrics.area_under_risk_coverage(confidence, correct) == pytest.approx(expected, **EXACT)
+    assert risk_coverage.area_under_risk_coverage(confidence, correct) == pytest.approx(expected, **EXACT)
     assert len({loop_aurc_in_order(errors) for errors in orders}) > 1
 
 
 def test_aurc_extremes():
-    assert metrics.area_under_risk_coverage([0.3, 0.3, 1.0], [True] * 3) == 0
-    assert metrics.area_under_risk_coverage([0.3, 0.0, 1.0], [False] * 3) == 1
-    assert metrics.area_under_risk_coverage([0.9, 0.1], [True, False]) == 0.25
-    assert metrics.area_under_risk_coverage([0.1, 0.9], [True, False]) == 0.75
+    assert risk_coverage.area_under_risk_coverage([0.3, 0.3, 1.0], [True] * 3) == 0
+    assert risk_coverage.area_under_risk_coverage([0.3, 0.0, 1.0], [False] * 3) == 1
+    assert risk_coverage.area_under_risk_coverage([0.9, 0.1], [True, False]) == 0.25
+    assert risk_coverage.area_under_risk_coverage([0.1, 0.9], [True, False]) == 0.75
 
 
 def test_augrc_is_the_area_under_the_line_through_all_coverages():
     confidence, correct = random_case(6)
     wrong = np.concatenate([[0], np.cumsum(~correct[np.argsort(-confidence)])]) / 400
     expected = trapezoid(wrong, np.arange(401) / 400)
-    assert metrics.area_under_generalized_risk_coverage(confidence, correct) == pytest.approx(expected, **EXACT)
+    assert risk_coverage.area_under_generalized_risk_coverage(confidence, correct) == pytest.approx(expected, **EXACT)
 
 
 @pytest.mark.parametrize("levels", [5, 10**9])
@@ -138,14 +138,14 @@ def test_augrc_is_a_function_of_accuracy_and_auroc(levels):
     confidence, correct = random_case(7)
     confidence, a = np.ceil(confidence * levels) / levels, correct.mean()
     expected = (1 - roc_auc_score(correct, confidence)) * a * (1 - a) + (1 - a) ** 2 / 2  # Traub et al. 2024
-    assert metrics.area_under_generalized_risk_coverage(confidence, correct) == pytest.approx(expected, **EXACT)
+    assert risk_coverage.area_under_generalized_risk_coverage(confidence, correct) == pytest.approx(expected, **EXACT)
 
 
 def test_augrc_extremes():
-    assert metrics.area_under_generalized_risk_coverage([0.3, 0.3, 1.0], [True] * 3) == 0
-    assert metrics.area_under_generalized_risk_coverage([0.3, 0.0, 1.0], [False] * 3) == pytest.approx(0.5)
-    assert metrics.area_under_generalized_risk_coverage([0.9, 0.1], [True, False]) == 0.125
-    assert metrics.area_under_generalized_risk_coverage([0.1, 0.9], [True, False]) == 0.375
+    assert risk_coverage.area_under_generalized_risk_coverage([0.3, 0.3, 1.0], [True] * 3) == 0
+    assert risk_coverage.area_under_generalized_risk_coverage([0.3, 0.0, 1.0], [False] * 3) == pytest.approx(0.5)
+    assert risk_coverage.area_under_generalized_risk_coverage([0.9, 0.1], [True, False]) == 0.125
+    assert risk_coverage.area_under_generalized_risk_coverage([0.1, 0.9], [True, False]) == 0.375
 
 
 # Influences.
@@ -223,7 +223,7 @@ def test_summary_keys_and_values():
         "smece": calibration.smooth_calibration_error(confidence, correct),
         "signed_gap": confidence.mean() - correct.mean(),
         "aurc": loop_aurc_in_order((~correct[np.argsort(-confidence)]).astype(int).tolist()),
-        "augrc": metrics.area_under_generalized_risk_coverage(confidence, correct),
+        "augrc": risk_coverage.area_under_generalized_risk_coverage(confidence, correct),
         "entropy": frame["entropy"].mean(),
         "confidence": confidence.mean(),
     }

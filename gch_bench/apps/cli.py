@@ -103,6 +103,8 @@ def argument(text: str) -> str:
     Hydra itself would read a list for a group as several choices to merge, the last on top. For the other groups a list raises
     UserError.
     """
+    if text.startswith("="):
+        raise UserError(f"arguments must be NAME=VALUE, got {text!r}")
     group = re.match(r"(model|noise|data|corruptions|recipe|logger)=\[", text)
     if not group:
         return text
@@ -136,6 +138,9 @@ def hydra_message(error: Exception) -> str:
         if choice and options:
             more = MORE.get(choice[1], "")
             return f"unknown {choice[1]} {choice[2]!r}: choose one of {', '.join(options[1].split())}{more}"
+    bare = re.search(r"Error parsing override '([^'=]*)'", text)
+    if bare:
+        return f"arguments must be NAME=VALUE, got {bare[1]!r}"
     field = re.search(r"Could not override '([^'@]+)'\.", text)
     if field:
         return f"no field {field[1]!r} in this configuration: --help lists the fields of the groups chosen"

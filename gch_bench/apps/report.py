@@ -64,13 +64,13 @@ def build(config: ReportConfig, display: Display) -> Report:
     found = read_runs(folders)
     settings, refused = settings_of(found.runs, config.baseline)
     if config.temperature:
-        settings = [_with_logits(setting, config.ensembles, refused) for setting in settings]
+        settings = [_with_logits(setting, config.ensembles, refused, display) for setting in settings]
     rows = pd.concat([rows_of(setting, config.resamples) for setting in settings], ignore_index=True)
     notes = [line for setting in settings for line in _notes(setting)]
     return Report(settings, rows, verdict(settings, rows), [*found.refused, *refused], notes)
 
 
-def _with_logits(setting: Setting, ensembles: bool, refused: list[str]) -> Setting:
+def _with_logits(setting: Setting, ensembles: bool, refused: list[str], display: Display) -> Setting:
     """The setting with temperature scaling and ensembles, where the records hold logits. A mechanism whose seeds are not the
     baseline's has no ensemble, because a mean of more networks is better by itself."""
     groups, few, without = [], [], []
@@ -85,6 +85,8 @@ def _with_logits(setting: Setting, ensembles: bool, refused: list[str]) -> Setti
                 few.append(str(run.folder))
             except UserError as error:
                 refused.append(str(error))
+            if (found := runs[seed].temperature) is not None:  # with ImageNet's records a run takes minutes
+                display.line(f"temperature {found:.2f} of {run.folder}")
         groups.append(group._replace(runs=runs))
     scaled = any(run.temperature is not None for group in groups for run in group.runs.values())
     if few:

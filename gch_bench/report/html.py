@@ -204,17 +204,17 @@ def _plain(value: Any) -> str:
 
 
 def metric_table(rows: pd.DataFrame) -> PageTable:
-    """Of each metric in the rows its name and unit, which values are better, and whether differences have an interval."""
+    """Of each metric its name, unit and meaning, which values are better, and whether differences have intervals."""
     better = {"higher": "higher is better", "lower": "lower is better", None: "neither is better by itself"}
     present = set(rows["metric"])
     compared = set(rows.loc[rows["difference"].notna(), "metric"])
     bounded = set(rows.loc[rows["low"].notna(), "metric"])
     lines = [
-        (metric.header, key, better[metric.better], _interval(key, compared, bounded))
+        (metric.header, metric.meaning, key, better[metric.better], _interval(key, compared, bounded))
         for key, metric in METRICS.items()
         if key in present
     ]
-    columns = ["metric", "key in all results", "direction", "difference"]
+    columns = ["metric", "meaning", "key in all results", "direction", "difference"]
     return PageTable("Metrics", columns, [[Entry(text) for text in line] for line in lines], [])
 
 

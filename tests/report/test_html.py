@@ -133,11 +133,11 @@ def test_facts_that_all_runs_share_are_shown_once() -> None:
 
 
 def test_the_table_of_metrics_says_which_differences_have_an_interval() -> None:
-    lines = {row[1].text: [entry.text for entry in row] for row in metric_table(a_report().rows).rows}
+    lines = {row[2].text: [entry.text for entry in row] for row in metric_table(a_report().rows).rows}
     assert list(lines) == list(METRICS)
-    assert lines["nll"] == ["NLL", "nll", "lower is better", "95% interval"]
-    assert lines["top1"][2:] == ["higher is better", "95% interval"]
-    assert lines["ece"][3] == "no interval: none is known to be valid"
+    assert lines["nll"] == ["NLL", METRICS["nll"].meaning, "nll", "lower is better", "95% interval"]
+    assert lines["top1"][3:] == ["higher is better", "95% interval"]
+    assert lines["ece"][4] == "no interval: none is known to be valid"
 
 
 def values(table: dict, name: str) -> list:

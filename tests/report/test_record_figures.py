@@ -7,9 +7,9 @@ from made_report import NONE, made_report, noise
 from scipy.stats import binomtest
 
 from gch_bench.calibration import NUM_BINS, bin_index, calibration_bins
-from gch_bench.metrics import area_under_risk_coverage
 from gch_bench.report.record_figures import accuracy_coverage, reliability, selective_accuracy, wilson
 from gch_bench.results.records import Cell
+from gch_bench.risk_coverage import area_under_risk_coverage
 
 CELLS = [Cell("fog", 1), Cell("fog", 2), Cell("snow", 1), Cell("snow", 2)]
 

@@ -8,7 +8,7 @@ from scipy.stats import norm, t
 from statsmodels.stats.multitest import multipletests
 
 from gch_bench.calibration import debiased_squared_error
-from gch_bench.metrics import area_under_generalized_risk_coverage, area_under_risk_coverage, sample_atoms, summarize
+from gch_bench.metrics import sample_atoms, summarize
 from gch_bench.report import statistics
 from gch_bench.report.statistics import (
     Interval,
@@ -18,6 +18,7 @@ from gch_bench.report.statistics import (
     paired_differences,
     sign_flip,
 )
+from gch_bench.risk_coverage import area_under_generalized_risk_coverage, area_under_risk_coverage
 
 
 def make_run(seed, num_images=60, num_cells=3, strength=1.0, sharpness=1.0):
