@@ -52,7 +52,9 @@ def find_folders(patterns: Sequence[str]) -> list[Path]:
         matched = [Path(each) for each in sorted(glob.glob(text, recursive=True))]
         runs = [each for each in matched if (each / "run.json").is_file() and not _is_diagnosis(each)]
         if not runs:
-            raise UserError(f"runs must name run folders, got {pattern}, which matches none (a run folder holds run.json)")
+            deeper = [path.parent for each in matched for path in sorted(each.glob("*/**/run.json"))]
+            hint = f"; there is one at {deeper[0]}" if deeper else ""
+            raise UserError(f"runs must name run folders, got {pattern}, which matches none (a run folder holds run.json){hint}")
         folders += runs
     return list({folder.resolve(): folder for folder in folders}.values())
 

@@ -56,7 +56,13 @@ def test_patterns(tmp_path: Path) -> None:
     write_json(tmp_path / "diagnosis" / "run.json", {"kind": "diagnosis"})
     assert find_folders([f"{tmp_path}/*"]) == [tmp_path / "a", tmp_path / "b"]
     assert find_folders([f"{tmp_path}/b", f"{tmp_path}/*"]) == [tmp_path / "b", tmp_path / "a"], "each once"
-    for patterns, message in (([], r"must be a list of run folders, got \[\]"), ([f"{tmp_path}/z*"], "which matches none")):
+    save(make_run("none"), tmp_path / "sweep" / "c")
+    for patterns, message in (
+        ([], r"must be a list of run folders, got \[\]"),
+        ([f"{tmp_path}/z*"], r"which matches none \(a run folder holds run.json\)$"),
+        ([f"{tmp_path}/d*"], r"matches none \(a run folder holds run.json\)$"),
+        ([f"{tmp_path}/s*"], r"there is one at .*/sweep/c$"),
+    ):
         with pytest.raises(UserError, match=message) as error:
             find_folders(patterns)
         assert "\n" not in str(error.value)
