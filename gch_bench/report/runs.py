@@ -54,7 +54,7 @@ def find_folders(patterns: Sequence[str]) -> list[Path]:
         if not runs:
             deeper = [path.parent for each in matched for path in sorted(each.glob("*/**/run.json"))]
             hint = f"; there is one at {deeper[0]}" if deeper else ""
-            raise UserError(f"runs must name run folders, got {pattern}, which matches none (a run folder holds run.json){hint}")
+            raise UserError(f"runs must name run folders, got {pattern}, which matches none (they hold run.json){hint}")
         folders += runs
     return list({folder.resolve(): folder for folder in folders}.values())
 

@@ -59,8 +59,8 @@ def test_patterns(tmp_path: Path) -> None:
     save(make_run("none"), tmp_path / "sweep" / "c")
     for patterns, message in (
         ([], r"must be a list of run folders, got \[\]"),
-        ([f"{tmp_path}/z*"], r"which matches none \(a run folder holds run.json\)$"),
-        ([f"{tmp_path}/d*"], r"matches none \(a run folder holds run.json\)$"),
+        ([f"{tmp_path}/z*"], r"which matches none \(they hold run.json\)$"),
+        ([f"{tmp_path}/d*"], r"matches none \(they hold run.json\)$"),
         ([f"{tmp_path}/s*"], r"there is one at .*/sweep/c$"),
     ):
         with pytest.raises(UserError, match=message) as error:
