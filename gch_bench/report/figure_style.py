@@ -177,7 +177,7 @@ def short_names(groups: Sequence[Group]) -> dict[str, str]:
         shared = set.intersection(*(set(other) for other in words.values() if other[0] == own[0])) - stages
         shared |= stages if len(stages) == 1 else set()
         short[group.mechanism] = " ".join([own[0], *(word for word in own[1:] if word not in shared)])
-    return short if len(set(short.values())) == len(groups) else {label: label for label in words}
+    return short if len(set(short.values())) == len(short) else {label: label for label in words}
 
 
 def names_in_words(groups: Iterable[Group], look: Mapping[str, Look]) -> str:
@@ -225,12 +225,6 @@ def direction(metric: str) -> str:
 def axis_label(metric: str, part: str = "") -> str:
     """The label of an axis with values of the metric: quantity, unit and, on a second line, the better direction."""
     return "\n".join(filter(None, (quantity(metric, part), direction(metric))))
-
-
-def is_worse(row: pd.Series, metric: str) -> bool:
-    """Whether the whole interval of the difference from the baseline lies on the worse side; False without an interval."""
-    better = METRICS[metric].better
-    return bool(row["low"] > 0) if better == "lower" else bool(row["high"] < 0) if better == "higher" else False
 
 
 def draw_line(axis: Axes, points: pd.DataFrame, x: str, metric: str, look: Look, **options: Any) -> None:

@@ -71,7 +71,9 @@ def forest(setting: Setting, rows: pd.DataFrame) -> Figure | None:
     if not groups or not metrics:
         return None
     both = style.has_temperature(rows)
-    figure = Figure(figsize=(style.DOUBLE, 1.05 + (0.3 if both else 0.2) * len(groups)), layout="constrained")
+    names = [style.wrapped(look[group.mechanism].name, 1.6) for group in groups]
+    each = max(0.3 if both else 0.2, 0.14 * max(name.count("\n") + 1 for name in names))
+    figure = Figure(figsize=(style.DOUBLE, 1.05 + each * len(groups)), layout="constrained")
     axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for axis, metric in zip(axes, metrics, strict=True):
         _intervals(axis, groups, pick(rows, metric, part), metric, ("o", style.BETTER, 0.14 if both else 0.0, RAW))
@@ -82,7 +84,6 @@ def forest(setting: Setting, rows: pd.DataFrame) -> Figure | None:
         axis.tick_params(left=False)
         axis.spines["left"].set_visible(False)
         axis.locator_params(axis="x", nbins=4)
-    names = [style.wrapped(look[group.mechanism].name, 1.6) for group in groups]
     axes[0].set_yticks(range(len(groups)), names)
     axes[0].set_ylim(len(groups) - 0.5, -0.5)
     style.legend(figure, axes, 4, "lower")

@@ -7,9 +7,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gch_bench.metrics import CLEAN
+from gch_bench.metrics import CLEAN, METRICS
 from gch_bench.report import figure_style as style
 from gch_bench.report.figure_style import Look, pick
+from gch_bench.report.render import WORSE, Number
 from gch_bench.report.study import MEAN, Group, Setting
 
 PANELS = ((CLEAN, "top1"), (MEAN, "nll"))  # part and metric of each panel
@@ -22,7 +23,7 @@ def strength(setting: Setting, rows: pd.DataFrame) -> Figure | None:
     """Metrics over the strength of the noise, a line per mechanism and stages. None where no mechanism has two strengths.
 
     The axis is the option that was varied, if it is one option of one mechanism, else the realised gate variance, which
-    mechanisms share. Crosses mark the failure regime: the whole interval of the difference from the baseline is worse.
+    mechanisms share. Crosses mark the failure regime: what is worse than the baseline by the rule of the tables.
     """
     families = _families(setting, drop="strength")
     axis_name = (_varied(next(iter(families.values()))) if len(families) == 1 else None) or GATE_VARIANCE
@@ -68,16 +69,24 @@ def depth(setting: Setting, rows: pd.DataFrame) -> Figure | None:
 
 
 def _families(setting: Setting, drop: str) -> Families:
-    """Groups with noise whose labels differ in their strength alone (drop="strength"), or in their stages alone."""
+    """Groups with noise whose labels differ in their numbers alone (drop="strength"), or in their stages alone."""
     families: Families = {}
     for group in style.singles(setting):
         stage = style.stage_word(group)
         if not stage:
             continue
         words = group.mechanism.split()
-        kept = [words[0], stage] if drop == "strength" else [word for word in words if word != stage]
+        kept = [word for word in words if (not _is_number(word.partition("=")[2]) if drop == "strength" else word != stage)]
         families.setdefault(" ".join(kept), []).append(group)
     return {name: groups for name, groups in families.items() if len(groups) > 1}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _placed(families: Families, positions: Mapping[str, float]) -> Families:
@@ -125,7 +134,7 @@ def _panels(
             there = [group.mechanism for group in groups if group.mechanism in found.index]
             points = found.loc[there].assign(at=[positions[mechanism] for mechanism in there])
             style.draw_line(axis, points, "at", metric, lines[name])
-            worse = points[[style.is_worse(row, metric) for _, row in points.iterrows()]]
+            worse = points[[Number(METRICS[metric], dict(row)).verdict == WORSE for _, row in points.iterrows()]]
             if len(worse):
                 value = style.scale(metric) * worse["value"]
                 axis.plot(worse["at"], value, ls="", marker="x", ms=7, color=style.BASELINE, label=failure)
@@ -163,8 +172,5 @@ def _caption(setting: Setting, rows: pd.DataFrame, families: Families) -> str:
     groups = [group for own in families.values() for group in own]
     level = ""
     if setting.baseline is not None:
-        level = (
-            f" Horizontal line: {setting.baseline.mechanism}. Crosses: the whole 95% interval of the difference from it is on"
-            " the worse side."
-        )
+        level = f" Horizontal line: {setting.baseline.mechanism}. Crosses: worse than it, with p < .05 after Holm's correction."
     return f"{style.seeds_in_words(rows)}{level} Mechanisms: {'; '.join(group.mechanism for group in groups)}."

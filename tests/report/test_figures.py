@@ -18,8 +18,8 @@ from PIL import Image
 from gch_bench.errors import UserError
 from gch_bench.report.figure_style import DOUBLE, pick, short_names
 from gch_bench.report.figures import all_figures, difference_map, forest, over_severities, save
-from gch_bench.report.study import Report
-from gch_bench.report.sweep_figures import depth, strength
+from gch_bench.report.study import Group, Report, Setting
+from gch_bench.report.sweep_figures import _families, depth, strength
 from gch_bench.results.records import Cell
 
 CELLS = [Cell(name, severity) for name in ("fog", "gaussian_noise") for severity in (1, 2, 3)]
@@ -198,14 +198,18 @@ def test_strength_has_the_option_of_one_sweep_and_else_the_gate_variance(sweep: 
         assert [list(line.get_xdata()) for line in lines] == positions
 
 
-def test_the_failure_regime_is_where_the_whole_interval_is_worse(sweep: Report) -> None:
+def test_the_failure_regime_is_what_the_tables_mark_as_worse(sweep: Report) -> None:
     rows = sweep.rows.copy()
     nll = (rows["metric"] == "nll") & (rows["corruption"] == "mean") & (rows["temperature"] == "raw")
     top1 = (rows["metric"] == "top1") & (rows["corruption"] == "clean") & (rows["temperature"] == "raw")
     failing = rows["mechanism"] == "gch gamma=3 beta=1 L4"
-    for metric, low, high in ((nll, 0.1, 0.2), (top1, -0.2, -0.1)):
-        rows.loc[metric, ["low", "high"]] = -0.1, 0.1
-        rows.loc[metric & failing, ["low", "high"]] = low, high
+    uncorrected = rows["mechanism"] == "gch gamma=1 beta=1 L4"
+    numbers = ["difference", "low", "high", "p_holm"]
+    for metric, sign in ((nll, 1), (top1, -1)):
+        bounds = sorted((0.1 * sign, 0.2 * sign))
+        rows.loc[metric, numbers] = 0.0, -0.1, 0.1, 1.0
+        rows.loc[metric & failing, numbers] = 0.15 * sign, *bounds, 0.01
+        rows.loc[metric & uncorrected, numbers] = 0.15 * sign, *bounds, 0.06
     figure = strength(sweep.settings[0], rows)
     assert figure is not None
     for axis in figure.axes:
@@ -224,6 +228,17 @@ def test_depth_has_a_line_over_stages_and_the_baseline(sweep: Report) -> None:
     assert line.get_ydata() == pytest.approx([found[f"gch gamma=1 beta=1 {stage}"] for stage in ("L1", "L3", "L4")])
     level = next(line for line in axis.lines if line.get_label() == "none")
     assert level.get_ydata()[0] == pytest.approx(found["none"])
+
+
+def test_boundaries_are_lines_of_their_own() -> None:
+    words = [f"gch gamma={gamma} beta=1 L4 boundary={side}" for gamma in (1, 2) for side in ("inside", "outside")]
+    groups = [Group(word, {"name": "gch", "law": "samplewise", "stages": ["L4"]}, {}) for word in words]
+    families = _families(Setting("s", groups, None, []), drop="strength")
+    assert [[group.mechanism for group in own] for own in families.values()] == [words[::2], words[1::2]]
+    assert (
+        short_names([*groups, *(group._replace(kind="ensemble") for group in groups)])[words[0]]
+        == "gch gamma=1 boundary=inside"
+    )
 
 
 def test_short_names_keep_what_tells_mechanisms_apart(sweep: Report) -> None:
