@@ -34,7 +34,7 @@ ALLOWED = {
     "results": LOW | {"corruptions"},
     "loggers": LOW,
     "display": LOW,
-    "report": LOW | {"results"},
+    "report": LOW | {"results", "noise"},
     "training": LOW | {"noise", "data", "model", "results"},
     "evaluation": LOW | {"noise", "corruptions", "data", "model", "results"},
     "apps": {

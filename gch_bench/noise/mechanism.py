@@ -381,3 +381,9 @@ def make_mechanism(law: str, kernel: str, options: Mapping[str, Any]) -> Mechani
     if not takes_kernel:
         return make(**chosen)
     return make(KERNELS[kernel](**{name: options[name] for name in own & options.keys()}), **chosen)
+
+
+def kernel_defaults(law: str | None, kernel: str) -> dict[str, Any]:
+    """The options of this kernel with their defaults; {} where there is none or the law takes no kernel."""
+    known = law in LAWS and LAWS[law][2] and kernel in KERNELS
+    return {each.name: each.default for each in fields(KERNELS[kernel])} if known else {}

@@ -18,6 +18,7 @@ from gch_bench.cores import usable_cores
 from gch_bench.errors import UserError
 from gch_bench.files import read_json
 from gch_bench.metrics import SHOWN, averaged, mean_corruption, summarize
+from gch_bench.noise.mechanism import kernel_defaults
 from gch_bench.report.study import Group, Run, Setting
 from gch_bench.results.records import CELL_CLEAN, Cell, read_record, record_facts, recorded_cells
 from gch_bench.results.runfacts import differences, read_run_facts
@@ -247,10 +248,11 @@ def _same_images(runs: Sequence[Run], refused: list[str]) -> list[Run]:
 
 def _groups(runs: Sequence[Run], refused: list[str]) -> list[Group]:
     """The runs by mechanism and seed, in the order of the runs. A second run of the same seed is left out, with a line."""
-    noises = list({json.dumps(run.facts.config["noise"], sort_keys=True): run.facts.config["noise"] for run in runs}.values())
+    found = [_noise(run) for run in runs]
+    noises = list({json.dumps(noise, sort_keys=True): noise for noise in found}.values())
     groups = [Group(label, noise, {}) for label, noise in zip(_labels(noises), noises, strict=True)]
-    for run in runs:
-        group = next(each for each in groups if each.noise == run.facts.config["noise"])
+    for run, noise in zip(runs, found, strict=True):
+        group = next(each for each in groups if each.noise == noise)
         seed = int(run.facts.config["seed"])
         if seed in group.runs:
             other = group.runs[seed]
@@ -262,6 +264,14 @@ def _groups(runs: Sequence[Run], refused: list[str]) -> list[Group]:
         else:
             group.runs[seed] = run
     return groups
+
+
+def _noise(run: Run) -> dict[str, Any]:
+    """The section `noise` of the run's configuration, with the kernel's defaults where it leaves them open: boundary=null is
+    outside. Strengths stay open, because energy may take beta's place."""
+    noise = run.facts.config["noise"]
+    defaults = kernel_defaults(noise.get("law"), noise.get("kernel", ""))
+    return noise | {name: value for name, value in defaults.items() if name not in STRENGTHS and noise.get(name) is None}
 
 
 def _labels(noises: Sequence[Mapping[str, Any]]) -> list[str]:

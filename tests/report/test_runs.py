@@ -123,10 +123,13 @@ def test_the_baseline_may_be_a_label() -> None:
 
 
 def test_mechanisms_with_one_label_are_told_apart() -> None:
-    one, two = make_run("gch", 0), make_run("gch", 1)
-    two.facts.config["noise"]["boundary"] = "inside"
-    (setting,), _ = settings_of([one, two], "none")
-    assert [group.mechanism for group in setting.groups] == ["gch gamma=1 L4 boundary=None", "gch gamma=1 L4 boundary=inside"]
+    one, two, three = make_run("gch", 0), make_run("gch", 1), make_run("gch", 2, seed=1)
+    for run, boundary in ((one, None), (two, "inside"), (three, "outside")):
+        run.facts.config["noise"] |= {"kernel": "dirichlet_green", "boundary": boundary}
+    (setting,), _ = settings_of([one, two, three], "none")
+    names = ["gch gamma=1 L4 boundary=inside", "gch gamma=1 L4 boundary=outside"]
+    assert sorted(group.mechanism for group in setting.groups) == names
+    assert next(group.runs for group in setting.groups if group.mechanism == names[1]) == {0: one, 1: three}, "null is outside"
     assert mechanism_label({"name": "gch", "law": "x", "stages": ["L3", "L4"], "p": 0.5, "eval": True, "mc_samples": 10}) == (
         "gch p=0.5 L3+L4 MC 10"
     )
