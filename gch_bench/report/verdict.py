@@ -52,10 +52,13 @@ def _summary(setting: Setting, what: str, compared: pd.DataFrame, after: pd.Data
         f" {'has' if better == 1 else 'have'} a lower {what},"
         f" {worse} a higher one, and {unclear} cannot be told apart from it (Holm-corrected, {ALPHA:.0%} level)"
     )
-    if not after.empty:
-        single = after[(after.index.get_level_values("kind") == "single") & after["difference"].notna()]
-        still = int(sum(_better(row) for row in single.to_dict("records")))
-        text += f"; after temperature scaling of both, {still} {'has' if still == 1 else 'have'} a lower one"
+    if after.empty:
+        return f"{text}."
+    single = after[(after.index.get_level_values("kind") == "single") & after["difference"].notna()]
+    if single.empty:
+        return f"{text}; no temperature could be fitted both to one of them and to {base}."
+    still = int(sum(_better(row) for row in single.to_dict("records")))
+    text += f"; after temperature scaling of both, {still} of {len(single)} {'has' if still == 1 else 'have'} a lower one"
     return f"{text}."
 
 

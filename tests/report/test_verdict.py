@@ -40,6 +40,10 @@ def test_temperature(difference: float, p: float, words: str) -> None:
     rows = report.rows.copy()
     rows.loc[nll(rows, GCH.label, CALIBRATED), ["difference", "p_holm"]] = [difference, p]
     assert words in sentence(report.settings[0], rows, GCH.label)
+    wins = 1 if difference < 0 and p < 0.05 else 0
+    assert f"after temperature scaling of both, {wins} of 1 ha" in verdict(report.settings, rows)[0]
+    rows.loc[rows["temperature"] == CALIBRATED, "difference"] = float("nan")
+    assert verdict(report.settings, rows)[0].endswith("; no temperature could be fitted both to one of them and to none.")
 
 
 def test_without_logits_or_with_one_seed_the_limits_say_so() -> None:
