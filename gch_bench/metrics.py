@@ -164,12 +164,14 @@ CALIBRATION = "the loss less its refinement: what recalibration removes"
 METRICS: dict[str, Metric] = {
     "top1": _mean(
         "top-1",
-        "images whose most probable class is the label",
+        "share of images whose most probable class is the label",
         lambda a: a.correct.astype(np.float64),
         better="higher",
         shown=True,
     ),
-    "top5": _mean("top-5", "images whose label is among the 5 most probable classes", lambda a: a.top5, better="higher"),
+    "top5": _mean(
+        "top-5", "share of images whose label is among the 5 most probable classes", lambda a: a.top5, better="higher"
+    ),
     "nll": _mean("NLL", "mean of -log(probability of the label), in nats", lambda a: a.nll, percent=False, shown=True),
     "brier": _mean(
         "Brier", "mean squared distance of the probabilities from the label, 0 to 2", lambda a: a.brier, percent=False
@@ -203,7 +205,8 @@ METRICS: dict[str, Metric] = {
     ),
     "ce2_debiased": _mean(
         "debiased squared CE",
-        "as ECE with squared gaps, less what sampling alone adds to them; 0 on average, also negative, where calibrated",
+        "sum over bins of (images in the bin / N) times (squared mean gap - variance of the gap / images in the bin),"
+        " 0 on average where calibrated",
         lambda a: debiased_squared_terms(a.confidence, a.correct, a.num_bins),
         percent=False,
     ),
@@ -213,7 +216,10 @@ METRICS: dict[str, Metric] = {
         lambda a: smooth_calibration_error(a.confidence, a.correct),
     ),
     "signed_gap": _mean(
-        "confidence - accuracy", "mean gap, positive where overconfident", lambda a: a.confidence - a.correct, better=None
+        "confidence - accuracy",
+        "mean of confidence - accuracy, positive where overconfident",
+        lambda a: a.confidence - a.correct,
+        better=None,
     ),
     "aurc": _mean(
         "AURC",

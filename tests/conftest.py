@@ -104,7 +104,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         with pytest.raises(SystemExit) as stopped, reported():
             train_and_evaluate(configuration(*overrides, name=name))
         error: BaseException | None = stopped.value
-        while error is not None:  # its frames hold loader processes, which end at once only if no garbage collection ends them
+        while error is not None:  # frees its loader processes now: those that the garbage collector finds wait for 20 s
             traceback.clear_frames(error.__traceback__)
             error = error.__cause__ or error.__context__
         return one_line(stopped.value, capsys)

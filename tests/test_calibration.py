@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import relplot
 import torch
+from conftest import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from metric_references import CALIBRATION, CASES, EDGES, loop_classwise, random_case, random_logp
@@ -300,6 +301,13 @@ def test_classwise_refuses(probabilities, labels, message):
 
 
 # Properties of every score.
+
+
+def test_the_docs_define_each_metric_in_the_words_of_the_page():
+    lines = (REPOSITORY / "docs" / "calibration.md").read_text().splitlines()
+    for key, metric in metrics.METRICS.items():
+        assert any(line.startswith("| `") and f"`{key}`" in line and f"| {metric.meaning} |" in line for line in lines), key
+
 
 SCORES = {name: function for name, (function, _) in CALIBRATION.items()}
 SCORES["smooth"] = calibration.smooth_calibration_error

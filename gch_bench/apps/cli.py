@@ -104,7 +104,7 @@ def argument(text: str) -> str:
     UserError.
     """
     if text.startswith("="):
-        raise UserError(f"arguments must be NAME=VALUE, got {text!r}")
+        raise UserError(no_pair(text))
     group = re.match(r"(model|noise|data|corruptions|recipe|logger)=\[", text)
     if not group:
         return text
@@ -124,6 +124,11 @@ def with_recipe(arguments: list[str]) -> list[str]:
     return [*arguments, "recipe=finetune"] if values.get("data") == "folder" and given and "recipe" not in values else arguments
 
 
+def no_pair(text: str) -> str:
+    """The message on an argument that is no override."""
+    return f"arguments must be NAME=VALUE, got {text!r}"
+
+
 def stop(message: str) -> None:
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(2)
@@ -140,7 +145,7 @@ def hydra_message(error: Exception) -> str:
             return f"unknown {choice[1]} {choice[2]!r}: choose one of {', '.join(options[1].split())}{more}"
     bare = re.search(r"Error parsing override '([^'=]*)'", text)
     if bare:
-        return f"arguments must be NAME=VALUE, got {bare[1]!r}"
+        return no_pair(bare[1])
     field = re.search(r"Could not override '([^'@]+)'\.", text)
     if field:
         return f"no field {field[1]!r} in this configuration: --help lists the fields of the groups chosen"

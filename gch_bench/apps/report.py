@@ -1,6 +1,7 @@
 """Reads finished runs, computes the table of results, and shows and writes tables, figures and the page."""
 
 import shutil
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 
@@ -19,11 +20,12 @@ from gch_bench.report.study import Group, Report, Setting
 from gch_bench.report.tables import TABLES, tables, varies
 from gch_bench.report.temperature import MIN_ERRORS, TooFewErrors, ensemble, with_temperature
 from gch_bench.report.verdict import verdict
+from gch_bench.results.records import CELL_CLEAN, has_logits
 from gch_bench.results.runfacts import given_weights, stage_in_words
 
 RESULTS = "results.csv"  # the whole table of results
 PAGE = "report.html"
-OWN = (RESULTS, PAGE, "tables", "figures", "report.json", "wandb")  # what an output folder may hold; the rest is not ours
+OWN = (RESULTS, PAGE, "tables", "figures", "wandb")  # what an output folder may hold; the rest is not ours
 
 
 def report(config: ReportConfig) -> None:
@@ -64,15 +66,18 @@ def build(config: ReportConfig, display: Display) -> Report:
     found = read_runs(folders)
     settings, refused = settings_of(found.runs, config.baseline)
     if config.temperature:
-        settings = [_with_logits(setting, config.ensembles, refused, display) for setting in settings]
+        runs = [run for setting in settings for group in setting.groups for run in group.runs.values()]
+        if any(has_logits(run.folder, CELL_CLEAN) for run in runs):
+            with display.bar("temperature scaling", len(runs), "runs") as advance:
+                settings = [_with_logits(setting, config.ensembles, refused, advance) for setting in settings]
     rows = pd.concat([rows_of(setting, config.resamples) for setting in settings], ignore_index=True)
     notes = [line for setting in settings for line in _notes(setting)]
     return Report(settings, rows, verdict(settings, rows), [*found.refused, *refused], notes)
 
 
-def _with_logits(setting: Setting, ensembles: bool, refused: list[str], display: Display) -> Setting:
+def _with_logits(setting: Setting, ensembles: bool, refused: list[str], advance: Callable[[str, int], None]) -> Setting:
     """The setting with temperature scaling and ensembles, where the records hold logits. A mechanism whose seeds are not the
-    baseline's has no ensemble, because a mean of more networks is better by itself."""
+    baseline's has no ensemble, because a mean of more networks is better by itself. `advance` counts runs (Display.bar)."""
     groups, few, without = [], [], []
     for group in setting.groups:
         runs = {}
@@ -85,8 +90,7 @@ def _with_logits(setting: Setting, ensembles: bool, refused: list[str], display:
                 few.append(str(run.folder))
             except UserError as error:
                 refused.append(str(error))
-            if (found := runs[seed].temperature) is not None:  # with ImageNet's records a run takes minutes
-                display.line(f"temperature {found:.2f} of {run.folder}")
+            advance(group.mechanism, 1)
         groups.append(group._replace(runs=runs))
     scaled = any(run.temperature is not None for group in groups for run in group.runs.values())
     if few:

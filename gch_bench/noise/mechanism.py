@@ -7,7 +7,8 @@ which is torch's global generator of the features' device where none is given; `
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from functools import lru_cache
+from functools import lru_cache, partial
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -347,7 +348,7 @@ def _share_kept(p: float, block_size: int, height: int, width: int) -> float:
 # law -> (what makes the mechanism, the options of the law, whether the law needs a kernel)
 LAWS: dict[str, tuple[Callable[..., Mechanism], tuple[str, ...], bool]] = {
     "samplewise": (Gate, ("gamma", "per_channel"), True),
-    "wick": (lambda kernel, **options: Gate(kernel, normalization="wick", **options), ("gamma", "per_channel"), True),
+    "wick": (partial(Gate, normalization="wick"), ("gamma", "per_channel"), True),
     "hard_mask": (HardMask, ("p", "per_channel"), True),
     "additive": (Additive, ("sigma", "relative", "per_channel"), True),
     "bernoulli": (Dropout, ("p",), False),
@@ -383,7 +384,10 @@ def make_mechanism(law: str, kernel: str, options: Mapping[str, Any]) -> Mechani
     return make(KERNELS[kernel](**{name: options[name] for name in own & options.keys()}), **chosen)
 
 
-def kernel_defaults(law: str | None, kernel: str) -> dict[str, Any]:
-    """The options of this kernel with their defaults; {} where there is none or the law takes no kernel."""
-    known = law in LAWS and LAWS[law][2] and kernel in KERNELS
-    return {each.name: each.default for each in fields(KERNELS[kernel])} if known else {}
+def option_defaults(law: str | None, kernel: str) -> dict[str, Any]:
+    """The options of a law and of its kernel, with their defaults; {} without noise or where a name is unknown."""
+    if law not in LAWS or (LAWS[law][2] and kernel not in KERNELS):
+        return {}
+    make, names, takes_kernel = LAWS[law]
+    of_kernel = {each.name: each.default for each in fields(KERNELS[kernel])} if takes_kernel else {}
+    return of_kernel | {name: signature(make).parameters[name].default for name in names}

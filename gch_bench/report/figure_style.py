@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from gch_bench.files import write_atomic
 from gch_bench.metrics import CLEAN, METRICS
@@ -24,9 +25,11 @@ from gch_bench.report.study import CALIBRATED, MEAN, RAW, Group, Setting
 
 COLUMN, DOUBLE = 3.3, 6.9  # widths in inches
 DPI = 300
+Z = 1.959963984540054  # the 97.5% quantile of the normal distribution, for bands of 95%
 MOST = 8  # most mechanisms whose lines are drawn into one figure
 TYPE = 7  # points
 CHARACTER = 0.056  # mean width of a character at that size, inches
+LINE = 0.14  # height of a line of that type, inches
 STYLE: Any = {
     "font.size": TYPE,
     "axes.titlesize": TYPE,
@@ -228,17 +231,27 @@ def axis_label(metric: str, part: str = "") -> str:
 
 
 def draw_line(axis: Axes, points: pd.DataFrame, x: str, metric: str, look: Look, **options: Any) -> None:
-    """The values over the column `x` as a line, with a band of one standard deviation over seeds where there are several."""
-    at, value, sd = (points[name].to_numpy(np.float64) for name in (x, "value", "sd"))
-    value, sd = scale(metric) * value, scale(metric) * sd
+    """The values over the column `x` as a line with its band (see `half_band`)."""
+    at, value = points[x].to_numpy(np.float64), scale(metric) * points["value"].to_numpy(np.float64)
+    half = scale(metric) * half_band(points)
     axis.plot(at, value, color=look.color, marker=look.marker, ls=look.line, ms=2.5, label=look.name, **options)
-    if np.isfinite(sd).any():
-        axis.fill_between(at, value - sd, value + sd, color=look.color, alpha=0.18, lw=0)
+    if np.isfinite(half).any():
+        axis.fill_between(at, value - half, value + half, color=look.color, alpha=0.18, lw=0)
+
+
+def half_band(points: pd.DataFrame) -> NDArray[np.float64]:
+    """Half of each row's band: the standard deviation over seeds, or with one seed half of the 95% interval over images."""
+    return points["sd"].fillna(Z * points["se_images"]).to_numpy(np.float64)
 
 
 def wrapped(text: str, inches: float) -> str:
     """The text in lines that are at most so long, broken between words."""
     return "\n".join(textwrap.wrap(text, max(int(inches / CHARACTER), 6), break_long_words=False, break_on_hyphens=False))
+
+
+def height(texts: Iterable[str]) -> float:
+    """The height in inches of the tallest of these texts."""
+    return LINE * max(text.count("\n") + 1 for text in texts)
 
 
 def grid(count: int, most: int) -> tuple[int, int]:
@@ -268,8 +281,9 @@ def seeds_in_words(rows: pd.DataFrame) -> str:
     seeds = rows.loc[rows["kind"] == "single", "seeds"]
     most, least = int(seeds.max()), int(seeds.min())
     if most == 1:
-        return "One seed: there is no band."
-    bands = "Bands: plus and minus one standard deviation over seeds."
+        return "One seed. Bands: 95% intervals over images, which say nothing about other trainings."
+    one = ", or with one seed the 95% interval over images" if least == 1 else ""
+    bands = f"Bands: plus and minus one standard deviation over seeds{one}."
     if most == least:
         return f"Mean over {most} seeds. {bands}"
     return f"Values: mean over the {least} to {most} seeds that each mechanism has. Differences: at equal seeds. {bands}"

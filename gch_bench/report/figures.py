@@ -72,7 +72,7 @@ def forest(setting: Setting, rows: pd.DataFrame) -> Figure | None:
         return None
     both = style.has_temperature(rows)
     names = [style.wrapped(look[group.mechanism].name, 1.6) for group in groups]
-    each = max(0.3 if both else 0.2, 0.14 * max(name.count("\n") + 1 for name in names))
+    each = max(0.3 if both else 0.2, style.height(names))
     figure = Figure(figsize=(style.DOUBLE, 1.05 + each * len(groups)), layout="constrained")
     axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for axis, metric in zip(axes, metrics, strict=True):
@@ -174,14 +174,15 @@ def difference_map(setting: Setting, rows: pd.DataFrame, metric: str) -> Figure 
         return None
     lines, columns = style.grid(len(groups), MAPS)
     width = style.COLUMN if columns <= 2 else style.DOUBLE
-    figure = Figure(figsize=(width, lines * (0.15 * len(names) + 0.35) + 0.75), layout="constrained")
+    titles = [style.wrapped(look[group.mechanism].name, (width - 1.4) / columns) for group in groups]
+    figure = Figure(figsize=(width, lines * (0.15 * len(names) + 0.21 + style.height(titles)) + 0.75), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     colors = DIVERGING if better == "lower" else DIVERGING.reversed()
     for number, (axis, group) in enumerate(zip(axes.flat, groups, strict=False)):
         values, low, high = found[group.mechanism]
         image = axis.imshow(values, cmap=colors, vmin=-largest, vmax=largest, aspect="auto", interpolation="nearest")
         _mark_cells(axis, values, low, high)
-        axis.set_title(style.wrapped(look[group.mechanism].name, (width - 1.4) / columns))
+        axis.set_title(titles[number])
         axis.set_xticks(range(len(severities)), severities)
         axis.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
         axis.tick_params(length=0, labelbottom=True)

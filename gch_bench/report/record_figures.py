@@ -19,7 +19,6 @@ from gch_bench.report.study import MEAN, RAW, Group, Setting
 from gch_bench.results.records import CELL_CLEAN
 
 Floats = NDArray[np.float64]
-Z = 1.959963984540054  # the 97.5% quantile of the normal distribution, for bands of 95%
 FEWEST = 10  # images in a bin that a reliability diagram shows
 PANELS = 4  # reliability diagrams beside each other
 COVERAGES = np.linspace(0.01, 1, 100)
@@ -81,8 +80,8 @@ def reliability(cells: Sequence[pd.DataFrame]) -> Reliability:
 
 def wilson(share: Floats, count: Floats) -> tuple[Floats, Floats]:
     """Bounds of Wilson's 95% interval of a share among `count` independent rows, a number that need not be whole."""
-    middle = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
-    half = Z / (1 + Z**2 / count) * np.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
+    middle = (share + style.Z**2 / (2 * count)) / (1 + style.Z**2 / count)
+    half = style.Z / (1 + style.Z**2 / count) * np.sqrt(share * (1 - share) / count + style.Z**2 / (4 * count**2))
     return np.clip(middle - half, 0, 1), np.clip(middle + half, 0, 1)
 
 

@@ -140,12 +140,14 @@ def _rows(
     shared = [seed for seed in own if seed in baseline]
     everyone = [*own.values(), *(baseline[seed] for seed in shared)]
     keys = [key for key in METRICS if all(key in each.values[cell] for each in everyone for cell in scope.cells)]
-    variance = {}
+    with_interval = [key for key in keys if all(key in run.keys for run in everyone)]
+    alone = [run.over(scope, with_interval) for run in own.values()]
+    of_value = dict(zip(with_interval, image_variance(alone, with_interval), strict=True))
+    of_difference = {}
     if shared:
-        pairs = [runs[seed] for seed in shared for runs in (baseline, own)]
-        with_interval = [key for key in METRICS if all(key in run.keys for run in pairs)]
         one, two = ([runs[seed].over(scope, with_interval) for seed in shared] for runs in (baseline, own))
-        variance = dict(zip(with_interval, image_variance(one, two, with_interval), strict=True))
+        differences = [second.less(first) for first, second in zip(one, two, strict=True)]
+        of_difference = dict(zip(with_interval, image_variance(differences, with_interval), strict=True))
     noise = group.noise
     fixed = {
         "setting": setting.name, "mechanism": group.mechanism, "noise": noise["name"],
@@ -160,7 +162,8 @@ def _rows(
             "metric": key,
             "value": np.mean(list(values.values())),
             "sd": np.std(list(values.values()), ddof=1) if len(values) > 1 else np.nan,
+            "se_images": of_value.get(key, np.nan) ** 0.5,
             "estimates": [values[seed] - baseline[seed].mean(scope, key) for seed in shared],
-            "variance": variance.get(key, np.nan),
+            "variance": of_difference.get(key, np.nan),
         })  # fmt: skip
     return rows

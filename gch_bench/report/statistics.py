@@ -54,6 +54,10 @@ class Resampled(NamedTuple):
         """Averaged over these cells, given by their position."""
         return Resampled(self.values[:, list(cells)].mean(axis=1), self.quadratic[:, list(cells)].mean(axis=1))
 
+    def less(self, other: "Resampled") -> "Resampled":
+        """The deviations of the difference self - other, of the same images, cells and metrics."""
+        return Resampled(self.values - other.values, self.quadratic - other.quadratic)
+
 
 class Differences(NamedTuple):
     """The mean over seeds of second - first, with what belongs to it; all fields have the same shape."""
@@ -112,7 +116,7 @@ def paired_differences(
     runs = [[atoms_of(cell) for cell in cells] for cells in (first, second)]
     one_M, two_M = (np.mean([[METRICS[key].formula(cell) for key in keys] for cell in cells], axis=0) for cells in runs)
     one, two = (resample(cells, counts_RN, keys).over(range(len(cells))) for cells in runs)
-    found = combine((two_M - one_M)[None], image_variance([one], [two], keys), level)
+    found = combine((two_M - one_M)[None], image_variance([two.less(one)], keys), level)
     bounds = zip(found.estimate, found.low, found.high, strict=True)
     return {key: Interval(*map(float, each)) for key, each in zip(keys, bounds, strict=True)}
 
@@ -195,18 +199,16 @@ def resample(
     return Resampled(values_RKM, quadratic_RK)
 
 
-def image_variance(first: Sequence[Resampled], second: Sequence[Resampled], keys: Sequence[str]) -> Floats:
-    """The variance over the draw of images of mean_s(second_s - first_s), for each metric (M,).
+def image_variance(runs: Sequence[Resampled], keys: Sequence[str]) -> Floats:
+    """The variance over the draw of images of a mean over seeds, for each metric (M,).
 
     Args:
-        first, second: the resampled runs averaged over cells (`Resampled.over`), one for each seed, in the same order.
+        runs: one for each seed: the resampled deviations averaged over cells (`Resampled.over`), for a difference those of one
+            run less those of the other (`Resampled.less`).
     """
-    pairs = list(zip(first, second, strict=True))
-    mean_RM = np.mean([two.values - one.values for one, two in pairs], axis=0)
-    variance_M = mean_RM.var(axis=0, dtype=np.float64)
+    variance_M = np.mean([run.values for run in runs], axis=0).var(axis=0, dtype=np.float64)
     if QUADRATIC in keys:
-        quadratic_R = np.mean([two.quadratic - one.quadratic for one, two in pairs], axis=0)
-        quadratic, at = quadratic_R.var(dtype=np.float64), list(keys).index(QUADRATIC)
+        quadratic, at = np.mean([run.quadratic for run in runs], axis=0).var(dtype=np.float64), list(keys).index(QUADRATIC)
         # The linear part uses measured gaps for true ones, whose noise adds twice the variance of the quadratic part.
         variance_M[at] = max(variance_M[at] - 2 * quadratic, quadratic)
     return variance_M

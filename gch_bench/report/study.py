@@ -32,6 +32,7 @@ ROWS = {
     "temperature": "raw, or after T: logits divided by the run's temperature",
     "value": "mean over seeds",
     "sd": "standard deviation over seeds; NaN for one seed",
+    "se_images": "standard error of the value over the draw of images; NaN for a metric for which none is known to be valid",
     "seeds": "number of seeds; for a difference those that both groups have; 1 for an ensemble, which is one predictor",
     "images": "number of images",
     "difference": "mean over the shared seeds of group - baseline",

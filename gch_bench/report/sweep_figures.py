@@ -129,7 +129,7 @@ def _panels(
     for axis, (part, metric) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         found = pick(rows, metric, part)
         if setting.baseline is not None and setting.baseline.mechanism in found.index:
-            _level(axis, found.loc[[setting.baseline.mechanism]].iloc[0], metric, _baseline_name(setting))
+            _level(axis, found.loc[[setting.baseline.mechanism]], metric, _baseline_name(setting))
         for name, groups in families.items():
             there = [group.mechanism for group in groups if group.mechanism in found.index]
             points = found.loc[there].assign(at=[positions[mechanism] for mechanism in there])
@@ -160,12 +160,12 @@ def _baseline_name(setting: Setting) -> str:
     return style.short_names(setting.groups)[setting.baseline.mechanism] if setting.baseline else ""
 
 
-def _level(axis: Axes, row: pd.Series, metric: str, name: str) -> None:
-    """The baseline's value as a horizontal line, with a band of one standard deviation over seeds."""
-    value, sd = style.scale(metric) * row["value"], style.scale(metric) * row["sd"]
+def _level(axis: Axes, points: pd.DataFrame, metric: str, name: str) -> None:
+    """The baseline's value as a horizontal line with its band (see `figure_style.half_band`)."""
+    value, half = style.scale(metric) * points["value"].iloc[0], style.scale(metric) * style.half_band(points)[0]
     axis.axhline(value, color=style.BASELINE, lw=0.8, label=name)
-    if np.isfinite(sd):
-        axis.axhspan(value - sd, value + sd, color=style.BASELINE, alpha=0.12, lw=0)
+    if np.isfinite(half):
+        axis.axhspan(value - half, value + half, color=style.BASELINE, alpha=0.12, lw=0)
 
 
 def _caption(setting: Setting, rows: pd.DataFrame, families: Families) -> str:

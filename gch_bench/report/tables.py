@@ -14,7 +14,7 @@ from gch_bench.report.render import Column, Number, Row, Table
 from gch_bench.report.study import CALIBRATED, MEAN, RAW, Report, Setting
 from gch_bench.results.summary import ALEXNET, ALEXNET_CLEAN
 
-SHORT = ("top1", "nll", "ece", "ce2_debiased")  # metrics of the tables that show several parts
+SHORT = ("top1", "nll", "ece", "ece_floor", "ce2_debiased")  # metrics of the tables that show several parts
 LONG = ("top1", "nll", "brier", "ece", "ece_floor", "ce2_debiased", "smece", "aurc")
 
 

@@ -8,9 +8,10 @@ from conftest import REPOSITORY, configuration
 from timm.layers.drop import DropBlock2d
 
 from gch_bench.config.run import NoiseConfig
-from gch_bench.noise import Additive, DirichletGreen, GaussianChaosNoise, HardMask, Mechanism, White, make_mechanism
+from gch_bench.noise import Additive, DirichletGreen, GaussianChaosNoise, HardMask, Mechanism, White
 from gch_bench.noise.draws import KeyedDraws, image_keys
-from gch_bench.noise.mechanism import LAWS, DropBlock
+from gch_bench.noise.kernels import KERNELS
+from gch_bench.noise.mechanism import LAWS, DropBlock, make_mechanism, option_defaults
 
 PRESETS = sorted(path.stem for path in (REPOSITORY / "configs" / "noise").glob("*.yaml"))
 NOISY = [name for name in PRESETS if name != "none"]
@@ -59,6 +60,19 @@ def test_mean_of_the_output_is_the_input(name: str) -> None:
     noise = build(name).train()
     pooled = noise(torch.full((6400, 1, 4, 4), 2.0)).mean((1, 2, 3)).double()
     assert abs(float(pooled.mean()) - 2) < max(5 * float(pooled.std()) / math.sqrt(6400), 1e-6)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("law", LAWS)
+def test_option_defaults_make_the_mechanism_that_no_options_make(law: str, kernel: str) -> None:
+    defaults = option_defaults(law, kernel)
+    given = {name: value for name, value in defaults.items() if value is not None}
+    assert repr(make_mechanism(law, kernel, given)) == repr(make_mechanism(law, kernel, {}))
+    assert {*LAWS[law][1]} <= set(defaults)
+
+
+def test_unknown_laws_and_kernels_have_no_defaults() -> None:
+    assert option_defaults(None, "white") == option_defaults("wick", "unknown") == {}
 
 
 @pytest.mark.parametrize(("law", "strength"), [*zip(LAWS, ("gamma", "gamma", "p", "sigma", "p", "p", "p"), strict=True)])

@@ -33,6 +33,11 @@ MANY = [
     *SWEEP,
     *(noise(name, stages) for name in ("dropblock_channel", "additive_green", "hard_mask") for stages in ("L4", "L3+L4")),
 ]
+LONG = [
+    NONE,
+    *(noise("dropblock_channel", stages, p=p, block_size=size)
+      for stages in ("L4", "L3+L4") for p in (0.1234, 0.3456) for size in (3.0, 5.0)),
+]  # fmt: skip
 ROWS = {"forest", "differences-nll", "differences-top1"}
 RECORDS = {"reliability", "accuracy-coverage"}
 SEVERITIES = {"severity-nll", "severity-top1"}
@@ -52,10 +57,11 @@ def sweep() -> Report:
         (made_report(MANY, CELLS, baseline=False, logits=False), RECORDS | SEVERITIES | SWEEPS),
         (made_report(MANY[:13], CELLS, seeds=1), ROWS | RECORDS | SEVERITIES | SWEEPS | {"reliability-after-t"}),
         (made_report([NONE, SWEEP[2]], [Cell("fog", 3), Cell("snow", 3)], logits=False), ROWS | RECORDS),
+        (made_report(LONG, [Cell("fog", 3), Cell("snow", 3)], seeds=1, logits=False), ROWS | RECORDS | SWEEPS),
         (made_report([NONE, SWEEP[2]], [], seeds=1, logits=False), {"forest"} | RECORDS),
         (made_report([NONE], CELLS[:3], seeds=1, baseline=False, logits=False), RECORDS | SEVERITIES),
     ],
-    ids=["sweep", "one seed", "no baseline", "many", "one severity", "clean only", "one run"],
+    ids=["sweep", "one seed", "no baseline", "many", "one severity", "long names", "clean only", "one run"],
 )
 def test_each_figure_is_made_where_its_data_exist_and_is_legible(report: Report, expected: set[str]) -> None:
     with warnings.catch_warnings():
@@ -172,17 +178,21 @@ def test_forest_shows_differences_intervals_and_corrected_significance(sweep: Re
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
-def test_severities_are_lines_with_bands_over_seeds(seeds: int) -> None:
+def test_severities_are_lines_with_bands(seeds: int) -> None:
     report = made_report(SWEEP[:3], CELLS, seeds=seeds)
     figure = over_severities(report.settings[0], report.rows, "top1")
     assert figure is not None
     assert [axis.get_title() for axis in figure.axes] == ["fog", "gaussian noise"]
     for axis in figure.axes:
         assert len(axis.lines) == 3
-        assert len(axis.collections) == (3 if seeds == 2 else 0)
+        assert len(axis.collections) == 3
+        if seeds == 1:
+            low, high = axis.collections[0].get_paths()[0].get_extents().intervaly
+            values = axis.lines[0].get_ydata()
+            assert [low, high] == pytest.approx([values.min() - 1.96, values.max() + 1.96], abs=1e-3), "1.96 x 1%"
     expected = [100 * pick(report.rows, "top1", "fog", severity).loc["none", "value"] for severity in (1, 2, 3)]
     assert figure.axes[0].lines[0].get_ydata() == pytest.approx(expected)
-    assert ("One seed: there is no band." in str(figure.get_label())) == (seeds == 1)
+    assert ("95% intervals over images" in str(figure.get_label())) == (seeds == 1)
 
 
 def test_strength_has_the_option_of_one_sweep_and_else_the_gate_variance(sweep: Report) -> None:

@@ -44,7 +44,10 @@ def test_one_seed_equals_paired_differences() -> None:
     without = row(rows, "gch gamma=1 L4", MEAN, None, "ece")
     assert np.isfinite(without["difference"])
     assert without[["low", "high", "p", "p_holm", "detectable", "sign_flip"]].isna().all()
+    assert np.isnan(without["se_images"])
     baseline = row(rows, "none", MEAN, None, "nll")
+    nll_N = np.mean([none.cells[cell]["nll"].to_numpy() for cell in cells], axis=0)
+    assert baseline["se_images"] == pytest.approx(nll_N.std() / np.sqrt(len(nll_N)), rel=0.2), "with 200 resamples"
     assert baseline[["difference", "low", "high", "p", "sd"]].isna().all()
 
 
@@ -68,6 +71,8 @@ def test_seeds_are_paired_and_averaged() -> None:
     assert found["difference"] == pytest.approx(differences.mean())
     assert found["sd"] == pytest.approx(np.std([clean["gch", seed] for seed in range(3)], ddof=1))
     assert found["seeds"] == 3
+    own_N = np.mean([run.cells[CELL_CLEAN]["nll"] for run in runs if run.facts.mechanism == "gch"], axis=0)
+    assert found["se_images"] == pytest.approx(own_N.std() / np.sqrt(len(own_N)), rel=0.25), "of the mean over seeds"
     # Half the width: the root of the sum of squares of t(2) s / sqrt(3) and 1.96 standard errors over images.
     images = np.mean([
         run.cells[CELL_CLEAN]["nll"].to_numpy() * (1 if run.facts.mechanism == "gch" else -1) for run in runs], axis=0

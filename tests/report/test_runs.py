@@ -125,7 +125,8 @@ def test_the_baseline_may_be_a_label() -> None:
 def test_mechanisms_with_one_label_are_told_apart() -> None:
     one, two, three = make_run("gch", 0), make_run("gch", 1), make_run("gch", 2, seed=1)
     for run, boundary in ((one, None), (two, "inside"), (three, "outside")):
-        run.facts.config["noise"] |= {"kernel": "dirichlet_green", "boundary": boundary}
+        run.facts.config["noise"] |= {"kernel": "dirichlet_green", "boundary": boundary, "per_channel": None}
+    three.facts.config["noise"]["per_channel"] = False
     (setting,), _ = settings_of([one, two, three], "none")
     names = ["gch gamma=1 L4 boundary=inside", "gch gamma=1 L4 boundary=outside"]
     assert sorted(group.mechanism for group in setting.groups) == names

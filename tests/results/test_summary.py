@@ -66,7 +66,7 @@ def test_a_new_metric_appears_without_a_forward_pass(tmp_path: Path, monkeypatch
     options = (*TINY, "recipe.epochs=1", "corruptions.names=[brightness]", f"output={tmp_path / 'run'}")
     train_and_evaluate(configuration(*options))
     before = (tmp_path / "run" / "summary.csv").read_text()
-    mean_label = Metric("mean label", "", lambda atoms: atoms.label.mean(), percent=False)
+    mean_label = Metric("mean label", "mean number of the label", lambda atoms: atoms.label.mean(), percent=False)
     monkeypatch.setitem(metrics.METRICS, "mean_label", mean_label)
 
     def no_forward_pass(*arguments: object) -> None:
