@@ -133,6 +133,7 @@ class Metric(NamedTuple):
     # Values (N,) whose mean is the metric and whose variance / N is its sampling variance to first order. None: no valid
     # interval is known.
     influence: Callable[[CellAtoms], Floats] | None = None
+    compared: bool = True  # False: a difference of two networks in it says nothing about which is better
     column: str | None = None  # the field of CellAtoms without which the metric is left out
 
     @property
@@ -187,6 +188,7 @@ METRICS: dict[str, Metric] = {
         "the expected ECE of a perfectly calibrated network with the same confidences",
         lambda a: calibration_floor(a.confidence, a.num_bins),
         better=None,
+        compared=False,
     ),
     "ece_equal_mass": Metric(
         "ECE, equal-mass bins",

@@ -100,5 +100,4 @@ def column_of(part: Part, several: bool) -> Column:
     """The column of a part of the evaluation, whose heading names clean or shift if the table shows `several` parts."""
     words = [PARTS[part.corruption]] if several else []
     words += [METRICS[part.metric].header] + ([CALIBRATED] if part.temperature == CALIBRATED else [])
-    shows = "value" if part.metric == "ece_floor" else "both"  # the floor says how biased the ECE is, not how good a network is
-    return Column(" ".join(words), "/".join(map(str, part)), shows)
+    return Column(" ".join(words), "/".join(map(str, part)))

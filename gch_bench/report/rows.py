@@ -163,7 +163,7 @@ def _rows(
             "value": np.mean(list(values.values())),
             "sd": np.std(list(values.values()), ddof=1) if len(values) > 1 else np.nan,
             "se_images": of_value.get(key, np.nan) ** 0.5,
-            "estimates": [values[seed] - baseline[seed].mean(scope, key) for seed in shared],
+            "estimates": [values[seed] - baseline[seed].mean(scope, key) for seed in shared if METRICS[key].compared],
             "variance": of_difference.get(key, np.nan),
         })  # fmt: skip
     return rows

@@ -14,7 +14,7 @@ from gch_bench.report.render import Column, Number, Row, Table
 from gch_bench.report.study import CALIBRATED, MEAN, RAW, Report, Setting
 from gch_bench.results.summary import ALEXNET, ALEXNET_CLEAN
 
-SHORT = ("top1", "nll", "ece", "ece_floor", "ce2_debiased")  # metrics of the tables that show several parts
+SHORT = ("top1", "nll", "ece", "ece_floor", "ce2_debiased")  # metrics of all tables but the one on shift
 LONG = ("top1", "nll", "brier", "ece", "ece_floor", "ce2_debiased", "smece", "aurc")
 
 
@@ -86,7 +86,7 @@ def _says(row: Row, column: Column) -> bool:
 
 def _clean(report: Report, setting: Setting) -> Table:
     results = Results(report, [setting])
-    columns = results.columns([CLEAN], ("top1", "nll", "ece", "ece_floor", "ce2_debiased"))
+    columns = results.columns([CLEAN], SHORT)
     return _table(results, "clean", columns.values(), [results.row(who, columns) for who in results.mechanisms()])
 
 

@@ -45,6 +45,7 @@ def test_one_seed_equals_paired_differences() -> None:
     assert np.isfinite(without["difference"])
     assert without[["low", "high", "p", "p_holm", "detectable", "sign_flip"]].isna().all()
     assert np.isnan(without["se_images"])
+    assert np.isnan(row(rows, "gch gamma=1 L4", MEAN, None, "ece_floor")["difference"]), "not a quality of a network"
     baseline = row(rows, "none", MEAN, None, "nll")
     nll_N = np.mean([none.cells[cell]["nll"].to_numpy() for cell in cells], axis=0)
     assert baseline["se_images"] == pytest.approx(nll_N.std() / np.sqrt(len(nll_N)), rel=0.2), "with 200 resamples"
