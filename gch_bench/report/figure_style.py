@@ -282,8 +282,8 @@ def seeds_in_words(rows: pd.DataFrame) -> str:
     most, least = int(seeds.max()), int(seeds.min())
     if most == 1:
         return (
-            "One seed. Bands: 95% intervals over images (normal approximation, too narrow where a share is near 0 or 100%); they"
-            " say nothing about other trainings."
+            "One seed. Bands: 95% intervals over images (normal approximation, too narrow where a share is near 0 or 100%);"
+            " they say nothing about other trainings."
         )
     one = ", or with one seed the 95% interval over images" if least == 1 else ""
     bands = f"Bands: plus and minus one standard deviation over seeds{one}."
