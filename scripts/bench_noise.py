@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from gch_bench.config.run import NoiseConfig
 from gch_bench.noise.draws import KeyedDraws, image_keys
-from gch_bench.noise.mechanism import Mechanism, make_mechanism
-from gch_bench.noise.placement import find_stage
+from gch_bench.noise.mechanism import Mechanism
+from gch_bench.noise.stages import find_stage
+from gch_bench.noise.table import make_mechanism
 
 NAMES = (
     "gch",
@@ -65,7 +66,7 @@ def preset(name: str) -> dict[str, Any]:
 def mechanism(name: str) -> Mechanism:
     config = NoiseConfig(**preset(name))
     assert config.law is not None
-    return make_mechanism(config.law, config.kernel, config.options)
+    return make_mechanism(config.law, config.kernel, config.options, config.injection)
 
 
 def main() -> None:

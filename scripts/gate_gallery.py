@@ -19,8 +19,9 @@ from torch import Tensor
 from gch_bench.config.run import ModelConfig
 from gch_bench.data.transforms import normalise
 from gch_bench.model.build import build_network, normalisation
-from gch_bench.noise.mechanism import Mechanism, make_mechanism
-from gch_bench.noise.placement import stage_modules
+from gch_bench.noise.mechanism import Mechanism
+from gch_bench.noise.stages import stage_modules
+from gch_bench.noise.table import make_mechanism
 from gch_bench.report.figure_style import DOUBLE, save, styled
 
 SIZE, STAGES = 224, ("L3", "L4")
@@ -36,8 +37,8 @@ MECHANISMS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "dropblock": ("block", GREEN, {"p": 0.2, "block_size": 3}),
     "dropout": ("bernoulli", GREEN, {"p": 0.2}),
     "spatial_dropout": ("bernoulli_channel", GREEN, {"p": 0.2}),
-    "additive": ("additive", WHITE, {"sigma": 0.5, **UNIT}),
-    "additive_green": ("additive", GREEN, {"sigma": 0.5, **UNIT}),
+    "additive": ("gaussian", WHITE, {"sigma": 0.5, **UNIT}),
+    "additive_green": ("gaussian", GREEN, {"sigma": 0.5, **UNIT}),
 }
 PAIRS = 2  # mechanisms beside each other
 

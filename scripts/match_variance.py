@@ -9,8 +9,8 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from gch_bench.noise.describe import realised
-from gch_bench.noise.mechanism import make_mechanism
+from gch_bench.noise.strength import realised
+from gch_bench.noise.table import make_mechanism
 
 # Mechanism -> its options but for the strength, as in configs/noise/, and the name and upper bound of the strength.
 MECHANISMS: dict[str, tuple[dict[str, Any], str, float]] = {
@@ -18,8 +18,8 @@ MECHANISMS: dict[str, tuple[dict[str, Any], str, float]] = {
     "dropblock": ({"law": "block", "block_size": 3}, "p", 0.99),
     "hard_mask": ({"law": "hard_mask"}, "p", 0.99),
     "lognormal_iid": ({"law": "wick", "kernel": "white", "beta": 1.0}, "gamma", 10.0),
-    "additive": ({"law": "additive", "kernel": "white", "match_variance": True}, "sigma", 10.0),
-    "additive_green": ({"law": "additive", "match_variance": True}, "sigma", 10.0),
+    "additive": ({"law": "gaussian", "kernel": "white", "match_variance": True}, "sigma", 10.0),
+    "additive_green": ({"law": "gaussian", "match_variance": True}, "sigma", 10.0),
     "gch": ({"law": "samplewise", "beta": 1.0}, "gamma", 10.0),
 }
 

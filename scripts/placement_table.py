@@ -11,7 +11,8 @@ import torch
 from measure import machine
 
 from gch_bench.noise import GaussianChaosNoise, Placement
-from gch_bench.noise.placement import MINIMUM_CHANGE, Probe, feature_stages, own_size, random_images, stage_modules
+from gch_bench.noise.placement import MINIMUM_CHANGE, Probe, own_size, random_images
+from gch_bench.noise.stages import feature_stages, stage_modules
 
 NAMES = (
     "resnet50",

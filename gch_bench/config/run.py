@@ -57,9 +57,11 @@ class NoiseConfig:
     """
 
     name: str = field(metadata=NO_OPTION)
-    law: str | None = field(default=None, metadata=NO_OPTION)  # a law of gch_bench/noise/mechanism.py; null: no noise
+    law: str | None = field(default=None, metadata=NO_OPTION)  # a law of gch_bench/noise/table.py; null: no noise
     # A kernel of gch_bench/noise/kernels.py, for the laws that take one.
     kernel: str = field(default="dirichlet_green", metadata=NO_OPTION)
+    # multiplicative | additive | branch | removal | attention (gch_bench/noise/injection.py); null: the law's own
+    injection: str | None = field(default=None, metadata=NO_OPTION)
     stages: list[str] = field(default_factory=lambda: ["L4"], metadata=NO_OPTION)  # L1..L4 (early..late), or module names
     train: bool = field(default=True, metadata=NO_OPTION)  # whether the noise acts in training
     eval: bool = field(default=False, metadata=NO_OPTION)  # whether the noise acts at test time
@@ -77,6 +79,7 @@ class NoiseConfig:
     block_size: int | None = None
     sigma: float | None = None
     relative: bool | None = None
+    channel_rms: bool | None = None
 
     def __post_init__(self) -> None:
         check(self.mc_samples >= 1, "mc_samples", ">= 1", self.mc_samples)

@@ -12,7 +12,8 @@ import torch
 
 from gch_bench.evaluation.predict import Predictor
 from gch_bench.model.trunk import Trunk, check_trunk, find_trunk, first_noisy, trunk_digest
-from gch_bench.noise.placement import find_stage, random_images
+from gch_bench.noise.placement import random_images
+from gch_bench.noise.stages import find_stage
 
 
 def with_trunks(predictors: Sequence[Predictor], frozen: Sequence[str | None], sizes: Sequence[int]) -> list[Predictor]:

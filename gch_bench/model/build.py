@@ -15,17 +15,18 @@ from gch_bench.data.transforms import Normalisation
 from gch_bench.errors import FieldError, UserError
 from gch_bench.model.packaged import PACKAGED, load_packaged
 from gch_bench.model.weights import head_keys, load_weights, zero_classifier
-from gch_bench.noise.describe import Realised, realised
 from gch_bench.noise.hooks import stage_grids, stage_hooks
 from gch_bench.noise.inject import inject
-from gch_bench.noise.mechanism import Mechanism, make_mechanism
+from gch_bench.noise.mechanism import Mechanism
 from gch_bench.noise.placement import random_images
+from gch_bench.noise.strength import Realised, realised
+from gch_bench.noise.table import make_mechanism
 
 IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 class Stage(NamedTuple):
-    """A noisy stage at the run's image size: where it is, and how strong its noise is there (see `describe.Realised`)."""
+    """A noisy stage at the run's image size: where it is, and how strong its noise is there (see `strength.Realised`)."""
 
     stage: str  # as the configuration names it: L1..L4 or a module's name
     module: str  # the name of the module whose output carries the noise
@@ -61,7 +62,7 @@ def build(model: ModelConfig, noise: NoiseConfig, num_classes: int, size: int) -
             does not reach the logits.
     """
     try:
-        mechanism = make_mechanism(noise.law, noise.kernel, noise.options) if noise.law else None
+        mechanism = make_mechanism(noise.law, noise.kernel, noise.options, noise.injection) if noise.law else None
     except FieldError as error:
         raise error.in_group("noise") from error
     try:

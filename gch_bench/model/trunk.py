@@ -31,7 +31,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map_only  # outputs may be lists, tuples and dicts of tensors
 
 from gch_bench.model.weights import tensor_bytes
-from gch_bench.noise.hooks import stage_hooks
+from gch_bench.noise.hooks import AttentionHook, stage_hooks
 
 
 class Trunk(NamedTuple):
@@ -217,7 +217,8 @@ def trunk_outputs(network: nn.Module, trunk: Trunk, inputs: Tensor) -> Features:
     if network.training:
         raise ValueError("the trunk can be shared in eval mode only, call network.eval() first")
     for hook in stage_hooks(network):
-        if hook.test and hook.placement.module in trunk.modules - {trunk.stage}:
+        outside = {trunk.stage} if not isinstance(hook, AttentionHook) else set()
+        if hook.test and hook.placement.module in trunk.modules - outside:
             raise ValueError(f"noise at {hook.placement.module} acts before the end of {trunk.stage}: take an earlier trunk")
     modules = {name: network.get_submodule(name) for name in trunk.outermost}
     calls, _ = _record(lambda: network(inputs), modules, trunk.stage, trunk.kept)
@@ -315,12 +316,15 @@ def check_trunk(
 
 
 def first_noisy(network: nn.Module, size: int) -> str | None:
-    """The name of the module whose noise acts first in a forward pass in eval mode; None if no noise acts in eval mode.
+    """The name of the module whose noise acts first in a forward pass in eval mode.
+
+    None if no noise acts in eval mode, or if some acts inside an attention: what comes before that is the output of no module.
 
     Args:
         size: the side in pixels of the square image of the trial forward pass, which is made if several stages have noise.
     """
-    names = [hook.placement.module for hook in stage_hooks(network) if hook.test]
+    hooks = [hook for hook in stage_hooks(network) if hook.test]
+    names = [] if any(isinstance(hook, AttentionHook) for hook in hooks) else [hook.placement.module for hook in hooks]
     if len(names) < 2:
         return names[0] if names else None
     first: list[str] = []

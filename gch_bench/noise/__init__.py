@@ -3,10 +3,13 @@
 This package does not import the configuration, so it can be used on its own.
 """
 
+from gch_bench.noise.gates import Gate, Gaussian, GaussianChaosNoise, HardMask
 from gch_bench.noise.hooks import Placement
 from gch_bench.noise.inject import inject
+from gch_bench.noise.injection import Additive
 from gch_bench.noise.kernels import DirichletGreen, MassiveGreen, PeriodicGreen, White
-from gch_bench.noise.mechanism import Additive, Gate, GaussianChaosNoise, HardMask, Mechanism, make_mechanism
+from gch_bench.noise.mechanism import Mechanism
+from gch_bench.noise.table import make_mechanism
 
 Touched = Placement  # the former name of Placement, which users' code may still import
 
@@ -14,6 +17,7 @@ __all__ = [
     "Additive",
     "DirichletGreen",
     "Gate",
+    "Gaussian",
     "GaussianChaosNoise",
     "HardMask",
     "MassiveGreen",

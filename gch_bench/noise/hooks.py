@@ -1,19 +1,23 @@
 """The forward hook that puts noise on a module's output, and the functions that find these hooks in a network.
 
 The output may be a feature map in the layout NCHW or NHWC, or a token sequence NLC. In a token sequence the patch tokens form
-the grid of sites, and the prefix tokens (class and register tokens) get no noise. The hook is an object and not a closure, so
-a deep copy of the network, such as its EMA, has hooks of its own.
+the grid of sites, and the prefix tokens (class and register tokens) get no noise. Noise inside an attention is the exception:
+its hook acts on what the module gets. A hook is an object and not a closure, so that a deep copy of the network, such as its
+EMA, has hooks of its own.
 """
 
 import contextlib
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from gch_bench.noise.draws import KeyedDraws, derived_keys
+from gch_bench.noise.dropout import KeyDropout
+from gch_bench.noise.injection import TokenRemoval
 from gch_bench.noise.mechanism import Mechanism
 
 
@@ -54,14 +58,36 @@ class StageHook:
         self.keys_B: Tensor | None = None  # one key per image, set by `keyed_noise`; None: torch's global generator
         self.logit_change: float | None = None  # measured by `inject`; None where it could not be measured
 
+    def register(self, module: nn.Module, prepend: bool = False) -> RemovableHandle:
+        """Attach the hook to its module."""
+        return module.register_forward_hook(self, prepend=prepend)
+
     def __call__(self, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-        if not (self.train if module.training else self.test):
-            return output
+        return self.noisy(output) if self.acts_in(module) else output
+
+    def acts_in(self, module: nn.Module) -> bool:
+        return self.train if module.training else self.test
+
+    def noisy(self, output: Tensor) -> Tensor:
+        """The module's output with noise, in its own layout."""
+        if output.ndim == 3 and self.mechanism.on_prefix_tokens:
+            return self.mechanism.apply_noise(output.mT[..., None], self._draws(output.device))[..., 0].mT
         prefix, grid_BCHW = self.grid(output)
+        if isinstance(self.mechanism, TokenRemoval):
+            return self._without_tokens(self.mechanism, output, prefix, grid_BCHW)
         noisy_BCHW = self.mechanism.apply_noise(grid_BCHW, self._draws(grid_BCHW.device))
         if output.ndim == 3:
             return torch.cat([output[:, :prefix], noisy_BCHW.flatten(2).transpose(1, 2)], 1)
         return noisy_BCHW.permute(0, 2, 3, 1) if self.output_format == "NHWC" else noisy_BCHW
+
+    def _without_tokens(self, removal: TokenRemoval, output: Tensor, prefix: int, grid_BCHW: Tensor) -> Tensor:
+        if output.ndim == 4:
+            raise ValueError(
+                f"injection=removal removes tokens, and stage {self.placement.stage} ({self.placement.module}) gives a map:"
+                " choose a token model such as ViT, or a stage with tokens"
+            )
+        mask_B1HW = removal.drawn(grid_BCHW, self._draws(output.device))
+        return removal.remaining(output, prefix, mask_B1HW.flatten(1))
 
     def grid(self, output: Tensor) -> tuple[int, Tensor]:
         """The output as a feature map: (number of prefix tokens, view of shape (B, C, H, W)).
@@ -102,15 +128,44 @@ class StageHook:
 
     @torch.compiler.disable
     def _draws(self, device: torch.device) -> KeyedDraws | None:
-        """The draws of one forward pass. They start anew in every pass, and two stages have draws of their own."""
+        """The draws of one forward pass. They start anew in every pass, and two places have draws of their own."""
         if self.keys_B is None:
             return None
-        return KeyedDraws(derived_keys(self.keys_B.to(device, non_blocking=True), "stage", self.placement.stage))
+        place = [self.placement.stage] if self.mechanism.place == "output" else list(self.placement)
+        return KeyedDraws(derived_keys(self.keys_B.to(device, non_blocking=True), "stage", *place))
+
+
+class AttentionHook(StageHook):
+    """The hook of `KeyDropout`: it adds the mask of dropped keys to what an attention module gets as `attn_mask`."""
+
+    def register(self, module: nn.Module, prepend: bool = False) -> RemovableHandle:
+        return module.register_forward_pre_hook(self.masked, prepend=prepend, with_kwargs=True)
+
+    def masked(self, module: nn.Module, inputs: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        """The module's arguments with the mask; None, which leaves them as they are, where the noise does not act."""
+        if not self.acts_in(module):
+            return None
+        assert isinstance(self.mechanism, KeyDropout), "`hook_for` makes this hook for it alone"
+        tokens_BNC = inputs[0]
+        mask = self.mechanism.attention_mask(tokens_BNC, module.num_heads, self._draws(tokens_BNC.device))
+        given = named.get("attn_mask")
+        return inputs, {**named, "attn_mask": mask if given is None else mask + given}
+
+
+def hook_for(placement: Placement, model: nn.Module, mechanism: Mechanism, train: bool, test: bool) -> StageHook:
+    """The hook of the kind that the mechanism needs."""
+    kind = AttentionHook if mechanism.place == "attention" else StageHook
+    return kind(placement, model, mechanism, train, test)
 
 
 def stage_hooks(model: nn.Module) -> list[StageHook]:
     """The hooks that `inject` attached to this network, in module order; the network may be compiled or wrapped in DDP."""
-    return [hook for module in model.modules() for hook in module._forward_hooks.values() if isinstance(hook, StageHook)]
+    found: list[StageHook] = []
+    for module in model.modules():
+        owners = (getattr(hook, "__self__", None) for hook in module._forward_pre_hooks.values())
+        found += [owner for owner in owners if isinstance(owner, AttentionHook)]
+        found += [hook for hook in module._forward_hooks.values() if isinstance(hook, StageHook)]
+    return found
 
 
 @contextlib.contextmanager

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from gch_bench.noise.hooks import Placement, StageHook, stage_hooks
+from gch_bench.noise.hooks import Placement, hook_for, stage_hooks
 from gch_bench.noise.mechanism import Mechanism
-from gch_bench.noise.placement import NoiseDoesNothing, check_acts, find_stage, own_size, random_images
+from gch_bench.noise.placement import NoiseDoesNothing, check_acts, own_size, random_images
+from gch_bench.noise.stages import places_of
 
 GUESSED_SIZE = 128  # pixels, for a network that does not say which size it takes
 
@@ -40,7 +41,8 @@ def inject(
             network was made for, or of 128 x 128 pixels.
 
     Returns:
-        Where the noise was attached, in the order of `stages`.
+        Where the noise was attached, in the order of `stages`; noise on residual branches or attentions has several places
+        in a stage.
 
     Raises:
         ValueError: there is no stage, a stage is unknown (the message lists the choices), a module is named twice or has
@@ -49,34 +51,34 @@ def inject(
     """
     if isinstance(stages, str) or not stages:
         raise ValueError(f"stages must be a non-empty list such as ['L4'], got {stages!r}")
-    places = [Placement(stage, find_stage(model, stage)) for stage in stages]
-    names = [place.module for place in places] + [hook.placement.module for hook in stage_hooks(model)]
+    places = {stage: places_of(model, mechanism, stage) for stage in stages}
+    modules = [place.module for stage in stages for place in places[stage]]
+    names = modules + [hook.placement.module for hook in stage_hooks(model)]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise ValueError(f"stages must name different modules without noise, got {', '.join(sorted(twice))} twice")
-    changes = _changes(model, mechanism, places, images)
-    for place, change in zip(places, changes, strict=True):
-        hook = StageHook(place, model, mechanism, train, test)
-        hook.logit_change = change
-        model.get_submodule(place.module).register_forward_hook(hook)
-    return places
+    changes = _changes(model, mechanism, stages, images)
+    for stage, change in zip(stages, changes, strict=True):
+        for place in places[stage]:
+            hook = hook_for(place, model, mechanism, train, test)
+            hook.logit_change = change
+            hook.register(model.get_submodule(place.module))
+    return [place for stage in stages for place in places[stage]]
 
 
-def _changes(
-    model: nn.Module, mechanism: Mechanism, places: list[Placement], images: Tensor | None
-) -> list[float] | list[None]:
-    """The measured relative change of the logits at each place; 0 for noise of strength 0, None where it was not measured."""
+def _changes(model: nn.Module, mechanism: Mechanism, stages: Sequence[str], images: Tensor | None) -> list[float] | list[None]:
+    """The relative change of the logits by each stage's noise; 0 for noise of strength 0, None where it was not measured."""
     if mechanism.is_off:
-        return [0.0] * len(places)
+        return [0.0] * len(stages)
     if images is not None:
-        return check_acts(model, mechanism, places, images)
+        return check_acts(model, mechanism, stages, images)
     size = own_size(model)
     convolution = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     reason: object = "it has no convolution"
     if convolution is not None:
         guess = random_images(*(size or (GUESSED_SIZE, GUESSED_SIZE)), channels=convolution.in_channels)
         try:
-            return check_acts(model, mechanism, places, guess.to(convolution.weight))
+            return check_acts(model, mechanism, stages, guess.to(convolution.weight))
         except NoiseDoesNothing:
             raise
         except Exception as error:  # an unknown network may raise anything when the images do not fit it
@@ -88,4 +90,4 @@ def _changes(
         f" ({reason}): give inject(..., images=...)",
         stacklevel=3,
     )
-    return [None] * len(places)
+    return [None] * len(stages)

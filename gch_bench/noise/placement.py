@@ -1,13 +1,11 @@
-"""Where noise is placed in a network, and whether it does anything there.
+"""Whether noise at a place in a network does anything: `logit_change` measures how much it changes the logits.
 
 A gate multiplies each site by one scalar, and not every place lets this scalar reach the logits: a normalisation of each site
 removes it, and a classifier that reads only the class token never sees the patch tokens of the last block. Additive noise
-that all channels share is removed by the centring of such a normalisation. `stage_modules` says which modules the stages L1..L4
-are; `logit_change` measures how much the noise at a stage changes the logits.
+that all channels share is removed by the centring of such a normalisation.
 """
 
 import contextlib
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -17,8 +15,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gch_bench.noise.hooks import Placement, StageHook, never_called, stage_hooks
+from gch_bench.noise.hooks import AttentionHook, Placement, StageHook, never_called, stage_hooks
 from gch_bench.noise.mechanism import Mechanism
+from gch_bench.noise.stages import places_of, stage_modules
 from gch_bench.rng import generator, own_draws
 
 MINIMUM_CHANGE = 1e-4  # relative change of the logits; noise that is cancelled later changes them by at most 3e-5
@@ -26,74 +25,10 @@ DRAWS = 2  # how many forward passes with noise are made; their squared changes 
 MOST_DRAWS = 32  # if the noise changed nothing in the first draws, as some noise acts rarely, more are made
 PERTURBATION = 0.1  # standard deviation of what is added to the weights, in units of 1 / sqrt(fan-in)
 IMAGES = 2  # BatchNorm needs at least two where a map has one site only
-HEAD = ("global_pool", "attn_pool", "fc_norm", "head_drop", "pre_logits", "head", "fc", "classifier")  # timm's
 
 
 class NoiseDoesNothing(ValueError):
     """Noise at the requested stage does not reach the logits."""
-
-
-def feature_stages(model: nn.Module) -> dict[str, str]:
-    """The module names of L1..L4 (early..late) by timm's `feature_info`; {} for a network that has no `feature_info`.
-
-    In a hierarchical backbone these are the modules that end its last four resolutions. In a backbone with one resolution
-    throughout (ViT, Mixer) they are the blocks that end each quarter of the depth. A backbone with fewer than four such
-    modules has only the last stages, for example L3 and L4.
-    """
-    info = getattr(model, "feature_info", None) or []
-    entries = list(getattr(info, "info", info))
-    names = [entry["module"] for entry in entries]
-    if len({entry["reduction"] for entry in entries}) == 1:
-        names = [names[math.ceil(quarter * len(names) / 4) - 1] for quarter in (1, 2, 3, 4)]
-    names = names[-4:]
-    return {f"L{5 - len(names) + i}": name for i, name in enumerate(names)}
-
-
-def stage_modules(model: nn.Module) -> dict[str, str]:
-    """The names of the modules whose outputs get the noise at L1..L4; {} for a network without timm's `feature_info`.
-
-    L1..L3 are the backbone's own stages (`feature_stages`). L4 is the last place where one scalar per site still reaches the
-    logits. This is a definition of this project (docs/definitions.md).
-    """
-    stages = feature_stages(model)
-    return stages | {"L4": _last_place(model, stages["L4"])} if stages else {}
-
-
-def _last_place(model: nn.Module, last_stage: str) -> str:
-    """The name of the last module whose output holds one vector per site, each of which the logits depend on.
-
-    If the classifier reads only the class token, this is the first norm of the last block whose attention mixes tokens (in
-    CaiT and XCiT the last class-attention block). Otherwise it is the last module before the pooling, possibly a final norm.
-    """
-    children = dict(model.named_children())
-    if getattr(model, "global_pool", None) == "token":
-        for name, blocks in reversed(children.items()):
-            if isinstance(blocks, (nn.ModuleList, nn.Sequential)) and len(blocks) and hasattr(blocks[-1], "norm1"):
-                return f"{name}.{len(blocks) - 1}.norm1"
-        return last_stage
-    names = list(children)
-    following = names[names.index(last_stage.split(".")[0]) + 1 :] if last_stage.split(".")[0] in names else []
-    before_pooling = itertools.takewhile(lambda name: name not in HEAD, following)
-    acting = [name for name in before_pooling if not isinstance(children[name], nn.Identity)]
-    return acting[-1] if acting else last_stage
-
-
-def find_stage(model: nn.Module, stage: str) -> str:
-    """The module name of a stage: one of L1..L4, or a module's own name.
-
-    Raises:
-        ValueError: there is no such stage; the message lists the choices.
-    """
-    stages = stage_modules(model)
-    name = stages.get(stage, stage)
-    if name and name in dict(model.named_modules()):
-        return name
-    known = [f"{key} ({module})" for key, module in stages.items()]
-    children = [child for child, _ in model.named_children()]
-    raise ValueError(
-        f"unknown stage {stage!r} of {type(model).__name__}: choose one of {', '.join(known) or '(no L1..L4 here)'},"
-        f" or a module name inside {', '.join(children)}"
-    )
 
 
 class Change(NamedTuple):
@@ -134,8 +69,8 @@ class Probe:
         Raises:
             ValueError: the output at a place is no map and no token grid, or the forward pass never reaches the place.
         """
-        hooks = [_Recorder(place, self.model, mechanism) for place in places]
-        handles = [self.model.get_submodule(hook.placement.module).register_forward_hook(hook) for hook in hooks]
+        hooks = [_recorder(place, self.model, mechanism) for place in places]
+        handles = [hook.register(self.model.get_submodule(hook.placement.module)) for hook in hooks]
         squares: list[float] = []
         try:
             with own_draws(self.images.device, "logit change"):
@@ -168,13 +103,32 @@ class _Recorder(StageHook):
         self.difference, self.power = 0.0, 0.0
         self.map: tuple[int, int] | None = None
 
-    def __call__(self, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-        noisy = super().__call__(module, inputs, output)
+    def noisy(self, output: Tensor) -> Tensor:
+        noisy = super().noisy(output)
         height, width = self.grid(output)[1].shape[2:]
         self.map = (height, width)
-        self.difference += float((noisy - output).double().square().sum())
+        same_shape = noisy.shape == output.shape  # otherwise tokens were removed, which counts as a change of the whole output
+        self.difference += float((noisy - output if same_shape else output).double().square().sum())
         self.power += float(output.double().square().sum())
         return noisy
+
+
+class _AttentionRecorder(AttentionHook):
+    """A noise hook inside an attention. What it changes in the module's output is not measured and counts as everything."""
+
+    def __init__(self, placement: Placement, model: nn.Module, mechanism: Mechanism) -> None:
+        super().__init__(placement, model, mechanism, train=True, test=True)
+        self.difference, self.power = 1.0, 1.0
+        self.map: tuple[int, int] | None = None
+
+    def masked(self, module: nn.Module, inputs: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        self.map = self.token_grid(inputs[0].shape[1])[1:]
+        return super().masked(module, inputs, named)
+
+
+def _recorder(placement: Placement, model: nn.Module, mechanism: Mechanism) -> _Recorder | _AttentionRecorder:
+    kind = _AttentionRecorder if mechanism.place == "attention" else _Recorder
+    return kind(placement, model, mechanism)
 
 
 def perturbed(model: nn.Module) -> dict[str, Tensor]:
@@ -196,7 +150,9 @@ def _quiet(model: nn.Module) -> Iterator[None]:
     """Within the context the network is in eval mode, but BatchNorm uses the statistics of the batch, and the noise that is
     attached already is off."""
     modes = {module: module.training for module in model.modules()}
-    switches = {hook: (hook.train, hook.test) for hook in stage_hooks(model) if not isinstance(hook, _Recorder)}
+    switches = {
+        hook: (hook.train, hook.test) for hook in stage_hooks(model) if not isinstance(hook, (_Recorder, _AttentionRecorder))
+    }
     try:
         model.eval()
         for module in modes:
@@ -223,27 +179,28 @@ def logit_change(model: nn.Module, mechanism: Mechanism, stages: Sequence[str], 
     Raises:
         ValueError: a stage is unknown, has no map and no token grid, or is never reached by the forward pass.
     """
-    places = [Placement(stage, find_stage(model, stage)) for stage in stages]
+    places = [place for stage in stages for place in places_of(model, mechanism, stage)]
     return Probe(model, images).change(mechanism, places).logits
 
 
-def check_acts(model: nn.Module, mechanism: Mechanism, places: Sequence[Placement], images: Tensor) -> list[float]:
-    """The relative change of the logits when the noise acts at each of `places` alone, for images (B, C, H, W).
+def check_acts(model: nn.Module, mechanism: Mechanism, stages: Sequence[str], images: Tensor) -> list[float]:
+    """The relative change of the logits when the noise acts at each of `stages` alone, for images (B, C, H, W).
 
     Raises:
         NoiseDoesNothing: a change is under MINIMUM_CHANGE; the message says why, and which stages of this network work.
     """
     probe = Probe(model, images)
     changes = []
-    for place in places:
-        change = probe.change(mechanism, [place])
+    for stage in stages:
+        places = places_of(model, mechanism, stage)
+        change = probe.change(mechanism, places)
         if change.logits < MINIMUM_CHANGE:
-            raise NoiseDoesNothing(_refusal(probe, mechanism, place, change))
+            raise NoiseDoesNothing(_refusal(probe, mechanism, stage, places, change))
         changes.append(change.logits)
     return changes
 
 
-def _refusal(probe: Probe, mechanism: Mechanism, place: Placement, change: Change) -> str:
+def _refusal(probe: Probe, mechanism: Mechanism, stage: str, places: Sequence[Placement], change: Change) -> str:
     if change.stage == 0:
         why = (
             f"on the stage's {change.height}x{change.width} map it is the IDENTITY: use larger images, a smaller output stride"
@@ -254,20 +211,23 @@ def _refusal(probe: Probe, mechanism: Mechanism, place: Placement, change: Chang
     else:
         why = (
             "what follows cancels it (a normalisation of each site, or a classifier that does not read these tokens);"
-            f" {_working(probe, mechanism, place)}"
+            f" {_working(probe, mechanism, places)}"
         )
+    modules = ", ".join(place.module for place in places)
     return (
-        f"noise at stage {place.stage} ({place.module}) does nothing: it changes the logits of {type(probe.model).__name__}"
+        f"noise at stage {stage} ({modules}) does nothing: it changes the logits of {type(probe.model).__name__}"
         f" by a relative {change.logits:.1e}, under {MINIMUM_CHANGE:.0e}; {why}"
     )
 
 
-def _working(probe: Probe, mechanism: Mechanism, place: Placement) -> str:
+def _working(probe: Probe, mechanism: Mechanism, tried: Sequence[Placement]) -> str:
     """A sentence that lists the stages L1..L4 of this network at which the noise acts, with the measured changes."""
     found = []
     for stage, module in stage_modules(probe.model).items():
         with contextlib.suppress(ValueError):  # of a stage whose map is too small for the kernel
-            change = probe.change(mechanism, [Placement(stage, module)]).logits if module != place.module else 0.0
+            places = places_of(probe.model, mechanism, stage)
+            same = [place.module for place in places] == [place.module for place in tried]
+            change = 0.0 if same else probe.change(mechanism, places).logits
             if change >= MINIMUM_CHANGE:
                 found.append(f"{stage} ({module}, {change:.1e})")
     return f"stages of this network that work: {', '.join(found) or 'none of L1..L4 with this noise'}"

@@ -131,7 +131,7 @@ def _strength(report: Report, setting: Setting) -> Table:
         facts = results.facts(who)
         if who[2] != "single":
             continue
-        stages = [stage for run in groups[who].runs.values() for stage in run.facts.stages if "gate_variance" in stage]
+        stages = [stage for run in groups[who].runs.values() for stage in run.facts.stages if stage.get("gate_variance")]
         variance = sum(stage["gate_variance"] for stage in stages) / len(stages) if stages else math.nan
         row = results.row(who, columns, section=f"{facts['noise']} at {facts['stages']}" if facts["stages"] else "")
         if stages:

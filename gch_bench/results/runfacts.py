@@ -112,14 +112,15 @@ def stage_in_words(stage: Mapping[str, Any], trains: bool) -> str:
         trains: whether the run trains its network. The change was measured before that.
     """
     grid = f"{stage['height']}x{stage['width']}"
+    when = " (before its training)" if trains else ""
+    changes = f"{stage['stage']} ({stage['module']}, {grid}) changes the logits by {100 * stage['logit_change']:.2g}%{when}"
+    if stage["gate_variance"] is None:
+        return f"{changes}, drops {100 * stage['expected_drop_rate']:.1f}% of the keys"
     closed = stage["expected_gate_variance"]
     beside = "" if closed is None else f", {closed:.3g} by closed form"
     dropped, nominal = (f"{100 * stage[name]:.1f}%" for name in ("drop_rate", "nominal_drop_rate"))
-    when = " (before its training)" if trains else ""
-    return (
-        f"{stage['stage']} ({stage['module']}, {grid}) changes the logits by {100 * stage['logit_change']:.2g}%{when}, sets"
-        f" {dropped} of the sites to zero (nominal {nominal}), gate variance {stage['gate_variance']:.3g}{beside}"
-    )
+    variance = f"gate variance {stage['gate_variance']:.3g}{beside}"
+    return f"{changes}, sets {dropped} of the sites to zero (nominal {nominal}), {variance}"
 
 
 def identity_hash(identity: dict[str, Any]) -> str:

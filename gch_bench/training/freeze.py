@@ -15,7 +15,7 @@ from torch import nn
 from gch_bench.errors import UserError
 from gch_bench.model.trunk import find_trunk
 from gch_bench.noise.hooks import stage_hooks
-from gch_bench.noise.placement import find_stage
+from gch_bench.noise.stages import find_stage
 
 
 class FrozenPart(NamedTuple):

@@ -23,8 +23,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from gch_bench.config.run import NoiseConfig
 from gch_bench.errors import UserError
 from gch_bench.metrics import EXTRA
-from gch_bench.noise.describe import realised
-from gch_bench.noise.mechanism import make_mechanism
+from gch_bench.noise.strength import realised
+from gch_bench.noise.table import make_mechanism
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 
@@ -115,7 +115,7 @@ def gate_variance(noise: NoiseConfig) -> float:
     """On a 7x7 map; in closed form where it is one line, else measured."""
     if noise.law == "bernoulli":
         return noise.p / (1 - noise.p)
-    if noise.law == "additive":
+    if noise.law == "gaussian":
         return noise.sigma**2
     if noise.law == "wick":
         return expm1(noise.gamma**2 / noise.beta)

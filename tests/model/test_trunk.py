@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from gch_bench.model.trunk import Trunk, check_trunk, find_trunk, first_noisy, noise_off, run_tail, trunk_digest, trunk_outputs
-from gch_bench.noise import GaussianChaosNoise, inject
+from gch_bench.noise import Gaussian, GaussianChaosNoise, inject
 from gch_bench.noise.hooks import keyed_noise
+from gch_bench.noise.injection import Additive
 from gch_bench.noise.kernels import White
-from gch_bench.noise.mechanism import Additive
-from gch_bench.noise.placement import find_stage, perturbed
+from gch_bench.noise.placement import perturbed
+from gch_bench.noise.stages import find_stage
 
 SWIN = {"img_size": 64, "window_size": 2, "embed_dim": 24, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 3, 4)}
 FAMILIES: dict[str, dict] = {
@@ -190,10 +191,10 @@ def test_a_network_in_training_is_refused() -> None:
 def test_the_first_noisy_stage_is_the_first_to_run() -> None:
     network = tinynet(5)
     assert first_noisy(network, 32) is None
-    inject(network, Additive(White()), ["late"], train=True, test=False)
+    inject(network, Additive(Gaussian(White())), ["late"], train=True, test=False)
     assert first_noisy(network, 32) is None, "it acts in training only"
     reverse = ReverseOrder(5)
-    inject(reverse, Additive(White()), ["a", "b"], test=True, images=torch.randn(2, 3, 32, 32))
+    inject(reverse, Additive(Gaussian(White())), ["a", "b"], test=True, images=torch.randn(2, 3, 32, 32))
     assert first_noisy(reverse, 32) == "b"
 
 
@@ -259,7 +260,7 @@ class Failing(TinyNet):
 
 def test_the_network_is_left_as_it_was() -> None:
     network = Failing(OrderedDict(tinynet(5).named_children())).eval()
-    inject(network, Additive(White()), ["early", "late"], test=True)
+    inject(network, Additive(Gaussian(White())), ["early", "late"], test=True)
     network.late[1].train()  # modes that differ from module to module
     network.early[0].weight.requires_grad_(False)
     before = snapshot(network)

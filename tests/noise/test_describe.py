@@ -5,9 +5,19 @@ import pytest
 import torch
 from test_mechanism import NOISY, build
 
-from gch_bench.noise import Additive, DirichletGreen, Gate, GaussianChaosNoise, HardMask, Mechanism, White, make_mechanism
-from gch_bench.noise.describe import draw_gates, realised
+from gch_bench.noise import (
+    Additive,
+    DirichletGreen,
+    Gate,
+    Gaussian,
+    GaussianChaosNoise,
+    HardMask,
+    Mechanism,
+    White,
+    make_mechanism,
+)
 from gch_bench.noise.draws import Draws
+from gch_bench.noise.strength import draw_gates, realised
 
 
 def dropblock_rate(side: int, p: float, block: int) -> float:
@@ -54,8 +64,8 @@ CLOSED = {  # mechanism -> gate variance on 4 x 6 sites, worked out without the 
     "spatial dropout": (make_mechanism("bernoulli_channel", "", {"p": 0.3}), 0.3 / 0.7),
     "white wick": (Gate(White(2.0), 0.8, "wick"), float(np.exp(0.64 / 2) - 1)),
     "white hard mask": (HardMask(White(), 0.25), 6 / 18),  # keeps 18 of 24 with scale 24/18: (1 - q) / q
-    "additive": (Additive(White(2.0), 0.3), 0.09 / 2),
-    "matched additive": (Additive(DirichletGreen(match_variance=True), 0.3), 0.09),
+    "additive": (Additive(Gaussian(White(2.0), 0.3)), 0.09 / 2),
+    "matched additive": (Additive(Gaussian(DirichletGreen(match_variance=True), 0.3)), 0.09),
 }
 
 
@@ -81,6 +91,10 @@ def test_wick_gate_variance_is_the_mean_over_sites(boundary: str) -> None:
 @pytest.mark.parametrize("side", [1, 4, 7, 40])
 def test_every_preset_is_what_it_says(name: str, side: int) -> None:
     """Measured and expected agree wherever a closed form is known; a grid of 40 x 40 has no dense covariance."""
+    if name == "gch_inside" and side == 1:
+        with pytest.raises(ValueError, match="needs a map of at least 3x3, got 1x1"):
+            realised(build(name), side, side)
+        return
     noise, state = build(name), torch.get_rng_state()
     found = realised(noise, side, side)
     assert torch.equal(torch.get_rng_state(), state)

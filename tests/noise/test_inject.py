@@ -5,15 +5,15 @@ import copy
 import pytest
 import timm
 import torch
-from test_mechanism import NOISY, build
+from test_mechanism import ON_OUTPUTS, build
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from gch_bench.noise import GaussianChaosNoise, Mechanism, Placement, inject
 from gch_bench.noise.draws import Draws, image_keys
+from gch_bench.noise.dropout import Dropout
 from gch_bench.noise.hooks import keyed_noise, stage_grids, stage_hooks
-from gch_bench.noise.mechanism import Dropout
-from gch_bench.noise.placement import stage_modules
+from gch_bench.noise.stages import stage_modules
 
 ALL = ("L1", "L2", "L3", "L4")
 
@@ -235,7 +235,7 @@ def test_train_and_test_switches() -> None:
     assert torch.equal(output_of(model.train(), "layer4", images), output_of(model, "layer4", images))
 
 
-@pytest.mark.parametrize("name", NOISY)
+@pytest.mark.parametrize("name", ON_OUTPUTS)
 def test_keyed_noise_is_independent_of_the_batch(name: str) -> None:
     model, mechanism = nn.Sequential(nn.Identity(), nn.Identity()), build(name)
     model[0].register_forward_hook(lambda module, inputs, output: output + 1, prepend=True)

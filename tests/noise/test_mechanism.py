@@ -8,13 +8,16 @@ from conftest import REPOSITORY, configuration
 from timm.layers.drop import DropBlock2d
 
 from gch_bench.config.run import NoiseConfig
-from gch_bench.noise import Additive, DirichletGreen, GaussianChaosNoise, HardMask, Mechanism, White
+from gch_bench.noise import Additive, DirichletGreen, Gaussian, GaussianChaosNoise, HardMask, Mechanism, White
 from gch_bench.noise.draws import KeyedDraws, image_keys
+from gch_bench.noise.dropout import DropBlock
 from gch_bench.noise.kernels import KERNELS
-from gch_bench.noise.mechanism import LAWS, DropBlock, make_mechanism, option_defaults
+from gch_bench.noise.mechanism import PLACES
+from gch_bench.noise.table import LAWS, make_mechanism, option_defaults
 
 PRESETS = sorted(path.stem for path in (REPOSITORY / "configs" / "noise").glob("*.yaml"))
-NOISY = [name for name in PRESETS if name != "none"]
+NOISY = [name for name in PRESETS if name not in ("none", "dropkey")]  # those with a gate; dropkey acts in an attention
+ON_OUTPUTS = [name for name in NOISY if name not in ("droppath", "patch_dropout")]
 
 
 def preset(name: str) -> NoiseConfig:
@@ -24,22 +27,24 @@ def preset(name: str) -> NoiseConfig:
 def build(name: str) -> Mechanism:
     config = preset(name)
     assert config.law is not None
-    return make_mechanism(config.law, config.kernel, config.options)
+    return make_mechanism(config.law, config.kernel, config.options, config.injection)
 
 
 def test_presets_are_the_ones_promised() -> None:
     promised = (
-        "none gch gch_wick lognormal_iid dropout spatial_dropout dropblock dropblock_channel hard_mask additive additive_green"
+        "none gch gch_inside massive_gch gch_wick lognormal_iid dropout spatial_dropout dropblock dropblock_channel hard_mask"
+        " additive additive_green droppath dropkey patch_dropout gaussian_dropout noisy_features"
     )
     assert set(PRESETS) == set(promised.split())
     assert {preset(name).law for name in NOISY} == set(LAWS)
+    assert {build(name).place for name in (*NOISY, "dropkey")} == set(PLACES)
     assert all(preset(name).name == name for name in PRESETS)
 
 
 @pytest.mark.parametrize("name", NOISY)
 def test_every_preset_is_a_layer_like_dropout(name: str) -> None:
     torch.manual_seed(0)
-    noise, features = build(name), torch.rand(4, 6, 8, 8) + 0.5
+    noise, features = build(name), torch.rand(64, 6, 8, 8) + 0.5
     assert torch.equal(noise.eval()(features), features)
     assert not torch.equal(noise.apply_noise(features), features), "noise at test time does not ask for the mode"
     noise.train()
@@ -67,15 +72,22 @@ def test_mean_of_the_output_is_the_input(name: str) -> None:
 def test_option_defaults_make_the_mechanism_that_no_options_make(law: str, kernel: str) -> None:
     defaults = option_defaults(law, kernel)
     given = {name: value for name, value in defaults.items() if value is not None}
-    assert repr(make_mechanism(law, kernel, given)) == repr(make_mechanism(law, kernel, {}))
-    assert {*LAWS[law][1]} <= set(defaults)
+    injection = given.pop("injection")
+    assert injection == LAWS[law].injections[0]
+    if not LAWS[law].takes_kernel:
+        kernel = ""
+    assert repr(make_mechanism(law, kernel, given, injection)) == repr(make_mechanism(law, kernel, {}))
+    assert {*LAWS[law].options} <= set(defaults)
 
 
 def test_unknown_laws_and_kernels_have_no_defaults() -> None:
     assert option_defaults(None, "white") == option_defaults("wick", "unknown") == {}
 
 
-@pytest.mark.parametrize(("law", "strength"), [*zip(LAWS, ("gamma", "gamma", "p", "sigma", "p", "p", "p"), strict=True)])
+STRENGTHS = zip(LAWS, ("gamma", "gamma", "sigma", "p", "p", "p", "p", "p"), strict=True)
+
+
+@pytest.mark.parametrize(("law", "strength"), [*STRENGTHS])
 def test_strength_zero_is_declared(law: str, strength: str) -> None:
     """Strength 0 is the identity, as asked for; a mechanism made without options is not off."""
     features = torch.rand(4, 3, 4, 4)
@@ -143,12 +155,13 @@ def test_dropblock_of_an_image_does_not_depend_on_the_batch() -> None:
         assert torch.equal(alone, together[i : i + 1])
 
 
-@pytest.mark.parametrize("law", [law for law, (_, options, _) in LAWS.items() if "per_channel" in options])
+@pytest.mark.parametrize("law", [law for law, each in LAWS.items() if "per_channel" in each.options])
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_shared_or_per_channel(law: str, per_channel: bool) -> None:
     torch.manual_seed(0)
     strength = {"p": 0.5, "block_size": 1} if law == "block" else {"p": 0.5} if law == "hard_mask" else {}
-    noise = make_mechanism(law, "white", {"per_channel": per_channel, **strength})
+    kernel = "white" if LAWS[law].takes_kernel else ""
+    noise = make_mechanism(law, kernel, {"per_channel": per_channel, **strength})
     out = noise.train()(torch.ones(2, 5, 4, 4))
     assert torch.equal(out[:, 0], out[:, 1]) != per_channel
     assert not torch.equal(out[0], out[1])
@@ -175,9 +188,9 @@ def test_additive_relative_is_in_units_of_the_rms() -> None:
     features = torch.randn(3, 4, 5, 5, dtype=torch.float64) * torch.tensor([0.1, 1.0, 30.0]).view(3, 1, 1, 1)
     leaf = features.clone().requires_grad_()
     torch.manual_seed(0)
-    absolute = Additive(White(), sigma=0.2, relative=False).train()(features) - features
+    absolute = Additive(Gaussian(White(), sigma=0.2), relative=False).train()(features) - features
     torch.manual_seed(0)
-    relative = Additive(White(), sigma=0.2).train()(leaf)
+    relative = Additive(Gaussian(White(), sigma=0.2)).train()(leaf)
     rms = features.square().mean((1, 2, 3), keepdim=True).sqrt()
     torch.testing.assert_close(relative.detach() - features, absolute * rms, atol=1e-9, rtol=1e-6)
     relative.sum().backward()
@@ -195,9 +208,9 @@ def test_field_is_fp32_inside_autocast_and_cast_once() -> None:
     assert plain.dtype == torch.float32
     assert out.dtype == torch.bfloat16
     assert torch.equal(out[:, 0], plain.bfloat16())
-    additive, features = Additive(White(), sigma=0.3), torch.randn(2, 3, 7, 7).bfloat16()
+    additive, features = Additive(Gaussian(White(), sigma=0.3)), torch.randn(2, 3, 7, 7).bfloat16()
     torch.manual_seed(0)
-    field = additive.gate(2, 7, 7)[:, None] * features.float().square().mean((1, 2, 3), keepdim=True).sqrt()
+    field = additive.gate.kernel.sample(2, 7, 7)[:, None] * 0.3 * features.float().square().mean((1, 2, 3), keepdim=True).sqrt()
     torch.manual_seed(0)
     assert torch.equal(additive.train()(features), features + field.bfloat16())
 
@@ -220,16 +233,37 @@ def test_gate_of_the_public_layer() -> None:
         (lambda: GaussianChaosNoise(boundary="both"), r"boundary must be one of outside, inside, got 'both'"),
         (lambda: GaussianChaosNoise(normalization="l2"), r"normalization must be one of samplewise, wick, got 'l2'"),
         (lambda: HardMask(White(), p=1), r"p must be a number in \[0, 1\), got 1"),
-        (lambda: Additive(White(), sigma=-0.1), r"sigma must be a finite number >= 0, got -0.1"),
+        (lambda: Additive(Gaussian(White(), sigma=-0.1)), r"sigma must be a finite number >= 0, got -0.1"),
         (lambda: make_mechanism("bernoulli", "", {"p": 1.0}), r"p must be a number in \[0, 1\), got 1.0"),
         (lambda: make_mechanism("block", "", {"p": 0.1, "block_size": 0}), r"block_size must be a whole number >= 1, got 0"),
-        (lambda: make_mechanism("bernoulli", "", {"gamma": 1.0}), r"gamma has no meaning for law bernoulli, which takes p"),
+        (
+            lambda: make_mechanism("bernoulli", "", {"gamma": 1.0}),
+            r"gamma has no meaning for law bernoulli, injection multiplicative, which take p",
+        ),
         (
             lambda: make_mechanism("wick", "white", {"energy": 1.0}),
-            "energy has no meaning for law wick with kernel white, which takes beta",
+            "energy has no meaning for law wick with kernel white, injection multiplicative, which take beta",
         ),
         (lambda: make_mechanism("gauss", "white", {}), r"law must be one of samplewise, .*, got 'gauss'"),
         (lambda: DirichletGreen(energy=1.0, match_variance=True), r"energy has no effect with match_variance=true"),
+        (
+            lambda: make_mechanism("bernoulli", "white", {}),
+            "kernel has no meaning for law bernoulli, which draws no field",
+        ),
+        (lambda: make_mechanism("wick", "white", {}, "added"), r"injection must be one of multiplicative, .*, got 'added'"),
+        (
+            lambda: make_mechanism("wick", "white", {"relative": True}),
+            r"relative has no meaning for law wick .* multiplicative",
+        ),
+        (lambda: make_mechanism("gaussian", "white", {"p": 0.1, "sigma": 1.0}), r"p replaces sigma: give one of them"),
+        (
+            lambda: make_mechanism("gaussian", "white", {"relative": False, "channel_rms": True}),
+            r"channel_rms needs relative=true, got relative=false",
+        ),
+        (
+            lambda: make_mechanism("hard_mask", "white", {"per_channel": True}, "removal"),
+            r"per_channel has no meaning for injection=removal",
+        ),
         (lambda: make_mechanism("wick", "green", {}), r"kernel must be one of dirichlet_green, .*, got 'green'"),
     ],
 )

@@ -8,10 +8,11 @@ import torch
 from test_inject import BACKBONES, Ramp, make, times
 from torch import Tensor, nn
 
-from gch_bench.noise import Additive, DirichletGreen, GaussianChaosNoise, HardMask, PeriodicGreen, inject
+from gch_bench.noise import Additive, DirichletGreen, Gaussian, GaussianChaosNoise, HardMask, PeriodicGreen, inject
 from gch_bench.noise.draws import Draws
 from gch_bench.noise.hooks import Placement, stage_hooks
-from gch_bench.noise.placement import MINIMUM_CHANGE, NoiseDoesNothing, Probe, feature_stages, logit_change, perturbed
+from gch_bench.noise.placement import MINIMUM_CHANGE, NoiseDoesNothing, Probe, logit_change, perturbed
+from gch_bench.noise.stages import feature_stages
 
 
 def gate_by_hand(model: nn.Module, images: Tensor, module: str, layout: str, grid: tuple[int, int]) -> float:
@@ -164,10 +165,10 @@ def test_measuring_leaves_no_trace(name: str) -> None:
 def test_shared_additive_noise_is_removed_by_centring() -> None:
     model, images = make("convnext_tiny")
     with pytest.raises(NoiseDoesNothing, match=r"none of L1\.\.L4 with this noise"):
-        inject(model, Additive(DirichletGreen(), 1.0), ["L4"], images=images)
-    inject(model, Additive(DirichletGreen(), 1.0, per_channel=True), ["L4"], images=images)
+        inject(model, Additive(Gaussian(DirichletGreen(), 1.0)), ["L4"], images=images)
+    inject(model, Additive(Gaussian(DirichletGreen(), 1.0, per_channel=True)), ["L4"], images=images)
     model, images = make("resnet18")
-    inject(model, Additive(DirichletGreen(), 1.0), ["L4"], images=images)
+    inject(model, Additive(Gaussian(DirichletGreen(), 1.0)), ["L4"], images=images)
 
 
 def test_reasons() -> None:
@@ -179,7 +180,7 @@ def test_reasons() -> None:
 
     for mechanism in (None, HardMask(DirichletGreen(), 0.9), GaussianChaosNoise(0.5)):
         assert "on the stage's 1x1 map it is the IDENTITY: use larger images" in refused(size=32, mechanism=mechanism)
-    assert "1x1" in refused(size=32, mechanism=Additive(PeriodicGreen()))
+    assert "1x1" in refused(size=32, mechanism=Additive(Gaussian(PeriodicGreen())))
     assert "2x2 map it is the IDENTITY" in refused(mechanism=HardMask(DirichletGreen(), 0.1)), "it keeps 4 of 4 sites"
     assert "raise its strength" in refused(mechanism=GaussianChaosNoise(1e-6))
 

@@ -24,7 +24,7 @@ from gch_bench.data.transforms import Normalisation
 from gch_bench.distributed import World
 from gch_bench.errors import UserError
 from gch_bench.evaluation.predict import Predictor, predict
-from gch_bench.noise.mechanism import Gate
+from gch_bench.noise.gates import Gate
 from gch_bench.results.records import CELL_CLEAN
 from gch_bench.training.loop import TrainingJob, train
 from gch_bench.training.optim import ema_warning

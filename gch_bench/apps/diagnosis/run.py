@@ -34,7 +34,7 @@ from gch_bench.display import Display
 from gch_bench.errors import UserError
 from gch_bench.loggers import open_logger
 from gch_bench.memory import keep_freed_memory
-from gch_bench.noise.placement import feature_stages
+from gch_bench.noise.stages import feature_stages
 from gch_bench.provenance import provenance
 from gch_bench.report import geometry, geometry_compare, geometry_figures
 from gch_bench.report.figure_style import save

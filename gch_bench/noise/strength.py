@@ -20,16 +20,17 @@ FEWEST_DRAWS = 256  # for large maps
 class Realised(NamedTuple):
     """The measured strength on an H x W map, with the expected value beside each number.
 
-    An expected value is None where no closed form is known.
+    An expected value is None where no closed form is known. Noise inside an attention has no gate on a map, so that nothing of
+    it is measured; its nominal and expected drop rates are those of the keys.
     """
 
-    drop_rate: float  # share of sites that are set to zero
+    drop_rate: float | None  # share of sites that are set to zero
     nominal_drop_rate: float  # the mechanism's option p; 0 for gates that never drop a site
     expected_drop_rate: float | None
-    inner_drop_rate: float  # drop_rate without the map's outermost ring, where boundary="inside" pins psi to 0
-    gate_variance: float  # mean over sites of Var xi(x); additive noise: variance of what is added to a map of ones
+    inner_drop_rate: float | None  # drop_rate without the map's outermost ring, where boundary="inside" pins psi to 0
+    gate_variance: float | None  # mean over sites of Var xi(x); additive noise: variance of what is added to a map of ones
     expected_gate_variance: float | None
-    pooled_distortion: float  # E (mean_x xi(x) - 1)^2: what the noise does to the pooled feature of a constant map
+    pooled_distortion: float | None  # E (mean_x xi(x) - 1)^2: what the noise does to the pooled feature of a constant map
     expected_pooled_distortion: float | None
 
 
@@ -53,6 +54,9 @@ def realised(mechanism: Mechanism, height: int, width: int) -> Realised:
     Raises:
         ValueError: the map is too small for the mechanism's kernel.
     """
+    if mechanism.place == "attention":
+        expected = mechanism.expected(height, width)
+        return Realised(None, expected.nominal_drop_rate, expected.drop_rate, None, None, None, None, None)
     gates_BHW = draw_gates(mechanism, height, width)
     dropped_HW = (gates_BHW == 0).double().mean(0)
     inner_HW = dropped_HW[1:-1, 1:-1] if min(height, width) > 2 else dropped_HW

@@ -1,0 +1,156 @@
+"""The family of dropout: single values, channels, samples, blocks of sites, or keys of an attention are set to zero."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from gch_bench.checks import check_probability, check_whole_number
+from gch_bench.noise import theory
+from gch_bench.noise.draws import Draws, GlobalDraws
+from gch_bench.noise.mechanism import DENSE_COVARIANCE_SITES, Expected, Mechanism
+
+MASKED = (
+    -1e12
+)  # added to the logit of a dropped key, as in DropKey's code: a query all of whose keys are dropped sees all alike
+
+
+class Dropout(Mechanism):
+    """Sets values to zero independently with probability p and scales the others by 1 / (1 - p), like torch.nn.Dropout.
+
+    Args:
+        p: probability in [0, 1).
+    """
+
+    def __init__(self, p: float = 0.1) -> None:
+        super().__init__()
+        check_probability("p", p, below_one=True)
+        self.p = p
+
+    def draw(self, features: Tensor, draws: Draws) -> Tensor:
+        return self._mask(draws, features.shape)
+
+    def _mask(self, draws: Draws, shape: Sequence[int]) -> Tensor:
+        return draws.uniform(shape).ge_(self.p).mul_(1 / (1 - self.p))
+
+    @property
+    def is_off(self) -> bool:
+        return self.p == 0
+
+    def expected(self, height: int, width: int) -> Expected:
+        variance = theory.iid_mask_distortion(self.p) ** 2
+        return Expected(self.p, self.p, variance, variance / (height * width))
+
+    def extra_repr(self) -> str:
+        return f"p={self.p:g}"
+
+
+class SpatialDropout(Dropout):
+    """Sets whole channels to zero independently with probability p and scales the others, like torch.nn.Dropout2d."""
+
+    def draw(self, features: Tensor, draws: Draws) -> Tensor:
+        return self._mask(draws, (*features.shape[:2], 1, 1))
+
+    def expected(self, height: int, width: int) -> Expected:
+        return super().expected(height, width)._replace(pooled_distortion=theory.iid_mask_distortion(self.p) ** 2)
+
+
+class SampleDropout(SpatialDropout):
+    """Sets all features of a sample, class token included, to zero with probability p; the others are scaled by 1 / (1 - p).
+
+    On the residual branches of a stage this is stochastic depth (Huang et al., arXiv 1603.09382), as timm's DropPath.
+    """
+
+    on_prefix_tokens = True
+
+    def draw(self, features: Tensor, draws: Draws) -> Tensor:
+        return self._mask(draws, (len(features), 1, 1, 1))
+
+
+class KeyDropout(Mechanism):
+    """DropKey (Li et al., arXiv 2208.02646): each key of an attention is dropped with probability p, for each query and head.
+
+    This happens before the softmax, which makes the remaining weights sum to one, so that nothing is scaled.
+
+    It has no gate on a map: `inject` attaches it to the attention modules inside a stage, which must take an `attn_mask`.
+
+    Args:
+        p: probability in [0, 1).
+    """
+
+    place = "attention"
+
+    def __init__(self, p: float = 0.1) -> None:
+        super().__init__()
+        check_probability("p", p, below_one=True)
+        self.p = p
+
+    @torch.compiler.disable
+    def attention_mask(self, tokens_BNC: Tensor, heads: int, draws: Draws | None) -> Tensor:
+        """What is added to the logits of the attention: (B, heads, N, N), 0 or MASKED, in the type of the tokens."""
+        batch, tokens, _ = tokens_BNC.shape
+        draws = GlobalDraws(tokens_BNC.device) if draws is None else draws
+        dropped = draws.uniform((batch, heads, tokens, tokens)) < self.p
+        return dropped.to(tokens_BNC.dtype) * MASKED
+
+    @property
+    def is_off(self) -> bool:
+        return self.p == 0
+
+    def expected(self, height: int, width: int) -> Expected:
+        return Expected(self.p, self.p)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p:g}"
+
+
+class DropBlock(Mechanism):
+    """DropBlock (Ghiasi et al., arXiv 1810.12890) with the seeds and blocks of timm's `drop_block_2d`.
+
+    The kept sites are scaled by 1 / E(share of kept sites), which depends on the map's size only, so that the noise on an image
+    does not depend on the other images. timm divides by the share that was kept in the batch at hand.
+
+    Args:
+        p: the nominal drop probability in [0, 1).
+        block_size: side of a block in sites, >= 1; it is cut to the map's size.
+        per_channel: whether every channel has blocks of its own.
+    """
+
+    def __init__(self, p: float = 0.1, block_size: int = 7, per_channel: bool = False) -> None:
+        super().__init__()
+        check_probability("p", p, below_one=True)
+        check_whole_number("block_size", block_size, low=1)
+        self.p = p
+        self.block_size = block_size
+        self.per_channel = per_channel
+
+    def draw(self, features: Tensor, draws: Draws) -> Tensor:
+        batch, channels, height, width = features.shape
+        rows, columns = min(self.block_size, height), min(self.block_size, width)
+        seeds = draws.uniform((batch, channels if self.per_channel else 1, height, width))
+        seeds.lt_(theory.dropblock_seed_rate(self.p, self.block_size, height, width))
+        blocks = nn.functional.max_pool2d(seeds, (rows, columns), stride=1, padding=(rows // 2, columns // 2))
+        blocks = blocks[..., (rows + 1) % 2 :, (columns + 1) % 2 :]  # blocks of an even side give one row or column too many
+        return (1 - blocks).mul_(1 / _share_kept(self.p, self.block_size, height, width))
+
+    @property
+    def is_off(self) -> bool:
+        return self.p == 0
+
+    def expected(self, height: int, width: int) -> Expected:
+        kept_HW = theory.dropblock_kept(self.p, self.block_size, height, width)
+        share = float(kept_HW.mean())
+        variance = float((kept_HW * (1 - kept_HW)).mean()) / share**2
+        if height * width > DENSE_COVARIANCE_SITES:
+            return Expected(self.p, 1 - share, variance)
+        covariance_NN = theory.dropblock_covariance(self.p, self.block_size, height, width)
+        return Expected(self.p, 1 - share, variance, theory.pooled_distortion(covariance_NN))
+
+    def extra_repr(self) -> str:
+        return f"p={self.p:g}, block_size={self.block_size}{', per_channel' if self.per_channel else ''}"
+
+
+@lru_cache(maxsize=256)
+def _share_kept(p: float, block_size: int, height: int, width: int) -> float:
+    return float(theory.dropblock_kept(p, block_size, height, width).mean())
