@@ -179,6 +179,21 @@ def test_no_random_covariance_has_more_entropy(boundary: str, height: int, width
     assert closest < 0.01, "some candidates should come close, or the test would be empty"
 
 
+@pytest.mark.parametrize(
+    ("side", "figures"),
+    [
+        (4, (0.06380, 0.00007, 0.00650, 0.04641, math.inf, 0.01990)),
+        (7, (0.07988, 0.00019, 0.01101, 0.05992, math.inf, 0.01928)),
+        (14, (0.09312, 0.00054, 0.01603, 0.07143, math.inf, 0.02019)),
+    ],
+)
+def test_gap_figures(side: int, figures: tuple[float, ...]) -> None:
+    """Those of docs/theory.md, in nats per site; they do not depend on the energy."""
+    for energy in (None, 0.1):
+        found = max_entropy_check(side, side, energy).gap_per_site.values()
+        assert tuple(round(gap, 5) for gap in found) == figures
+
+
 def test_the_verdict_follows_from_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max_entropy_check(4, 5).holds
     with monkeypatch.context() as patch:

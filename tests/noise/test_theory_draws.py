@@ -135,6 +135,19 @@ def test_pooled_distortion_and_coherence(spread: float) -> None:
         assert close(theory.pooled_distortion(block), (masks(DropBlock(p, 2), 4, 4).mean(1) - 1).square())
 
 
+@pytest.mark.parametrize("spread", [0.1, 1.0])
+def test_contrast_is_amplified_by_coherence(spread: float) -> None:
+    """1.4.4: iid masks multiply mean ||F(x) - mean F||^2 by 1 + v (1 - 1/N) / (1 - kappa), but ||F||^2 by 1 + v."""
+    p, generator = 0.3, torch.Generator().manual_seed(6)
+    features = 1 + spread * torch.randn(12, 3, generator=generator, dtype=torch.float64)
+    noisy = masks(Dropout(p), 3, 4)[:, :, None] * features
+    contrast = (noisy - noisy.mean(1, keepdim=True)).square().sum(2).mean(1)
+    variance = theory.iid_mask_distortion(p) ** 2
+    factor = 1 + variance * (1 - 1 / 12) / (1 - theory.coherence(features))
+    assert close(factor * float((features - features.mean(0)).square().sum(1).mean()), contrast)
+    assert close(variance, (noisy - features).square().sum((1, 2)) / features.square().sum())
+
+
 @pytest.mark.parametrize(("mean", "sd"), [(0.0, 1.0), (2.0, 0.5)])
 def test_batchnorm_records_an_inflated_variance(mean: float, sd: float) -> None:
     """1.3: 1 + (1 + mean^2 / variance) Var xi, read from the layer's running variance."""
@@ -149,3 +162,17 @@ def test_batchnorm_records_an_inflated_variance(mean: float, sd: float) -> None:
     spread = (noisy - mean).square().mean((1, 2, 3)).double()
     assert close(expected * sd**2, spread)
     assert float(layer.running_var[0]) == pytest.approx(float(spread.mean()), rel=1e-3)
+
+
+def test_a_site_norm_removes_a_gate() -> None:
+    """1.3: a LayerNorm over the channels of each site hides positive gates and noise that all channels share, not masks."""
+    features = torch.randn(8, 3, 4, 16, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    layer = torch.nn.LayerNorm(16, eps=0.0, dtype=torch.float64)
+    for law in LAWS:
+        gate = log_gates(law, "outside", 3, 4)[:8].exp().view(8, 3, 4, 1)
+        torch.testing.assert_close(layer(features * gate), layer(features))
+    shared = DirichletGreen().sample(8, 3, 4, torch.Generator().manual_seed(1)).double()[..., None]
+    torch.testing.assert_close(layer(features + shared), layer(features))
+    mask = masks(Dropout(0.4), 3, 4)[:8].view(8, 3, 4, 1)
+    changed = torch.nn.LayerNorm(16, dtype=torch.float64)(features * mask) - layer(features)
+    assert float(changed.detach().abs().max()) > 0.1

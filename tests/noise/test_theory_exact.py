@@ -1,8 +1,10 @@
 """The closed forms on every grid up to 12 x 12, against a Laplacian that is inverted by numpy and sums over listed edges."""
 
 import math
+import re
 from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,6 +54,8 @@ def test_closed_forms_are_those_of_the_dense_inverse(boundary: str) -> None:
         np.testing.assert_allclose(kernel.covariance(height, width), green / BETA, **same)
         np.testing.assert_allclose(kernel.variance(height, width).flatten(), diagonal / BETA, **same)
         np.testing.assert_allclose(kernel.resistance(height, width), resistance, **same)
+        free = diagonal > 0
+        assert (kernel.covariance(height, width).numpy()[np.ix_(free, free)] > 0).all()
         variance = theory.log_ratio_variance(kernel, height, width, GAMMA)
         np.testing.assert_allclose(variance, GAMMA**2 * resistance / BETA, **same)
         wick = theory.log_ratio_mean(kernel, height, width, GAMMA, "wick")
@@ -127,3 +131,26 @@ def test_flip_probability_with_a_mean() -> None:
         expected = 0.5 * math.erfc((margin + mean) / sd / math.sqrt(2))
         assert float(theory.flip_probability(margin, sd, mean)) == pytest.approx(expected, rel=1e-12)
     assert float(theory.flip_probability(0.5, 0.7)) == float(theory.flip_probability(0.5, 0.7, 0.0))
+
+
+def test_pooled_distortion_figures() -> None:
+    """Those of docs/theory.md, on a constant 7x7 map, with the factor over independent noise of equal variance."""
+    kept = theory.dropblock_kept(0.1, 3, 7, 7)
+    block_variance = float((kept * (1 - kept)).mean() / kept.mean() ** 2)
+    wick_variance = float(theory.wick_gate_variance(DirichletGreen(), 7, 7, 1.0).mean())
+    for covariance, variance, figures in (
+        (theory.dropblock_covariance(0.1, 3, 7, 7), block_variance, (0.0264, 0.174, 7.4)),
+        (theory.wick_gate_covariance(DirichletGreen(), 7, 7, 1.0), wick_variance, (0.0615, 0.490, 6.1)),
+    ):
+        distortion = theory.pooled_distortion(covariance)
+        assert (round(distortion, 4), round(variance, 3), round(49 * distortion / variance, 1)) == figures
+
+
+def test_the_page_on_theory_names_tests_that_exist() -> None:
+    repository = Path(__file__).parents[2]
+    named = set(re.findall(r"`(test_\w+)`", (repository / "docs" / "theory.md").read_text()))
+    defined = {
+        name for path in (repository / "tests").rglob("*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    assert len(named) > 30
+    assert not named - defined
