@@ -30,22 +30,37 @@ def log_ratio_variance(kernel: Kernel, height: int, width: int, gamma: float) ->
     return gamma**2 * (variance_N[:, None] + variance_N[None, :] - 2 * covariance_NN)
 
 
-def flip_probability(log_margin: Tensor | float, log_ratio_sd: Tensor | float) -> Tensor:
-    """Probability Phi(-m / s) that a sample-wise gate flips the order of two positive features.
+def flip_probability(log_margin: Tensor | float, log_ratio_sd: Tensor | float, log_ratio_mean: Tensor | float = 0.0) -> Tensor:
+    """Phi(-(m + mean) / s), the probability that log F(x)/F(y) + log xi(x)/xi(y) < 0: the gate reverses F(x) > F(y).
 
     Args:
         log_margin: m = log F(x) - log F(y) > 0.
-        log_ratio_sd: s, the square root of `log_ratio_variance` at (x, y).
+        log_ratio_sd: s, the square root of `log_ratio_variance` at (x, y); > 0.
+        log_ratio_mean: the mean of log xi(x)/xi(y), `log_ratio_mean` at (x, y); 0 for the sample-wise gate.
 
     Returns:
         float64, of the shape to which the arguments broadcast.
     """
-    ratio = torch.as_tensor(log_margin, dtype=torch.float64) / torch.as_tensor(log_ratio_sd, dtype=torch.float64)
-    return torch.special.ndtr(-ratio)
+    margin, sd, mean = (torch.as_tensor(each, dtype=torch.float64) for each in (log_margin, log_ratio_sd, log_ratio_mean))
+    return torch.special.ndtr(-(margin + mean) / sd)
+
+
+def edge_roughness(kernel: Kernel, height: int, width: int, gamma: float, normalization: str = "samplewise") -> float:
+    """E sum of (log xi(x) - log xi(y))^2 over the edges of the map, for a gate with any kernel.
+
+    It is the sum over neighbours x and y of `log_ratio_variance`, and for `normalization="wick"` also of the squares of
+    `log_ratio_mean`. With boundary="inside" the pinned ring belongs to the map, and so do the edges to it. It takes two dense
+    matrices (N, N).
+    """
+    second_NN = log_ratio_variance(kernel, height, width, gamma)
+    second_NN = second_NN + log_ratio_mean(kernel, height, width, gamma, normalization).square()
+    right_N = second_NN.diagonal(1).clone()  # x and x + 1 in row-major order
+    right_N[width - 1 :: width] = 0  # the last site of a row and the first of the next one are no neighbours
+    return float(right_N.sum() + second_NN.diagonal(width).sum())
 
 
 def roughness(kernel: DirichletGreen, height: int, width: int, gamma: float) -> float:
-    """E sum of (log xi(x) - log xi(y))^2 over the edges of the map, for the sample-wise gate.
+    """`edge_roughness` of the sample-wise gate with the Dirichlet Green kernel on a free map, by its closed form.
 
     It equals (gamma^2 / beta) (|U| - sum_x b(x) G_xx) by Foster's theorem, where |U| is the number of sites and b(x) the number
     of edges from site x to the pinned ring around the map.
@@ -58,17 +73,57 @@ def roughness(kernel: DirichletGreen, height: int, width: int, gamma: float) -> 
     boundary_HW = torch.zeros(height, width, dtype=torch.float64)
     for edge in (boundary_HW[0], boundary_HW[-1], boundary_HW[:, 0], boundary_HW[:, -1]):
         edge += 1
-    # Var psi(x) = G_xx / beta. `scale` is 1 / beta, or with match_variance the factor that takes its place.
-    scale = kernel.variance(height, width)[0, 0] / DirichletGreen().variance(height, width)[0, 0]
-    return float(gamma**2 * (scale * height * width - (boundary_HW * kernel.variance(height, width)).sum()))
+    to_the_ring = gamma**2 * float((boundary_HW * kernel.variance(height, width)).sum())
+    return roughness_with_boundary(kernel, height, width, gamma) - to_the_ring
 
 
-def pooled_distortion(gate_covariance_NN: Tensor) -> float:
-    """E ||mean_x F~ - mean_x F||^2 / ||mean_x F||^2 for a map F that is constant over the sites.
+def roughness_with_boundary(kernel: DirichletGreen, height: int, width: int, gamma: float) -> float:
+    """E sum of gamma^2 (psi(x) - psi(y))^2 over all edges that touch a free site: exactly |U| gamma^2 / beta.
 
-    F~ is the map with noise. The value is the mean over x and y of Cov(xi(x), xi(y)), the matrix (N, N) that is given.
+    The edges to the pinned ring, where psi = 0, are included. |U| is the number of free sites: the whole map with
+    boundary="outside"; the inner (H-2) x (W-2) sites with boundary="inside", where it equals `edge_roughness` of the map.
+
+    Raises:
+        ValueError: the kernel is not the Dirichlet Green kernel, for which alone the formula holds.
     """
-    return float(gate_covariance_NN.mean())
+    if type(kernel) is not DirichletGreen:
+        raise ValueError(f"roughness_with_boundary needs DirichletGreen, got {kernel}")
+    variance_HW = kernel.variance(height, width)
+    unit_HW = DirichletGreen(boundary=kernel.boundary).variance(height, width)
+    # Var psi(x) = G_xx / beta. `scale` is 1 / beta, or the factor that takes its place with energy or match_variance.
+    scale = float(variance_HW.max() / unit_HW.max())
+    sites = (height - 2 * kernel.pinned) * (width - 2 * kernel.pinned)
+    return gamma**2 * scale * sites
+
+
+def coherence(features_NC: Tensor) -> float:
+    """||mean_x F(x)||^2 / mean_x ||F(x)||^2 of features F (N sites, C channels): 1 if all sites agree, 0 if their mean is 0."""
+    return float(features_NC.mean(0).square().sum() / features_NC.square().sum(1).mean())
+
+
+def pooled_distortion(gate_covariance_NN: Tensor, features_NC: Tensor | None = None) -> float:
+    """E ||mean_x F~ - mean_x F||^2 / ||mean_x F||^2 for a map F whose sites are multiplied by a gate of mean one.
+
+    F~ is the map with noise. The value is the mean over x and y of Cov(xi(x), xi(y)) <F(x), F(y)> / ||mean F||^2. For an iid
+    mask it is p / (1-p) / (N kappa), where kappa is the `coherence` of the map.
+
+    Args:
+        gate_covariance_NN: Cov(xi(x), xi(y)), (N, N).
+        features_NC: F, (N sites, C channels); default: a map that is constant over the sites.
+    """
+    if features_NC is None:
+        return float(gate_covariance_NN.mean())
+    products_NN = features_NC @ features_NC.T
+    return float((gate_covariance_NN * products_NN).mean() / products_NN.mean())
+
+
+def batchnorm_inflation(gate_variance: float, mean: float, variance: float) -> float:
+    """The factor by which a mean-one gate inflates the variance of a channel over images and sites: what a BatchNorm records.
+
+    It is 1 + (1 + mean^2 / variance) Var xi for features that are independent of the gate, with the mean and the variance that
+    the channel has without noise at every site. A law with other variances at other sites enters through its mean over sites.
+    """
+    return 1 + (1 + mean**2 / variance) * gate_variance
 
 
 def wick_gate_variance(kernel: Kernel, height: int, width: int, gamma: float) -> Tensor:
