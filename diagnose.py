@@ -1,4 +1,4 @@
-"""Spectra, transport and static channels of a network: python diagnose.py model=resnet50 checkpoint=FILE"""
+"""The geometry of weights, or what noise would do to a network: python diagnose.py model=resnet50 checkpoint=FILE"""
 
 import hydra
 from omegaconf import DictConfig
@@ -10,10 +10,10 @@ from gch_bench.apps.cli import diagnosis_config, entry, reported
 def main(config: DictConfig) -> None:
     with reported():
         values = diagnosis_config(config)
-        from gch_bench.apps.diagnosis.run import diagnose  # after --help: torch takes seconds to import
+        from gch_bench.apps.diagnosis.modes import MODES  # after --help: torch takes seconds to import
 
-        diagnose(values)
+        MODES[values.mode](values)
 
 
 if __name__ == "__main__":
-    entry(main)
+    entry(main, noise_list=True)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from hydra import compose
 from hydra.core.config_store import ConfigStore
 from hydra.errors import CompactHydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
@@ -55,9 +56,28 @@ def diagnosis_config(config: DictConfig) -> DiagnoseConfig:
         UserError: see `config.parse.parse`.
     """
     values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    if isinstance(values["chain"], str):
-        values["chain"] = [values["chain"]]
+    for name in ("chain", "stages"):
+        if isinstance(values[name], str):
+            values[name] = [values[name]]
+    values["mechanisms"] = [noise_preset(entry) for entry in values["mechanisms"]]
     return parse(values, DiagnoseConfig)
+
+
+def noise_preset(entry: Any) -> dict[str, Any]:
+    """The section `noise` of a preset in configs/noise/.
+
+    Args:
+        entry: the preset's name, or a mapping with its name and options that replace its own: {name: gch, gamma: 2}.
+
+    Raises:
+        UserError: the entry is neither.
+    """
+    options = entry if isinstance(entry, dict) else {"name": entry}
+    if not isinstance(options.get("name"), str):
+        raise UserError(f"noise must be a list of names such as gch, or of {{name: gch, gamma: 2}}, got {entry}")
+    composed = compose("diagnose", overrides=[f"noise={options['name']}"])
+    values: Any = OmegaConf.to_container(composed.noise, resolve=True)
+    return {**values, **options}
 
 
 def report_config(config: DictConfig) -> ReportConfig:
@@ -88,20 +108,24 @@ def reported() -> Iterator[None]:
         stop(hydra_message(error))
 
 
-def entry(main: Callable[[], Any]) -> None:
-    """Run `main`, a function decorated with hydra.main. Errors in composing its config are reported like errors of the task."""
+def entry(main: Callable[[], Any], noise_list: bool = False) -> None:
+    """Run `main`, a function decorated with hydra.main. Errors in composing its config are reported like errors of the task.
+
+    Args:
+        noise_list: whether `noise=[gch,dropout]` is allowed; the list becomes the field `mechanisms`.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
     with reported():
-        sys.argv[1:] = with_recipe([argument(text) for text in sys.argv[1:]])
+        sys.argv[1:] = with_recipe([argument(text, noise_list) for text in sys.argv[1:]])
         register_defaults()
         main()
 
 
-def argument(text: str) -> str:
+def argument(text: str, noise_list: bool = False) -> str:
     """A command-line argument as Hydra must get it: `corruptions=[fog,snow]` becomes `corruptions.names=[fog,snow]`.
 
-    Hydra itself would read a list for a group as several choices to merge, the last on top. For the other groups a list raises
-    UserError.
+    Hydra itself would read a list for a group as several choices to merge, the last on top. With `noise_list`,
+    `noise=[gch,dropout]` becomes `mechanisms=[gch,dropout]`. For the other groups a list raises UserError.
     """
     if text.startswith("="):
         raise UserError(no_pair(text))
@@ -110,6 +134,8 @@ def argument(text: str) -> str:
         return text
     if group[1] == "corruptions":
         return text.replace("corruptions=", "corruptions.names=", 1)
+    if group[1] == "noise" and noise_list:
+        return text.replace("noise=", "mechanisms=", 1)
     raise UserError(f"{group[1]} must be one choice, got {text}; for one run each: -m {group[1]}=CHOICE,CHOICE")
 
 

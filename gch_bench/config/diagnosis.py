@@ -7,8 +7,11 @@ from typing import Any
 from gch_bench.checks import check, check_choice
 from gch_bench.config.data import DataConfig
 from gch_bench.config.parse import NOT_IN_IDENTITY
-from gch_bench.config.run import DEVICES, MEMORY, LoggerConfig, ModelConfig
+from gch_bench.config.run import DEVICES, MEMORY, LoggerConfig, ModelConfig, NoiseConfig
 from gch_bench.errors import UserError
+
+MODES = ("geometry", "describe", "match", "compatibility")
+QUANTITIES = ("gate_variance", "log_variance")
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,20 @@ class JacobianConfig:
 
 
 @dataclass(frozen=True)
+class CompatibilityConfig:
+    """How much mode=compatibility measures. Raises FieldError on a value out of its range."""
+
+    images: int = 64  # validation images of data= whose activations are looked at, spread evenly over the set
+    passes: int = 8  # noisy forward passes of each image
+    gates: int = 4096  # draws for what concerns the gate alone
+
+    def __post_init__(self) -> None:
+        check(self.images >= 8, "images", ">= 8", self.images)
+        check(self.passes >= 2, "passes", ">= 2", self.passes)
+        check(self.gates >= 256, "gates", ">= 256", self.gates)
+
+
+@dataclass(frozen=True)
 class DiagnoseConfig:
     """One diagnosis: of a network (model, with checkpoint or checkpoints), of a safetensors file (source), or of finished runs.
 
@@ -76,7 +93,18 @@ class DiagnoseConfig:
 
     model: ModelConfig
     data: DataConfig
+    noise: NoiseConfig
     logger: LoggerConfig = field(metadata=NOT_IN_IDENTITY)
+    # geometry: what weights look like. describe, match, compatibility: what noise is, how strong, and what it does.
+    mode: str = "geometry"
+    # The mechanisms of mode=match and compatibility, which noise=[gch,dropout] fills; empty: the one of noise=NAME.
+    mechanisms: list[NoiseConfig] = field(default_factory=list)
+    stages: list[str] = field(default_factory=lambda: ["L4"])  # where they are looked at: L1..L4, or module names
+    # Size of the map [HEIGHT,WIDTH] for mode=describe and match; null: that of the first stage of model=.
+    grid: list[int] | None = None
+    reference: str = "gch"  # mode=match: a mechanism whose strength the others get, or the strength itself, such as 0.4
+    quantity: str = "gate_variance"  # mode=match: the measure of strength, gate_variance | log_variance
+    compatibility: CompatibilityConfig = field(default_factory=CompatibilityConfig)
     # File of a state dict for the network of model=; the same as model.checkpoint.
     checkpoint: str | None = field(default=None, metadata=NOT_IN_IDENTITY)
     # Several such files, which the report shows side by side.
@@ -103,6 +131,11 @@ class DiagnoseConfig:
     output: str | None = field(default=None, metadata=NOT_IN_IDENTITY)
 
     def __post_init__(self) -> None:
+        check_choice("mode", self.mode, MODES)
+        check_choice("quantity", self.quantity, QUANTITIES)
+        check(bool(self.stages), "stages", "a list of stages such as [L4]", self.stages)
+        grid = self.grid
+        check(grid is None or (len(grid) == 2 and min(grid) >= 1), "grid", "[HEIGHT,WIDTH], each >= 1, or null", grid)
         check_choice("device", self.device, DEVICES)
         check_choice("memory", self.memory, MEMORY)
         check(self.threads is None or 1 <= self.threads <= 1024, "threads", "in 1..1024 or null", self.threads)

@@ -9,7 +9,8 @@ from scipy.stats import norm
 
 from gch_bench.noise import DirichletGreen, GaussianChaosNoise, HardMask, theory
 from gch_bench.noise.draws import GlobalDraws
-from gch_bench.noise.mechanism import DropBlock, Dropout, Mechanism
+from gch_bench.noise.dropout import DropBlock, Dropout
+from gch_bench.noise.mechanism import Mechanism
 
 COUNT = 100_000
 SIGMA = 5  # standard errors allowed
