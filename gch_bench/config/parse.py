@@ -65,7 +65,7 @@ def defaults(kind: type) -> dict[str, Any]:
 
 
 def _dataclass_in(hint: Any) -> Any:
-    """The dataclass that a type hint names, alone or as in `Kind | None`; None for all others, lists of dataclasses included."""
+    """The dataclass that a type hint names, alone or as in `Kind | None`; None for others, lists of dataclasses included."""
     if typing.get_origin(hint) is list:
         return None
     return next((each for each in (hint, *typing.get_args(hint)) if is_dataclass(each)), None)

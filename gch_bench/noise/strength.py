@@ -34,8 +34,8 @@ class Realised(NamedTuple):
     expected_pooled_distortion: float | None
 
 
-def draw_gates(mechanism: Mechanism, height: int, width: int) -> Tensor:
-    """Apply the noise to many independent maps of ones: (draws, H, W), float64. The global random state is kept.
+def draw_gates(mechanism: Mechanism, height: int, width: int, draws: int | None = None) -> Tensor:
+    """Apply the noise to independent maps of ones: (draws, H, W), float64. The global random state is kept.
 
     The result of a multiplicative mechanism is its gate xi. The result of additive noise is 1 + the noise, where the RMS of the
     features is 1.
@@ -43,7 +43,7 @@ def draw_gates(mechanism: Mechanism, height: int, width: int) -> Tensor:
     Raises:
         ValueError: the map is too small for the mechanism's kernel.
     """
-    draws = max(VALUES // (height * width), FEWEST_DRAWS)
+    draws = max(VALUES // (height * width), FEWEST_DRAWS) if draws is None else draws
     with torch.no_grad(), own_draws(torch.device("cpu"), "realised strength"):
         return mechanism.apply_noise(torch.ones(draws, 1, height, width))[:, 0].double()
 

@@ -1,0 +1,260 @@
+"""What is measured of a mechanism's gate alone, on the stage's map: log-ratios, roughness, mean, variance and correlation.
+
+Shapes: B draws of the gate, H x W map, N = H*W sites in row-major order.
+"""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from gch_bench.noise import theory
+from gch_bench.noise.gates import Gate, Gaussian
+from gch_bench.noise.injection import Additive
+from gch_bench.noise.kernels import DirichletGreen, White
+from gch_bench.noise.mechanism import DENSE_COVARIANCE_SITES, Mechanism
+from gch_bench.noise.moments import both_kept_probability, drop_probability, gate_moments
+from gch_bench.results.compatibility import Row, mean_row, not_applicable, p_value, row
+from gch_bench.rng import generator
+
+RATIO, ROUGH, MEAN = "log-ratio", "roughness", "mean"
+RANDOM_PAIRS = 24  # pairs of sites besides the named ones whose log-ratio is measured
+QUANTILES = np.linspace(0.02, 0.98, 25)
+GROUPS = 16  # parts of the draws that the jackknife of a correlation length leaves out
+
+
+def named_pairs(height: int, width: int) -> dict[str, tuple[int, int]]:
+    """Pairs of sites that every report shows, as far as the map has them: name -> two sites in row-major order."""
+    at = lambda i, j: i * width + j  # noqa: E731
+    centre = at(height // 2, width // 2)
+    pairs = {
+        "centre and its neighbour": (centre, at(height // 2, max(width // 2 - 1, 0))),
+        "corner and its neighbour": (at(0, 0), at(0, min(1, width - 1))),
+        "centre and corner": (centre, at(0, 0)),
+        "opposite corners": (at(0, 0), at(height - 1, width - 1)),
+    }
+    seen: dict[tuple[int, int], str] = {}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and seen.setdefault(pair, name) == name}
+
+
+def random_pairs(sites: int, count: int) -> Tensor:
+    """`count` pairs of different sites, always the same: (count, 2), int64."""
+    first = torch.randint(sites, (count,), generator=generator("pairs", sites))
+    step = torch.randint(1, sites, (count,), generator=generator("steps", sites)) if sites > 1 else torch.ones_like(first)
+    return torch.stack([first, (first + step) % sites], 1)
+
+
+def gate_rows(mechanism: Mechanism, gates_BHW: Tensor) -> Iterator[Row]:
+    """All rows on the gate of one mechanism.
+
+    Args:
+        gates_BHW: independent draws of the gate (additive noise: one plus what is added), float64.
+    """
+    yield from _ratio_rows(mechanism, gates_BHW)
+    yield from _roughness_rows(mechanism, gates_BHW)
+    yield from _mean_rows(mechanism, gates_BHW)
+
+
+def log_ratio_law(mechanism: Mechanism, height: int, width: int) -> tuple[Tensor, Tensor] | None:
+    """Mean and standard deviation (N, N) of the Gaussian log xi(x)/xi(y); None for a law without this statement."""
+    if not isinstance(mechanism, Gate) or height * width > DENSE_COVARIANCE_SITES:
+        return None
+    mean_NN = theory.log_ratio_mean(mechanism.kernel, height, width, mechanism.gamma, mechanism.normalization)
+    return mean_NN, theory.log_ratio_variance(mechanism.kernel, height, width, mechanism.gamma).clamp_min(0).sqrt()
+
+
+def _ratio_rows(mechanism: Mechanism, gates_BHW: Tensor) -> Iterator[Row]:
+    draws, height, width = gates_BHW.shape
+    gates_BN = gates_BHW.flatten(1)
+    if height * width < 2:
+        yield not_applicable(RATIO, "variance", "the map has one site")
+        return
+    named = named_pairs(height, width)
+    others = random_pairs(height * width, RANDOM_PAIRS).tolist()
+    pairs = {**named, **{f"sites {x} and {y}": (x, y) for x, y in others}}
+    law = log_ratio_law(mechanism, height, width)
+    if mechanism.adds:
+        why = "the noise is added, so that what it does to a ratio of features depends on the features"
+        yield not_applicable(RATIO, "variance", why)
+    elif law is None:
+        yield not_applicable(RATIO, "variance", _no_law(mechanism))
+    else:
+        mean_NN, sd_NN = law
+        for name, (x, y) in pairs.items():
+            ratio_B = (gates_BN[:, x] / gates_BN[:, y]).log()
+            spread_B = (ratio_B - ratio_B.mean()).square() * (draws / (draws - 1))
+            yield mean_row(RATIO, "variance", spread_B, float(sd_NN[x, y] ** 2), at=name, x=float(sd_NN[x, y] ** 2))
+            if name in named:
+                yield mean_row(RATIO, "mean", ratio_B, float(mean_NN[x, y]), at=name)
+        name, (x, y) = next(iter(named.items()))
+        if sd_NN[x, y] > 0:
+            standard_B = ((gates_BN[:, x] / gates_BN[:, y]).log() - mean_NN[x, y]) / sd_NN[x, y]
+            yield from _normality_rows(standard_B, name)
+    yield from _singular_rows(mechanism, gates_BN, torch.tensor(others), height, width)
+
+
+def _no_law(mechanism: Mechanism) -> str:
+    if isinstance(mechanism, Gate):
+        return f"the map has more than {DENSE_COVARIANCE_SITES} sites"
+    if isinstance(mechanism, Gaussian):
+        return "a Gaussian gate may be negative, and its log is not Gaussian"
+    return "a mask sets sites to zero, where a ratio is 0, infinite or undefined"
+
+
+def _normality_rows(standard_B: Tensor, at: str) -> Iterator[Row]:
+    """The distance of Kolmogorov and Smirnov from N(0, 1), and quantiles with their intervals by the binomial distribution."""
+    values = np.sort(standard_B.numpy())
+    test = stats.kstest(values, "norm", method="asymp")
+    critical = float(stats.kstwobign.ppf(0.95) / math.sqrt(len(values)))
+    made = Row(RATIO, "distance from N(0, s^2)", at, measured=float(test.statistic), low=0.0, high=critical, theory=0.0)
+    yield made._replace(p_value=float(test.pvalue), n=len(values), note="Kolmogorov-Smirnov; interval: 95% of normal samples")
+    for level in QUANTILES:
+        low, high = (int(each) for each in stats.binom.ppf([0.025, 0.975], len(values), level))
+        rank = min(int(level * len(values)), len(values) - 1)
+        wanted = float(stats.norm.ppf(level))
+        p = stats.binomtest(int((values <= wanted).sum()), len(values), level).pvalue
+        interval = (float(values[low]), float(values[min(high, len(values) - 1)]))
+        yield Row(RATIO, "quantile", at, wanted, float(values[rank]), *interval, wanted, float(p), len(values))
+
+
+def _singular_rows(mechanism: Mechanism, gates_BN: Tensor, pairs_K2: Tensor, height: int, width: int) -> Iterator[Row]:
+    """The share of pairs whose ratio is 0, infinite, negative or undefined, because a gate is not positive."""
+    if mechanism.adds:
+        yield not_applicable(RATIO, "singular share", "the noise is added: there is no ratio of gates")
+        return
+    positive_BN = gates_BN > 0
+    singular_B = (~(positive_BN[:, pairs_K2[:, 0]] & positive_BN[:, pairs_K2[:, 1]])).double().mean(1)
+    expected = _singular_share(mechanism, pairs_K2, height, width)
+    yield mean_row(RATIO, "singular share", singular_B, expected, at="random pairs of sites")
+
+
+def _singular_share(mechanism: Mechanism, pairs_K2: Tensor, height: int, width: int) -> float | None:
+    if isinstance(mechanism, Gate):
+        return 0.0
+    if isinstance(mechanism, Gaussian) and isinstance(mechanism.kernel, White):
+        sd = mechanism.sigma * float(mechanism.kernel.variance(height, width)[0, 0]) ** 0.5
+        positive = float(stats.norm.cdf(1 / sd)) if sd > 0 else 1.0
+        return 1 - positive**2
+    both_NN = both_kept_probability(mechanism, height, width)
+    return None if both_NN is None else 1 - float(both_NN[pairs_K2[:, 0], pairs_K2[:, 1]].mean())
+
+
+def _roughness_rows(mechanism: Mechanism, gates_BHW: Tensor) -> Iterator[Row]:
+    _, height, width = gates_BHW.shape
+    name = "per site"
+    if mechanism.adds or bool((gates_BHW <= 0).any()):
+        why = "the noise is added" if mechanism.adds else "a gate that is not positive has no log: the roughness is infinite"
+        yield not_applicable(ROUGH, name, why)
+        return
+    log_BHW = gates_BHW.log()
+    edges = (log_BHW.diff(dim=1).square().sum((1, 2)) + log_BHW.diff(dim=2).square().sum((1, 2))) / (height * width)
+    expected = _roughness(mechanism, height, width)
+    yield mean_row(ROUGH, name, edges, expected, at=f"{height}x{width} map", x=float(height * width))
+
+
+def _roughness(mechanism: Mechanism, height: int, width: int) -> float | None:
+    """Expected roughness per site over the edges of the map; None where no closed form is known."""
+    if not isinstance(mechanism, Gate):
+        return None
+    kernel, gamma = mechanism.kernel, mechanism.gamma
+    if height * width <= DENSE_COVARIANCE_SITES:
+        return theory.edge_roughness(kernel, height, width, gamma, mechanism.normalization) / (height * width)
+    samplewise = mechanism.normalization == "samplewise"
+    if samplewise and isinstance(kernel, DirichletGreen) and type(kernel) is DirichletGreen and not kernel.pinned:
+        return theory.roughness(kernel, height, width, gamma) / (height * width)
+    return None
+
+
+def _mean_rows(mechanism: Mechanism, gates_BHW: Tensor) -> Iterator[Row]:
+    _, height, width = gates_BHW.shape
+    gates_BN = gates_BHW.flatten(1)
+    moments = gate_moments(mechanism, height, width)
+    yield _worst_site(gates_BN, None if moments is None else moments.mean_N, width)
+    pooled_B = gates_BN.mean(1)
+    exact = mechanism.expected(height, width).pooled_distortion == 0
+    yield mean_row(MEAN, "mean over sites", pooled_B, 1.0, note="one in every sample" if exact else "one on average")
+    centred_BN = gates_BN - (gates_BN.mean(0) if moments is None else moments.mean_N)
+    expected = mechanism.expected(height, width)
+    yield mean_row(MEAN, "gate variance", centred_BN.square().mean(1), expected.gate_variance)
+    yield mean_row(MEAN, "pooled distortion", (pooled_B - 1).square(), expected.pooled_distortion, at="constant map")
+    if not mechanism.adds:
+        dropped_N = drop_probability(mechanism, height, width)
+        rate = expected.drop_rate if dropped_N is None else float(dropped_N.mean())
+        nominal = f"nominal p = {expected.nominal_drop_rate:g}" if expected.nominal_drop_rate else ""
+        yield mean_row(MEAN, "drop rate", (gates_BN == 0).double().mean(1), rate, note=nominal)
+    yield _correlation_row(mechanism, gates_BHW)
+
+
+def _worst_site(gates_BN: Tensor, mean_N: Tensor | None, width: int) -> Row:
+    """The site whose mean gate deviates most, in standard errors, from theory (from one where theory has no closed form)."""
+    draws, sites = gates_BN.shape
+    measured_N, error_N = gates_BN.mean(0), gates_BN.std(0) / math.sqrt(draws)
+    wanted_N = torch.ones(sites, dtype=torch.float64) if mean_N is None else mean_N
+    z_N = (measured_N - wanted_N).abs() / error_N.clamp_min(1e-9)
+    worst = int(z_N.argmax())
+    made = row(
+        MEAN, "mean at a site", float(measured_N[worst]), float(error_N[worst]),
+        None if mean_N is None else float(wanted_N[worst]), draws,
+        at=f"row {worst // width}, column {worst % width}: the most deviant of {sites}",
+    )  # fmt: skip
+    if mean_N is None:
+        return made._replace(note="no closed form; the mean over sites is one")
+    p = p_value(float(measured_N[worst]), float(wanted_N[worst]), float(error_N[worst]), draws)
+    return made._replace(p_value=min(1.0, sites * p))
+
+
+def _correlation_row(mechanism: Mechanism, gates_BHW: Tensor) -> Row:
+    """The distance along the middle row at which the correlation of the gate with its middle site falls below 1/e."""
+    _, height, width = gates_BHW.shape
+    if width < 3:
+        return not_applicable(MEAN, "correlation length", "the map has fewer than three columns")
+    line_BW = gates_BHW[:, height // 2, width // 2 :].numpy()
+    if not float(gates_BHW[:, height // 2].std(1).max()) > 0:
+        return not_applicable(MEAN, "correlation length", "the gate is the same at all sites")
+    whole = _measured_length(line_BW)
+    parts = np.array_split(np.arange(len(line_BW)), GROUPS)
+    without = np.array([_measured_length(np.delete(line_BW, part, axis=0)) for part in parts])
+    error = float(np.sqrt((GROUPS - 1) / GROUPS * ((without - without.mean()) ** 2).sum()))  # the jackknife's
+    field = _field_length(mechanism, height, width)
+    moments = gate_moments(mechanism, height, width)
+    wanted = None
+    if moments is not None:
+        line = torch.arange(height // 2 * width + width // 2, height // 2 * width + width)
+        covariance = moments.covariance_NN[line][:, line]
+        wanted = _length((covariance[0] / (covariance[0, 0] * covariance.diagonal()).sqrt()).numpy())
+    note = f"sites; of the field itself {field:.2f}" if field is not None else "sites"
+    return row(MEAN, "correlation length", whole, error, wanted, len(line_BW), at="middle row", note=note)
+
+
+def _measured_length(line_BW: np.ndarray) -> float:
+    """The correlation length of draws along a line of sites, from its first site on."""
+    with np.errstate(invalid="ignore"):  # a site that never varies has no correlation
+        return _length(np.corrcoef(line_BW.T)[0])
+
+
+def _field_length(mechanism: Mechanism, height: int, width: int) -> float | None:
+    inner = mechanism.gate if isinstance(mechanism, Additive) else mechanism
+    kernel = getattr(inner, "kernel", None)
+    if kernel is None or height * width > DENSE_COVARIANCE_SITES:
+        return None
+    covariance_NN = kernel.covariance(height, width)
+    line = torch.arange(height // 2 * width + width // 2, height // 2 * width + width)
+    variance = covariance_NN.diagonal()[line]
+    free = variance > 0
+    if not bool(free[0]):
+        return None
+    correlation = covariance_NN[line[0], line] / (variance[0] * variance).sqrt()
+    return _length(torch.where(free, correlation, 0).numpy())
+
+
+def _length(correlation: np.ndarray) -> float:
+    """Where a correlation over distances 0, 1, 2, ... falls below 1/e, linearly interpolated; if it does not, the last one."""
+    below = np.flatnonzero(~(correlation >= math.exp(-1)))
+    if not len(below):
+        return float(len(correlation) - 1)
+    k = int(below[0])
+    drop = correlation[k - 1] - correlation[k]
+    return float(k - 1 + (correlation[k - 1] - math.exp(-1)) / drop) if k and np.isfinite(drop) else float(k)
