@@ -43,8 +43,13 @@ def _differing(config: Any) -> dict[str, Any]:
             if inner or not is_dataclass(default):
                 values[each.name] = inner
         elif value != default:
-            values[each.name] = list(value) if isinstance(value, tuple) else value
+            values[each.name] = [_plain(item) for item in value] if isinstance(value, list | tuple) else value
     return values
+
+
+def _plain(item: Any) -> Any:
+    """An item of a list; a dataclass as what differs from its defaults."""
+    return _differing(item) if is_dataclass(item) else item
 
 
 def _default(of: Field) -> Any:

@@ -2,15 +2,11 @@
 
 import hashlib
 import json
-import os
 import shlex
-import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,10 +20,11 @@ from gch_bench import distributed, files
 from gch_bench.apps.diagnosis import chains
 from gch_bench.apps.diagnosis.analysis import analyse, weight_table
 from gch_bench.apps.diagnosis.chains import Chain, Factor
+from gch_bench.apps.diagnosis.folder import Layout, check_folder, check_identity, move, obeying_sigterm
+from gch_bench.apps.diagnosis.images import prepared, spread_images
 from gch_bench.apps.diagnosis.subjects import Subject, subjects
 from gch_bench.config.diagnosis import DiagnoseConfig
 from gch_bench.config.parse import identity_of
-from gch_bench.data.images import BadImage
 from gch_bench.data.sets import load_data
 from gch_bench.data.transforms import normalise
 from gch_bench.display import Display
@@ -41,14 +38,16 @@ from gch_bench.report.figure_style import save
 from gch_bench.report.runs import read_run
 from gch_bench.report.study import Run
 from gch_bench.results.geometry import MEASURED, ChainReport
-from gch_bench.results.runfacts import differences
 from gch_bench.spectral.jacobian import network_jacobians
 from gch_bench.threads import torch_threads
 
 CSV = ("summary", "factors", "interfaces", "weights", "comparison", "correlations")
 TABLES = (*CSV, "channels", "columns", "edges", "spectra")  # the long ones, of a row per channel or value, are Parquet alone
-FOLDERS = ("figures", "matrices")
-OWN = ("run.json", "report.md", "metrics.csv", *(f"{name}.{kind}" for name in TABLES for kind in ("parquet", "csv")), *FOLDERS)
+LAYOUT = Layout(
+    "diagnosis",
+    ("run.json", "report.md", "metrics.csv", *(f"{name}.{kind}" for name in TABLES for kind in ("parquet", "csv"))),
+    ("figures", "matrices"),
+)
 
 
 class Diagnosed(NamedTuple):
@@ -68,30 +67,15 @@ def diagnose(config: DiagnoseConfig) -> None:
     keep_freed_memory(config.memory)
     with distributed.group(config.device) as world, torch_threads(config.threads):
         if world.main:
-            with _obeying_sigterm():
+            with obeying_sigterm():
                 _run(config, world.device)
-
-
-@contextmanager
-def _obeying_sigterm() -> Iterator[None]:
-    """Inside, SIGTERM, which schedulers send, ends the job with exit code 143; like Ctrl-C it leaves nothing behind."""
-
-    def leave(number: int, frame: Any) -> None:
-        print("stopped by SIGTERM", file=sys.stderr, flush=True)
-        sys.exit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _run(config: DiagnoseConfig, device: torch.device) -> None:
     display = Display(True)
     base = Path(config.output or "runs")
     if config.output:
-        _check_folder(base, config)
+        check_folder(base, LAYOUT, identity_of(config))
     runs = [read_run(Path(run)) for run in config.runs]  # before the measuring, so that a missing record is found early
     named = [_load_chain(name) for name in config.chain or [] if name != "auto"]
     _check_names(named)
@@ -107,7 +91,7 @@ def _run(config: DiagnoseConfig, device: torch.device) -> None:
                 raise UserError(f"{subject.label}: {error}") from error
         identity = _identity(config, named, found)
         folder = base if config.output else base / f"diagnose-{_name(found)}-{identity[:8]}"
-        _check_identity(folder, identity)
+        check_identity(folder, LAYOUT, identity)
         comparison = _compare(runs, found, config.seed) if runs else None
         _write(config, folder, identity, found, comparison, Path(scratch), display)
 
@@ -130,28 +114,6 @@ def _check_names(named: list[Chain]) -> None:
     names = [chain.name for chain in named]
     if len({files.slug(name) for name in names}) < len(names):
         raise UserError(f"chain: files and built-in chains must have different names, got {', '.join(names)}")
-
-
-def _check_folder(folder: Path, config: DiagnoseConfig) -> None:
-    """Raises UserError if ``folder`` holds anything but the same diagnosis, as far as the options tell; `_check_identity`
-    compares the weights after the measuring."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"output must be a folder, got the file {folder}: choose another output=")
-    if (folder / "run.json").exists():
-        facts = files.read_json(folder / "run.json")
-        if facts.get("kind") != "diagnosis":
-            raise UserError(f"{folder} already holds something else than a diagnosis: choose another output=")
-        if differing := differences(facts.get("options", {}), json.loads(json.dumps(identity_of(config)))):
-            raise UserError(f"{folder} holds another diagnosis (it differs in {', '.join(differing)}): choose another output=")
-    elif folder.is_dir():
-        foreign = sorted(path.name for path in folder.iterdir() if path.name not in (*OWN, "wandb") and path.suffix != ".tmp")
-        if foreign:
-            raise UserError(f"{folder} already holds something else ({foreign[0]}): choose another output=")
-
-
-def _check_identity(folder: Path, identity: str) -> None:
-    if (folder / "run.json").exists() and files.read_json(folder / "run.json").get("identity") != identity:
-        raise UserError(f"{folder} holds a diagnosis of other weights or chains: choose another output=")
 
 
 class _Work(NamedTuple):
@@ -243,22 +205,15 @@ def _jacobian_reports(work: _Work, subject: Subject, chain: Chain, images: list[
 def _images(config: DiagnoseConfig) -> Callable[[Subject], list[tuple[str, Tensor]]]:
     """A function: subject -> [(name, normalised image (1, 3, size, size))], images spread evenly over the validation set."""
     data = load_data(config.data, train=False)
-    count = config.jacobian.images
-    if count > len(data.val):
-        raise UserError(f"jacobian.images must be at most {len(data.val)}, the validation images of {data.name}, got {count}")
-    ids = [int((i + 0.5) * len(data.val) / count) for i in range(count)]
+    chosen = spread_images(data, config.jacobian.images, "jacobian.images")
 
     def of(subject: Subject) -> list[tuple[str, Tensor]]:
         assert subject.size is not None
         assert subject.normalisation is not None
-        transform = replace(data.preparation, size=subject.size)
-        made = []
-        for i in ids:
-            image = data.val.load_or_bad(i)
-            if isinstance(image, BadImage):
-                raise UserError(f"{image.path} cannot be read: {image.reason}; repair it or choose another jacobian.images")
-            made.append((f"{data.name}-{i}", normalise(transform(image)[None], subject.normalisation)))
-        return made
+        images = prepared(data, chosen, subject.size)
+        return [
+            (f"{data.name}-{i}", normalise(image[None], subject.normalisation)) for i, image in zip(chosen, images, strict=True)
+        ]
 
     return of
 
@@ -321,7 +276,7 @@ def _write(
             path.unlink()
     files.write_atomic(scratch / "report.md", lambda file: file.write(text.encode()))
     files.write_json(scratch / "run.json", facts)
-    written = _move(scratch, folder)
+    written = move(scratch, folder, LAYOUT)
     logger = open_logger(config, folder, main=True)
     try:
         logger.metrics(geometry.logged_metrics(reports), 0)
@@ -341,24 +296,6 @@ def _write(
 
 def _matrices_file(subject: str, chain: str, interface: int) -> str:
     return f"{files.slug(subject)}-{files.slug(chain)}-{interface}.npz"
-
-
-def _move(scratch: Path, folder: Path) -> list[str]:
-    """Replace an earlier diagnosis in ``folder`` by the files in ``scratch``; returns their names.
-
-    run.json is removed first and put in place last, so that a folder which has it is complete.
-    """
-    with files.writing(folder):
-        folder.mkdir(exist_ok=True)
-        for name in OWN:
-            if name not in FOLDERS:
-                (folder / name).unlink(missing_ok=True)
-            elif (folder / name).is_dir():
-                shutil.rmtree(folder / name)
-        written = [name for name in reversed(OWN) if (scratch / name).exists()]
-        for name in written:
-            os.replace(scratch / name, folder / name)
-    return written
 
 
 def _name(found: list[Diagnosed]) -> str:

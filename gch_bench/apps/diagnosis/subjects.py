@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
+import torch
 from safetensors import SafetensorError, safe_open
 from timm.models import load_state_dict
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ class Subject(NamedTuple):
     normalisation: Normalisation | None
     head_dim: int | None  # rows of an attention head; None if unknown
     warnings: list[str]
+    trained: bool = True  # False: random weights
 
 
 class SafetensorsWeights(Mapping[str, Tensor]):
@@ -143,6 +145,26 @@ def subjects(config: DiagnoseConfig) -> Iterator[Subject]:
                 yield _of_model(replace(model, output_stride=stride), label, size, classes, config.head_dim)
             except FieldError as error:  # the file may come from `checkpoint` or from `model.checkpoint`
                 raise error.in_group("" if paths else "model") from error
+
+
+def one_network(config: DiagnoseConfig) -> Subject:
+    """The network that mode=compatibility looks at. Without weights it is the network of model= with random ones.
+
+    Raises:
+        UserError: the configuration names several networks, or a file of weights without network.
+    """
+    if config.source or len(config.checkpoints) > 1 or len(config.runs) > 1:
+        raise UserError(
+            f"mode={config.mode} looks at one network: give checkpoint=FILE, runs=[FOLDER] or model.pretrained=true, or nothing"
+            " for random weights"
+        )
+    model = config.model
+    if config.checkpoint or config.checkpoints or config.runs or model.checkpoint or model.pretrained:
+        return next(iter(subjects(config)))
+    torch.manual_seed(config.seed)
+    size, classes = config.size or _own_size(model), config.num_classes or _classes(model)
+    subject = _of_model(model, model.name, size, classes, config.head_dim)
+    return subject._replace(origin=f"random weights of seed {config.seed}", trained=False)
 
 
 def labels(paths: list[str]) -> list[str]:
