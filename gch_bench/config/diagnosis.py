@@ -97,7 +97,7 @@ class DiagnoseConfig:
     logger: LoggerConfig = field(metadata=NOT_IN_IDENTITY)
     # geometry: what weights look like. describe, match, compatibility: what noise is, how strong, and what it does.
     mode: str = "geometry"
-    # The mechanisms of mode=match and compatibility, which noise=[gch,dropout] fills; empty: the one of noise=NAME.
+    # The mechanisms of the modes but geometry, which noise=[gch,dropout] fills; empty: the one of noise=NAME.
     mechanisms: list[NoiseConfig] = field(default_factory=list)
     stages: list[str] = field(default_factory=lambda: ["L4"])  # where they are looked at: L1..L4, or module names
     # Size of the map [HEIGHT,WIDTH] for mode=describe and match; null: that of the first stage of model=.
@@ -133,6 +133,12 @@ class DiagnoseConfig:
     def __post_init__(self) -> None:
         check_choice("mode", self.mode, MODES)
         check_choice("quantity", self.quantity, QUANTITIES)
+        if self.mechanisms and self.mode == "geometry":
+            names = ",".join(each.name for each in self.mechanisms)
+            raise UserError(
+                f"noise=[{names}] goes with mode=describe, match or compatibility, not with mode=geometry: choose one of them,"
+                " or leave the noise out"
+            )
         check(bool(self.stages), "stages", "a list of stages such as [L4]", self.stages)
         grid = self.grid
         check(grid is None or (len(grid) == 2 and min(grid) >= 1), "grid", "[HEIGHT,WIDTH], each >= 1, or null", grid)

@@ -3,6 +3,7 @@
 This package does not import the configuration, so it can be used on its own.
 """
 
+from gch_bench.noise.desiderata import describe
 from gch_bench.noise.gates import Gate, Gaussian, GaussianChaosNoise, HardMask
 from gch_bench.noise.hooks import Placement
 from gch_bench.noise.inject import inject
@@ -26,6 +27,7 @@ __all__ = [
     "Placement",
     "Touched",
     "White",
+    "describe",
     "inject",
     "make_mechanism",
 ]

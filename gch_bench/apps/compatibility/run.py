@@ -19,6 +19,7 @@ from gch_bench.apps.compatibility.measure import Pairs, pairs_of
 from gch_bench.apps.compatibility.stage import StageResult, examine
 from gch_bench.apps.diagnosis.folder import Layout, check_folder, check_identity, move, obeying_sigterm
 from gch_bench.apps.diagnosis.images import prepared, spread_images
+from gch_bench.apps.diagnosis.mechanisms import chosen_noise, mechanism_of
 from gch_bench.apps.diagnosis.subjects import Subject, one_network
 from gch_bench.config.diagnosis import DiagnoseConfig
 from gch_bench.config.parse import identity_of
@@ -26,11 +27,10 @@ from gch_bench.config.run import NoiseConfig
 from gch_bench.data.sets import load_data
 from gch_bench.data.transforms import normalise
 from gch_bench.display import Display
-from gch_bench.errors import FieldError, UserError
+from gch_bench.errors import UserError
 from gch_bench.loggers import open_logger
 from gch_bench.memory import keep_freed_memory
 from gch_bench.noise.mechanism import Mechanism
-from gch_bench.noise.table import make_mechanism
 from gch_bench.provenance import provenance
 from gch_bench.report import compatibility as report
 from gch_bench.report.compatibility_figures import all_figures
@@ -75,7 +75,7 @@ def _run(config: DiagnoseConfig, device: torch.device) -> None:
     base = Path(config.output or "runs")
     if config.output:
         check_folder(base, LAYOUT, identity_of(config))
-    mechanisms = named_mechanisms(config.mechanisms or [config.noise])
+    mechanisms = named_mechanisms(chosen_noise(config))
     subject = one_network(config)
     images, origin = _images(config, subject)
     network = subject.network
@@ -117,16 +117,9 @@ def named_mechanisms(configs: Sequence[NoiseConfig]) -> list[Named]:
     """The mechanisms with unique names: where a preset's name occurs twice, with the options in which the two differ.
 
     Raises:
-        UserError: there is none, an option is wrong, or two entries are the same.
+        UserError: an option is wrong, or two entries are the same.
     """
-    made = []
-    for config in configs:
-        if config.law is None:
-            raise UserError(f"noise must be a mechanism, got {config.name}: give noise=gch, or a list as noise=[gch,dropout]")
-        try:
-            made.append(make_mechanism(config.law, config.kernel, config.options, config.injection))
-        except FieldError as error:
-            raise error.in_group(f"noise={config.name}: noise") from error
+    made = [mechanism_of(config) for config in configs]
     names = []
     for config in configs:
         alike = [other for other in configs if other.name == config.name and other is not config]
