@@ -37,22 +37,31 @@ def seconds(action: Callable[[], object], device: torch.device) -> float:
 
 def photographs(count: int, size: tuple[int, int], root: Path | None = None) -> Iterator[Image.Image]:
     """`count` RGB crops of size (width, height), at changing places, of photographs: those that ship with scikit-image and
-    scikit-learn, or the JPEG files below `root`. A photograph that is too small is enlarged first."""
+    scikit-learn (`shipped`), or the JPEG files below `root`. A photograph that is too small is enlarged first."""
+    paths = sorted(root.rglob("*.jp*g")) if root else [path for paths in shipped().values() for path in paths]
+    for i in range(count):
+        yield crop(Image.open(paths[i % len(paths)]).convert("RGB"), size, i)
+
+
+def shipped() -> dict[str, list[Path]]:
+    """The photographs that ship with scikit-image and scikit-learn, by package."""
     import skimage
     import sklearn.datasets
 
-    shipped = [
-        Path(skimage.__file__).parent / "data" / name for name in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
-    ]
-    shipped += [Path(sklearn.datasets.__file__).parent / "images" / name for name in ("china.jpg", "flower.jpg")]
-    paths = sorted(root.rglob("*.jp*g")) if root else shipped
-    for i in range(count):
-        image = Image.open(paths[i % len(paths)]).convert("RGB")
-        scale = max(1.0, *((wanted + 1) / side for wanted, side in zip(size, image.size, strict=True)))
-        if scale > 1:
-            image = image.resize((round(image.width * scale) + 1, round(image.height * scale) + 1))
-        left, top = 37 * i % (image.width - size[0]), 23 * i % (image.height - size[1])
-        yield image.crop((left, top, left + size[0], top + size[1]))
+    skimage_data, sklearn_data = Path(skimage.__file__).parent / "data", Path(sklearn.datasets.__file__).parent / "images"
+    return {
+        "scikit-image": [skimage_data / name for name in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")],
+        "scikit-learn": [sklearn_data / name for name in ("china.jpg", "flower.jpg")],
+    }
+
+
+def crop(image: Image.Image, size: tuple[int, int], number: int) -> Image.Image:
+    """A crop of size (width, height) at a place that depends on its number; an image that is too small is enlarged first."""
+    scale = max(1.0, *((wanted + 1) / side for wanted, side in zip(size, image.size, strict=True)))
+    if scale > 1:
+        image = image.resize((round(image.width * scale) + 1, round(image.height * scale) + 1))
+    left, top = 37 * number % (image.width - size[0]), 23 * number % (image.height - size[1])
+    return image.crop((left, top, left + size[0], top + size[1]))
 
 
 def positive(text: str) -> int:

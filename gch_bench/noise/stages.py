@@ -122,7 +122,7 @@ def _branch_ends(stage: nn.Module) -> Iterator[str]:
             if not hasattr(block, end) or not getattr(block, "has_skip", True):
                 continue
             if getattr(block, end) is None:
-                setattr(block, end, nn.Identity())
+                setattr(block, end, nn.Identity().train(block.training))
             yield f"{name}.{end}".lstrip(".")
 
 

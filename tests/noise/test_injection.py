@@ -118,9 +118,10 @@ def test_droppath_reaches_every_family_and_adds_no_keys() -> None:
     """The branches inside the backbone's own last stage, for blocks that name them differently."""
     families = (("resnet18", "L4", 2), ("convnext_atto", "L4", 2), ("efficientnet_b0", "L3", 2), ("regnetx_002", "L4", 7))
     for name, stage, count in families:
-        model = timm.create_model(name, num_classes=5)
+        model = timm.create_model(name, num_classes=5).eval()
         keys = list(model.state_dict())
         places = inject(model, build("droppath"), [stage], images=random_images(64, 64))
+        assert not any(module.training for module in model.modules()), "modules that are added are in the block's mode"
         assert len(places) == count, (name, places)
         assert list(model.state_dict()) == keys
         assert len(stage_hooks(model)) == count

@@ -62,7 +62,7 @@ def open_stage(network: nn.Module, stage: str, images: Tensor) -> Bench:
         parts = images.split(BATCH)
         features = [trunk_outputs(network, trunk, part) for part in parts] if trunk else []
         bench = Bench(network, stage, module, images, trunk, features, torch.empty(0), torch.empty(0), {})
-        clean, norms = _run(bench, [], norms=True)
+        clean, norms = _run(bench, True, norms=True)
     assert clean.map_MCHW is not None
     return Bench(network, stage, module, images, trunk, features, clean.map_MCHW, clean.logits_MK, norms)
 
@@ -76,14 +76,14 @@ def noisy_passes(bench: Bench, mechanism: Mechanism, passes: int, seed: int) -> 
     places = places_of(bench.network, mechanism, bench.stage)
     for number in range(passes):
         with torch.no_grad(), _attached(bench.network, mechanism, places):
-            yield _run(bench, places, seed=seed, number=number)[0]
+            yield _run(bench, mechanism.place == "output", seed=seed, number=number)[0]
 
 
 def norm_variances(bench: Bench, mechanism: Mechanism, seed: int) -> dict[str, Tensor]:
     """BatchNorm after the stage -> the variance of its input under noise, (C,), in one noisy pass."""
     places = places_of(bench.network, mechanism, bench.stage)
     with torch.no_grad(), _attached(bench.network, mechanism, places):
-        return _run(bench, places, seed=seed, norms=True)[1]
+        return _run(bench, mechanism.place == "output", seed=seed, norms=True)[1]
 
 
 @contextmanager
@@ -100,11 +100,11 @@ def _attached(network: nn.Module, mechanism: Mechanism, places: list[Placement])
             handle.remove()
 
 
-def _run(
-    bench: Bench, places: list[Placement], seed: int = 0, number: int = 0, norms: bool = False
-) -> tuple[Pass, dict[str, Tensor]]:
-    """One forward pass of all images with the noise that is attached, and the input variances of the BatchNorm layers."""
-    at_output = not places or places[0].module == bench.module
+def _run(bench: Bench, at_output: bool, seed: int = 0, number: int = 0, norms: bool = False) -> tuple[Pass, dict[str, Tensor]]:
+    """One forward pass of all images with the noise that is attached, and the input variances of the BatchNorm layers.
+
+    Noise inside the stage (not `at_output`) takes a pass of the whole network, and the stage's map is not looked at.
+    """
     reader = StageHook(Placement(bench.stage, bench.module), bench.network, Mechanism(), train=False, test=False)
     maps, logits, moments = [], [], _Moments()
     shared = bench.trunk is not None and at_output

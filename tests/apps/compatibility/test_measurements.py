@@ -219,11 +219,12 @@ def test_batchnorm_inflation_is_measured(bench: Bench) -> None:
     ("law", "kernel", "injection"),
     [("bernoulli", "", "attention"), ("hard_mask", "white", "removal"), ("bernoulli_sample", "", "branch")],
 )
-def test_noise_inside_a_stage_of_tokens(law: str, kernel: str, injection: str) -> None:
+@pytest.mark.parametrize("stage", ["L2", "L4"])
+def test_noise_inside_a_stage_of_tokens(law: str, kernel: str, injection: str, stage: str) -> None:
     torch.manual_seed(0)
     network = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=5, depth=3).eval()
     nn.init.normal_(network.head.weight)
-    opened = open_stage(network, "L4", torch.randn(8, 3, 64, 64))
+    opened = open_stage(network, stage, torch.randn(8, 3, 64, 64))
     found = run(opened, make_mechanism(law, kernel, {"p": 0.5}, injection), passes=2)
     assert found.summary["survives"]
     table = judged(found.rows)
