@@ -35,8 +35,8 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 
 def test_describe_as_typed(cli) -> None:
-    """The map is that of the network's stage, which is built without its weights; two mechanisms, one after the other."""
-    done = cli("diagnose.py", "mode=describe", "noise=[gch,dropout]", "model.checkpoint=gone.pt", "stages=[L3]", "size=64")
+    """The map is that of the network's stage; two mechanisms, one after the other."""
+    done = cli("diagnose.py", "mode=describe", "noise=[gch,dropout]", "stages=[L3]", "size=64")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "map: 4x4, stage L3 (layer3) of resnet18 at 64x64 pixels" in done.stdout

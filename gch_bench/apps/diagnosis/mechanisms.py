@@ -1,7 +1,6 @@
 """The modes of diagnose.py that look at mechanisms alone: describe says what they are, match makes them equally strong.
 
-Both print, and write no files. They need a map's size: grid=[HEIGHT,WIDTH], or the map of the first of stages= of a network,
-which is built without its weights.
+Both print, and write no files. They need a map's size: grid=[HEIGHT,WIDTH], or the map of the first of stages= of a network.
 """
 
 import math
@@ -13,13 +12,12 @@ from typing import Any, NamedTuple
 from hydra.errors import MissingConfigException
 
 from gch_bench.apps.cli import noise_preset
-from gch_bench.apps.diagnosis.subjects import own_size
+from gch_bench.apps.diagnosis.subjects import one_network
 from gch_bench.config.diagnosis import DiagnoseConfig
 from gch_bench.config.parse import parse
 from gch_bench.config.run import NoiseConfig
 from gch_bench.display import Display
 from gch_bench.errors import FieldError, UserError
-from gch_bench.model.build import build_network
 from gch_bench.noise.desiderata import Description, describe
 from gch_bench.noise.dropout import Dropout
 from gch_bench.noise.entropy import GREEN
@@ -32,7 +30,6 @@ from gch_bench.noise.stages import find_stage
 from gch_bench.noise.table import make_mechanism
 from gch_bench.threads import torch_threads
 
-CLASSES = 10  # of a network that is built for its maps alone
 NUMBERS = {  # field of GateNumbers -> its name in the table
     "bias": "largest |E xi(x) - 1| over the sites",
     "nonpositive": "share of xi(x) <= 0",
@@ -120,13 +117,10 @@ def _grid(config: DiagnoseConfig) -> Grid:
     if config.grid is not None:
         height, width = config.grid
         return Grid(height, width, "as given by grid")
-    model = replace(config.model, pretrained=False, checkpoint=None)
-    size = config.size or own_size(model)
-    try:
-        network, _ = build_network(model, config.num_classes or CLASSES, size)
-    except FieldError as error:
-        raise error.in_group("model") from error
-    stage = config.stages[0]
+    subject = one_network(config)
+    network, size, stage = subject.network, subject.size, config.stages[0]
+    assert network is not None
+    assert size is not None
     try:
         module = find_stage(network, stage)
         hook = StageHook(Placement(stage, module), network, Dropout(), train=False, test=False)  # it never acts
@@ -134,8 +128,8 @@ def _grid(config: DiagnoseConfig) -> Grid:
         height, width = stage_grids(network, random_images(size, size))[stage]
     except ValueError as error:
         raise UserError(f"stages={config.stages}: {error}; or give the map itself, grid=[HEIGHT,WIDTH]") from error
-    name = config.model.factory or config.model.name
-    return Grid(height, width, f"stage {stage} ({module}) of {name} at {size}x{size} pixels (grid=[HEIGHT,WIDTH] sets another)")
+    where = f"stage {stage} ({module}) of {subject.label} at {size}x{size} pixels"
+    return Grid(height, width, f"{where} (grid=[HEIGHT,WIDTH] sets another)")
 
 
 def _show(display: Display, name: str, mechanism: Mechanism, found: Description) -> None:

@@ -138,7 +138,7 @@ def subjects(config: DiagnoseConfig) -> Iterator[Subject]:
             )
         for model, label in zip(models, labels(paths) if len(paths) > 1 else [config.model.name], strict=True):
             facts = _run_facts(model.checkpoint)
-            size = config.size or facts.get("size") or own_size(model)
+            size = config.size or facts.get("size") or _own_size(model)
             classes = config.num_classes or facts.get("classes") or _classes(model)
             stride = model.output_stride or facts.get("output_stride")
             try:
@@ -162,7 +162,7 @@ def one_network(config: DiagnoseConfig) -> Subject:
     if config.checkpoint or config.checkpoints or config.runs or model.checkpoint or model.pretrained:
         return next(iter(subjects(config)))
     torch.manual_seed(config.seed)
-    size, classes = config.size or own_size(model), config.num_classes or _classes(model)
+    size, classes = config.size or _own_size(model), config.num_classes or _classes(model)
     subject = _of_model(model, model.name, size, classes, config.head_dim)
     return subject._replace(origin=f"random weights of seed {config.seed}", trained=False)
 
@@ -221,7 +221,7 @@ def _run_facts(checkpoint: str | None) -> dict[str, Any]:
         return {}
 
 
-def own_size(model: ModelConfig) -> int:
+def _own_size(model: ModelConfig) -> int:
     """The side in pixels of the images that timm made the network for; 224 where it does not say."""
     facts = None if model.factory else timm.get_pretrained_cfg(model.name, allow_unregistered=True)
     return int(facts.input_size[-1]) if facts is not None and facts.input_size else 224
