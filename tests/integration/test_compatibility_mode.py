@@ -96,7 +96,7 @@ def test_numbers_do_not_depend_on_the_other_mechanisms(tmp_path: Path) -> None:
         (["noise=gch", "source=x.safetensors"], "mode=compatibility looks at one network: give checkpoint=FILE"),
         (["noise=gch", "checkpoint=gone.pt"], "checkpoint=gone.pt: no such file"),
         (["noise=gch", "mode=compat"], "mode must be one of geometry, describe, match, compatibility, got 'compat'"),
-        (["mechanisms=[gch]", "mode=geometry"], "noise=[...] goes with mode=describe"),
+        (["mechanisms=[gch]", "mode=geometry"], "noise=[gch] goes with mode=describe, match or compatibility"),
     ],
 )
 def test_refusals(overrides: list[str], message: str, refused: Callable[..., str]) -> None:
