@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -13,7 +14,7 @@ from gch_bench.config.report import ReportConfig
 from gch_bench.display import Display
 from gch_bench.errors import UserError
 from gch_bench.loggers import open_logger
-from gch_bench.report import render
+from gch_bench.report import compatibility, render
 from gch_bench.report.rows import rows_of
 from gch_bench.report.runs import find_folders, read_runs, settings_of
 from gch_bench.report.study import Group, Report, Setting
@@ -32,17 +33,24 @@ def report(config: ReportConfig) -> None:
     """Print the report on the runs of the configuration, and write it to `config.output`, if that is given.
 
     Raises:
-        UserError: no run can be read, a pattern matches none, a name is unknown, or a file cannot be written.
+        UserError: no run can be read, a pattern matches none, a name is unknown, `config.compatibility` is no such result, or a
+            file cannot be written.
     """
     check_choice("table", config.table, TABLES)
     folder = Path(config.output).expanduser() if config.output else None
     if folder is not None:
         _check_output(folder)
     display = Display(main=True)
+    compatible = compatibility.read(Path(config.compatibility).expanduser()) if config.compatibility is not None else None
     found = build(config, display)
     for table in tables(found, config.table):
         for part in render.terminal(table):
             display.table(*part)
+    if compatible is not None:
+        for part in compatibility.console_tables(compatible[1]):
+            display.table(*part)
+        for line in compatibility.flagged(compatible[1]["measurements"]):
+            display.line(line)
     for heading, lines in (("Runs", found.notes), ("Left out", found.refused), ("Verdict", found.verdict)):
         if lines:
             display.line(f"\n{heading}")
@@ -51,7 +59,7 @@ def report(config: ReportConfig) -> None:
     if folder is None:
         display.line("\noutput=FOLDER also writes all tables, the figures and a page")
     else:
-        written = _write(config, found, folder)
+        written = _write(config, found, folder, compatible)
         display.line(f"\nwritten: {written} and, in the same folder, {RESULTS}, tables/ and figures/")
 
 
@@ -167,11 +175,15 @@ def _check_output(folder: Path) -> None:
             raise UserError(f"{folder} already holds something else than a report ({foreign[0]}): choose another output=")
 
 
-def _write(config: ReportConfig, found: Report, folder: Path) -> Path:
+def _write(
+    config: ReportConfig, found: Report, folder: Path, compatible: tuple[dict[str, Any], dict[str, pd.DataFrame]] | None
+) -> Path:
     """Write results.csv, tables, figures and, last, the page, whose path is returned."""
+    from gch_bench.report import compatibility_figures
     from gch_bench.report.figure_style import save  # here, because matplotlib takes a second to import
     from gch_bench.report.figures import all_figures
-    from gch_bench.report.html import page, this_command
+    from gch_bench.report.html import page
+    from gch_bench.report.page_parts import this_command
 
     with files.making(folder):
         for name in ("tables", "figures"):  # those of an earlier report may be of other settings
@@ -184,7 +196,12 @@ def _write(config: ReportConfig, found: Report, folder: Path) -> Path:
             render.write(table, folder / "tables")
         figures = all_figures(found)
         save(figures, folder / "figures")
-        html = page(found, made, figures, this_command(), RESULTS)
+        overview = None
+        if compatible is not None:
+            more = compatibility_figures.all_figures(compatible[1])
+            save({f"compatibility-{name}": figure for name, figure in more.items()}, folder / "figures")
+            overview = compatibility.overview(compatibility.Section(*compatible, more), "compatibility")
+        html = page(found, made, figures, this_command(), RESULTS, overview)
         files.write_atomic(folder / PAGE, lambda file: file.write(html.encode()))
         logger = open_logger(config, folder, main=True)
         logger.tables({RESULTS: found.rows, **{table.key: pd.read_csv(StringIO(render.csv(table))) for table in made}})

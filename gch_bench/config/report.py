@@ -21,6 +21,8 @@ class ReportConfig:
     temperature: bool = True  # where the records hold logits: also show every number after temperature scaling
     ensembles: bool = True  # where the records hold logits: also show the ensemble of each mechanism's seeds
 
+    compatibility: str | None = None  # a folder of diagnose.py mode=compatibility, which the page then shows, too
+
     def __post_init__(self) -> None:
         check(self.resamples >= 100, "resamples", ">= 100", self.resamples)
         check(self.logger.name != "csv", "logger", "none or wandb, because the tables are written as CSV anyway", "csv")

@@ -1,27 +1,19 @@
 """The report as one HTML page: the verdict in words, tables that can be sorted, figures, and what every number comes from.
 
-The page is a single file that needs no network. Its template, style and script lie in the folder page/ beside this file. All
-that comes from users is escaped by the template, and the page's own policy lets no script run but its own.
+Its template is page/page.html; page_parts.py has what it shares with other pages.
 """
 
-import base64
-import hashlib
 import json
 import math
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from importlib.resources import files
 from typing import Any, NamedTuple
 
-import jinja2
 import pandas as pd
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from gch_bench.metrics import METRICS
-from gch_bench.provenance import provenance
+from gch_bench.report.compatibility import Overview
+from gch_bench.report.page_parts import Entry, Origin, PageTable, json_columns, rendered
 from gch_bench.report.render import BETTER, MISSING, WORSE, Column, Row, Table, legend
 from gch_bench.report.study import MEAN, ROWS, Report, Run, Setting
 from gch_bench.report.svg import embed
@@ -29,33 +21,8 @@ from gch_bench.results.records import CLEAN
 from gch_bench.results.runfacts import differences
 
 WARNING = "WARNING"  # how a note begins that must not be overlooked
-DIGITS = 5  # significant digits of the numbers in the page's full table
 MOST_ROWS = 6000  # of the page's full table
 OWN = ("temperature", "folder", "command")  # facts that are shown for each run, also if all runs share them
-
-
-class Entry(NamedTuple):
-    """A cell of a table: its text, the number that its column is sorted by (None: sorted by the text), whether the text is
-    bold, and a second line under it."""
-
-    text: str
-    number: float | None = None
-    bold: bool = False
-    second: str = ""
-
-
-class PageTable(NamedTuple):
-    """A table of the page; the first column heads the rows."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[Entry]]
-    notes: list[str]
-
-    @property
-    def head_width(self) -> int:
-        """The number of characters of the longest head of a row."""
-        return max((len(row[0].text) for row in self.rows), default=0)
 
 
 def page_table(table: Table, shared: Sequence[str] = ()) -> PageTable:
@@ -84,49 +51,34 @@ def _number(row: Row, column: Column) -> Entry:
     )
 
 
-class Origin(NamedTuple):
-    """What made the page."""
-
-    date: str
-    commit: str
-    command: str
-
-
-def this_command() -> Origin:
-    """The command that is running now."""
-    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return Origin(now, provenance()["commit"] or "unknown: not a git checkout", shlex.join(sys.argv))
-
-
-def page(report: Report, tables: Sequence[Table], figures: Mapping[str, Figure], origin: Origin, data: str = "") -> str:
+def page(
+    report: Report,
+    tables: Sequence[Table],
+    figures: Mapping[str, Figure],
+    origin: Origin,
+    data: str = "",
+    compatibility: Overview | None = None,
+) -> str:
     """The text of the page, which works from disk.
 
     Args:
         data: the name of a file beside the page that holds all rows of `report.rows`; empty: there is none.
+        compatibility: what mode=compatibility found of the network; None: the page has no section on it.
     """
-    script, policy = _script()
     shared = [note for note in (tables[0].notes if tables else ()) if all(note in table.notes for table in tables)]
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("gch_bench.report", "page"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}  # by default the keys are sorted: the columns
     rows, left_out = full_table(report.rows)
-    return environment.get_template("page.html").render(
-        title="Reliability of internal noise under shift",
-        origin=origin,
-        policy=policy,
-        style=Markup(_resource("page.css")),
-        script=Markup(script),
+    return rendered(
+        "page.html",
+        "Reliability of internal noise under shift",
+        origin,
+        "verdict",
         report=report,
         warnings=[note.removeprefix(f"{WARNING}: ") for note in report.notes if note.startswith(WARNING)],
         notes=[note for note in report.notes if not note.startswith(WARNING)],
         tables=[page_table(table, shared) for table in tables],
         signs=[*shared, *dict.fromkeys(sentence for table in tables for sentence in legend(table, "bold"))],
-        figures=[each._replace(html=Markup(each.html)) for each in embed(figures)],
+        figures=embed(figures),
+        compatibility=compatibility,
         settings=[setting_provenance(setting) for setting in report.settings],
         metrics=metric_table(report.rows),
         columns=ROWS,
@@ -236,31 +188,4 @@ def full_table(rows: pd.DataFrame, most: int = MOST_ROWS) -> tuple[dict[str, Any
         chosen, left_out = rows[clean | whole], "single severities"
     if len(chosen) > most:
         chosen, left_out = rows[clean | (whole & (rows["corruption"] == MEAN))], "single corruptions"
-    return {name: _column(chosen[name]) for name in ROWS}, left_out
-
-
-def _column(values: pd.Series) -> dict[str, Any]:
-    """A column of texts as distinct texts and places in them, one of numbers as numbers; null where a value is missing."""
-    if pd.api.types.is_numeric_dtype(values):
-        return {"numbers": [_rounded(value) for value in values]}
-    places, texts = pd.factorize(values.astype(str))
-    return {"texts": [str(text) for text in texts], "places": places.tolist()}
-
-
-def _rounded(value: Any) -> float | int | None:
-    if pd.isna(value) or math.isinf(value):
-        return None
-    short = float(f"{value:.{DIGITS}g}")
-    return int(short) if short.is_integer() else short
-
-
-def _resource(name: str) -> str:
-    return files("gch_bench.report").joinpath("page", name).read_text(encoding="utf-8")
-
-
-def _script() -> tuple[str, str]:
-    """The page's script, and the policy that lets it run and nothing else, nor anything from a network."""
-    script = _resource("page.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    allowed = f"script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:"
-    return script, f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
+    return json_columns(chosen, list(ROWS)), left_out

@@ -134,16 +134,16 @@ def csv(table: Table) -> str:
 def markdown(table: Table) -> str:
     """The table in the Markdown of GitHub, with the caption as a list under it."""
     lines = [[table.first, *(column.header for column in table.columns)]]
-    cells = [[_markdown_text(text) for text in lines[0]], ["---"] + ["---:"] * len(table.columns)]
+    cells = [[markdown_text(text) for text in lines[0]], ["---"] + ["---:"] * len(table.columns)]
     for section, rows in _sections(table, table.columns):
         if section:
-            cells.append([f"*{_markdown_text(section)}*", *[""] * len(table.columns)])
+            cells.append([f"*{markdown_text(section)}*", *[""] * len(table.columns)])
         for row in rows:
-            numbers = [_cell(row, column, _markdown_text, "**{}**".format, "{} †".format) for column in table.columns]
-            cells.append([_markdown_text(row.label), *("<br>".join(lines) for lines in numbers)])
+            numbers = [_cell(row, column, markdown_text, "**{}**".format, "{} †".format) for column in table.columns]
+            cells.append([markdown_text(row.label), *("<br>".join(lines) for lines in numbers)])
     text = "\n".join("| " + " | ".join(line) + " |" for line in cells)
-    notes = "".join(f"- {_markdown_text(note)}\n" for note in [*table.notes, *legend(table, "bold")])
-    return f"**{_markdown_text(table.title)}**\n\n{text}\n\n{notes}"
+    notes = "".join(f"- {markdown_text(note)}\n" for note in [*table.notes, *legend(table, "bold")])
+    return f"**{markdown_text(table.title)}**\n\n{text}\n\n{notes}"
 
 
 def terminal(table: Table, width: int = WIDTH) -> list[TerminalTable]:
@@ -160,9 +160,18 @@ def terminal(table: Table, width: int = WIDTH) -> list[TerminalTable]:
         cut = _cut(turned, width)
         if len(cut) < min(len(parts), 3):
             parts = [[[line[i] for i in (0, *part)] for line in turned] for part in cut]
-    titles = [table.title] + [f"{table.title} (continued)"] * (len(parts) - 1)
-    notes: list[list[str]] = [[]] * (len(parts) - 1) + [[*table.notes, *legend(table, "*")]]
-    return [TerminalTable(title, part[0], part[1:], own) for title, part, own in zip(titles, parts, notes, strict=True)]
+    return _continued(table.title, parts, [*table.notes, *legend(table, "*")])
+
+
+def terminal_lines(title: str, lines: list[list[str]], notes: list[str], width: int = WIDTH) -> list[TerminalTable]:
+    """Lines of text, the first of them the heads of the columns, cut by columns as in `terminal`."""
+    return _continued(title, [[[line[i] for i in (0, *part)] for line in lines] for part in _cut(lines, width)], notes)
+
+
+def _continued(title: str, parts: Sequence[list[list[str]]], notes: list[str]) -> list[TerminalTable]:
+    titles = [title] + [f"{title} (continued)"] * (len(parts) - 1)
+    own: list[list[str]] = [[]] * (len(parts) - 1) + [notes]
+    return [TerminalTable(name, part[0], part[1:], each) for name, part, each in zip(titles, parts, own, strict=True)]
 
 
 def _cut(lines: Sequence[Sequence[str]], width: int) -> list[list[int]]:
@@ -323,7 +332,7 @@ def _cell(
     return lines
 
 
-def _markdown_text(text: str) -> str:
+def markdown_text(text: str) -> str:
     return "".join(f"\\{character}" if character in r"\`*_<>|~" else character for character in text)
 
 

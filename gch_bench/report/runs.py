@@ -62,7 +62,7 @@ def find_folders(patterns: Sequence[str]) -> list[Path]:
 
 def _is_diagnosis(folder: Path) -> bool:
     try:
-        return read_json(folder / "run.json").get("kind") == "diagnosis"
+        return read_json(folder / "run.json").get("kind") in ("diagnosis", "compatibility")
     except UserError:  # reported when the run is read
         return False
 

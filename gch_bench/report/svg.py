@@ -6,13 +6,14 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from gch_bench.report.figure_style import drawn
 
 PIXELS = {"pt": 96 / 72, "in": 96.0, "px": 1.0, "": 1.0}  # CSS pixels of a unit of length
 DROPPED = {"metadata", "script"}
-DPI = 200  # of a PNG
+DPI = 200  # of a PNG, and of what is not drawn in lines in an SVG
 BUDGET = 1_200_000  # bytes of all figures of a page; while they need more, the largest become PNGs
 
 
@@ -25,15 +26,18 @@ class Embedded(NamedTuple):
     width: float
 
 
-def embed(figures: Mapping[str, Figure], budget: int = BUDGET) -> list[Embedded]:
+def embed(figures: Mapping[str, Figure], budget: int = BUDGET, prefix: str = "figure") -> list[Embedded]:
     """The figures as inline SVG, or as PNG inside the page. The label of a figure is its caption, else its name.
 
     While all figures together are larger than `budget` bytes, the largest SVG gives way to a PNG if that is smaller.
+
+    Args:
+        prefix: how the ids of these figures begin, which no other element of the page may have.
     """
     found = []
     for number, (name, figure) in enumerate(figures.items()):
         caption = str(figure.get_label()) or name
-        inline = inline_svg(drawn(name, figure, "svg").decode(), f"figure-{number}", _first_sentence(caption))
+        inline = inline_svg(drawn(name, figure, "svg", DPI).decode(), f"{prefix}-{number}", _first_sentence(caption))
         found.append(Embedded(name, caption, *inline))
     for at in sorted(range(len(found)), key=lambda at: -len(found[at].html)):
         if sum(len(each.html.encode()) for each in found) <= budget:
@@ -42,7 +46,7 @@ def embed(figures: Mapping[str, Figure], budget: int = BUDGET) -> list[Embedded]
         image = _image(png, _first_sentence(found[at].caption))
         if len(image) < len(found[at].html):
             found[at] = found[at]._replace(html=image)
-    return found
+    return [each._replace(html=Markup(each.html)) for each in found]
 
 
 class Inline(NamedTuple):

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 from chromium import PROGRAM, Tab, chromium
+from compatibility_tables import make_section, make_tables
 from pages import EVIL, a_page, a_report
+
+from gch_bench.report.compatibility import page as compatibility_page
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed (Debian: apt-get install chromium)")
 TABLE = "#tables table"  # the first: clean images
@@ -52,6 +55,21 @@ def test_no_complaint_and_no_request_beyond_the_file(tab: Tab, file: Path) -> No
         tab.run(f"document.querySelectorAll('summary')[{summary}].click()")
     assert tab.complaints() == []
     assert {url for url in tab.requests() if not url.startswith("data:")} == {file.as_uri()}
+
+
+def test_the_page_on_compatibility_has_no_complaint_and_a_search(browser: Tab, tmp_path: Path) -> None:
+    section = make_section(make_tables({EVIL: True, "mask": False}, ("L3", "L4")))
+    file = tmp_path / "report.html"
+    file.write_text(compatibility_page(section))
+    browser.events.clear()
+    browser.open(file)
+    for summary in range(browser.run("document.querySelectorAll('summary').length")):
+        browser.run(f"document.querySelectorAll('summary')[{summary}].click()")
+    assert browser.complaints() == []
+    assert {url for url in browser.requests() if not url.startswith("data:")} == {file.as_uri()}
+    rows = len(section.tables["measurements"])
+    browser.run("document.querySelector('#results input').dispatchEvent(new Event('input'))")
+    assert browser.run("document.querySelector('#results [role=status]').textContent").startswith(f"{rows} of {rows} rows")
 
 
 def test_a_complaint_and_a_request_would_be_seen(browser: Tab, tmp_path: Path) -> None:
