@@ -33,6 +33,7 @@ from gch_bench.results.compatibility import Row, mean_row, not_applicable, row
 RANKING, DISTORTION, NORM = "ranking", "distortion", "norm"
 STANDARD = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, math.inf)  # edges of bins of the margin in standard deviations
 LOG = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, math.inf)  # edges of bins of the log-margin
+FEWEST = 200  # pairs of a bin that is shown
 CLEAR = 1.0  # log-margin from which the order of two values is called clear: one is e times the other
 
 
@@ -117,7 +118,7 @@ def _order_rows(expected: Flips, pairs: Pairs, measured: Measured) -> Iterator[R
     edges, unit = (STANDARD, "margin / s") if standard else (LOG, "log-margin")
     for low, high in pairwise(edges):
         inside = valid & (margin >= low) & (margin < high)
-        if int(inside.sum()) >= 200:
+        if int(inside.sum()) >= FEWEST:
             made = _share(inside, expected.probability, measured)
             name = f"{unit} {low:g} to {high:g}" if high < math.inf else f"{unit} from {low:g}"
             yield made._replace(quantity="order lost", at=name, x=float(margin[inside].mean()), excluded=excluded)

@@ -15,7 +15,7 @@ from gch_bench.apps.compatibility.bench import Bench, Pass
 from gch_bench.noise import theory
 from gch_bench.rng import generator
 
-PAIRS = 512  # pairs of values looked at in each image
+PAIRS = 2048  # pairs of values looked at in each image
 RANK_IMAGES, RANK_PASSES = 16, 2  # images and passes whose effective rank is computed
 TINY = 1e-30
 

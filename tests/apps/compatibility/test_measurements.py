@@ -131,7 +131,7 @@ def test_quantities_are_those_of_plain_loops(bench: Bench) -> None:
         logits, noisy_logits = (each[i].numpy() for each in (bench.logits_MK, passes[t].logits_MK))
         assert measured.logits[t, i] == pytest.approx(((noisy_logits - logits) ** 2).sum() / (logits**2).sum())
         assert measured.flipped[t, i] == (logits.argmax() != noisy_logits.argmax())
-        for k in range(0, 512, 40):
+        for k in range(0, 2048, 160):
             c, x, y = (int(each[i, k]) for each in (pairs.channel, pairs.first, pairs.second))
             assert bool(pairs.valid[i, k]) == (clean[c, x] > clean[c, y] > 0)
             assert bool(measured.destroyed[t, i, k]) == (noisy[c, x] <= noisy[c, y])
