@@ -16,4 +16,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    entry(main, noise_list=True)
+    entry(main, diagnosis=True)

@@ -108,15 +108,16 @@ def reported() -> Iterator[None]:
         stop(hydra_message(error))
 
 
-def entry(main: Callable[[], Any], noise_list: bool = False) -> None:
+def entry(main: Callable[[], Any], diagnosis: bool = False) -> None:
     """Run `main`, a function decorated with hydra.main. Errors in composing its config are reported like errors of the task.
 
     Args:
-        noise_list: whether `noise=[gch,dropout]` is allowed; the list becomes the field `mechanisms`.
+        diagnosis: whether this is diagnose.py, where noise=[gch,dropout] becomes the field `mechanisms`; it trains nothing.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
     with reported():
-        sys.argv[1:] = with_recipe([argument(text, noise_list) for text in sys.argv[1:]])
+        arguments = [argument(text, diagnosis) for text in sys.argv[1:]]
+        sys.argv[1:] = arguments if diagnosis else with_recipe(arguments)
         register_defaults()
         main()
 

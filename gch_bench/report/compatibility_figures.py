@@ -188,7 +188,7 @@ def _residuals(axis: Axes, lost: pd.DataFrame, look: Mapping[str, Look]) -> None
         own = lost[(lost["mechanism"] == name) & lost["theory"].notna()]
         shifted = own["at"].map(middle).to_numpy(np.float64) + step * (number - (len(names) - 1) / 2)
         _points(axis, shifted, own, look[name], own["theory"].to_numpy(np.float64))
-    axis.set_xlabel(f"margin / s (from {LIMIT:g} on at {LIMIT:g})" if standard else "log-margin")
+    axis.set_xlabel(f"margin / s (larger ones: at {LIMIT:g})" if standard else "log-margin")
 
 
 def _titles(names: Sequence[str], second: Sequence[str]) -> list[str]:

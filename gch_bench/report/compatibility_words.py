@@ -43,7 +43,7 @@ def two_digits(value: float) -> str:
 
 def _positive(line: Line) -> str:
     share = line.numbers["singular_share"]
-    return f"no: {percent(share)} of pairs singular" if share > 0 else "yes"
+    return f"no: {percent(share)} singular" if share > 0 else "yes"
 
 
 def _mean_one(line: Line) -> str:
@@ -70,7 +70,7 @@ def _biased(site: dict[str, Any], sites: int) -> bool:
 
 
 def _order(line: Line) -> str:
-    lost = f"{percent(line.numbers['clear_order_lost'])} of clear orders lost"
+    lost = f"{percent(line.numbers['clear_order_lost'])} lost"
     bins = line.rows[(line.rows["section"] == "ranking") & (line.rows["quantity"] == "order lost")].dropna(subset=["measured"])
     if len(bins) < 2:
         return lost
@@ -82,11 +82,11 @@ def _survives(line: Line) -> str:
     change = line.numbers["logit_change"]
     if not line.numbers["survives"]:
         return f"no: {percent(change)}, under {MINIMUM_CHANGE:.2%}"
-    return f"yes: {percent(change)} of the logits' norm"
+    return f"yes: {percent(change)}"
 
 
 def _flips(line: Line) -> str:
-    return f"{percent(line.numbers['top_class_flips'])} of passes"
+    return f"{percent(line.numbers['top_class_flips'])}"
 
 
 class SummaryColumn(NamedTuple):
