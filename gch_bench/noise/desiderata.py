@@ -12,7 +12,7 @@ from gch_bench.noise.entropy import MaxEntropyCheck, field_energy, max_entropy_c
 from gch_bench.noise.free_parameters import Parameter, free_parameters
 from gch_bench.noise.gate_numbers import GateNumbers, alike, gate_numbers, law_of
 from gch_bench.noise.gates import Gate, Gaussian, HardMask
-from gch_bench.noise.injection import Additive
+from gch_bench.noise.injection import Additive, TokenRemoval
 from gch_bench.noise.kernels import Kernel, _spectrum
 from gch_bench.noise.mechanism import FieldNoise, Mechanism
 from gch_bench.noise.strength import draw_gates
@@ -146,6 +146,8 @@ def _unbiasedness(mechanism: Mechanism, found: GateNumbers, height: int, width: 
     if isinstance(law, HardMask) or (isinstance(law, Gate) and law.normalization == "samplewise"):
         if isinstance(mechanism, Additive):
             whole = "what is added sums to 0 over the sites in every sample"
+        elif isinstance(mechanism, TokenRemoval):
+            whole = "for a pooling over the tokens that remain, the mean of xi is one in every sample"
         else:
             whole = "the mean of xi over the sites is one in every sample"
         if bias.error is None and alike(law, height, width):

@@ -70,6 +70,8 @@ def _of_kernel(kernel: Kernel, height: int, width: int, energy: float) -> list[P
         if getattr(kernel, "energy", None) is not None
         else "the option beta"
     )
+    if isinstance(kernel, MassiveGreen) and given == "the option energy":
+        given += ", which is the budget of E[1/2 <psi, (L + mass^2) psi>]"
     exact = type(kernel) is DirichletGreen
     relation = "beta = |U|/(2 energy)" if exact else "proportional to 1/beta"
     parameters = [

@@ -44,6 +44,8 @@ LAWS: dict[str, Law] = {
     "block": Law(DropBlock, ("p", "block_size", "per_channel"), False, ("multiplicative", "branch")),
 }
 
+FORMER_NAMES = {"additive": "gaussian"}  # of laws, in the run.json of older runs
+
 INJECTIONS: dict[str, Injection] = {
     "multiplicative": Injection((), "needs a law whose gates leave something of a sample"),
     "additive": Injection(("relative", "channel_rms"), "adds xi - 1, which drops nothing: it needs a law without zeros"),
@@ -66,6 +68,7 @@ def make_mechanism(law: str, kernel: str, options: Mapping[str, Any], injection:
         ValueError: a name is unknown, law, kernel and injection do not go together, none of them has such an option, or an
             option is out of range; the message gives name, rule and value in one line.
     """
+    law = FORMER_NAMES.get(law, law)
     check_choice("law", law, LAWS)
     make, names, takes_kernel, injections = LAWS[law]
     injection = injections[0] if injection is None else injection
@@ -115,6 +118,7 @@ def _kernel_options(law: str, kernel: str) -> set[str]:
 
 def option_defaults(law: str | None, kernel: str, injection: str | None = None) -> dict[str, Any]:
     """The injection of a law, and the options of law, kernel and injection with their defaults; {} where a name is unknown."""
+    law = FORMER_NAMES.get(law or "", law)
     if law not in LAWS or (LAWS[law].takes_kernel and kernel not in KERNELS):
         return {}
     make, names, takes_kernel, injections = LAWS[law]

@@ -10,7 +10,7 @@ from scipy import stats
 from gch_bench.noise.placement import MINIMUM_CHANGE
 from gch_bench.report.page_parts import Entry, PageTable
 from gch_bench.report.render import MISSING
-from gch_bench.results.compatibility import DISAGREES, EXACT, FAMILY, NOT_APPLICABLE, OUTSIDE
+from gch_bench.results.compatibility import DISAGREES, FAMILY, NOT_APPLICABLE, OUTSIDE, ROUNDING
 
 LEVEL = 0.05  # of the test for a bias at a site where theory knows none
 MARKS = {OUTSIDE: " †", DISAGREES: " ‡"}
@@ -42,17 +42,27 @@ def two_digits(value: float) -> str:
 
 
 def _positive(line: Line) -> str:
+    if line.numbers["positive"]:
+        return "yes"
     share = line.numbers["singular_share"]
-    return f"no: {percent(share)} singular" if share > 0 else "yes"
+    return "no" if math.isnan(share) else f"no: {percent(share)} singular"
+
+
+def _pooled_bias(line: Line) -> str:
+    mean = line.row("mean", "mean over sites")
+    bias = 100 * line.numbers["pooled_bias"]
+    if mean is None or mean["high"] - mean["low"] < ROUNDING:
+        return f"{bias:.2f}%".replace("-0.00", "0.00")
+    return f"{bias:+.1f} ± {100 * (mean['high'] - mean['low']) / 2:.1f}%"
 
 
 def _mean_one(line: Line) -> str:
     mean, site = line.row("mean", "mean over sites"), line.row("mean", "mean at a site")
     if mean is None or site is None:
-        return f"{line.numbers['mean_over_sites']:.3f} over sites"
+        return f"{1 + line.numbers['pooled_bias']:.3f} over sites"
     if mean["verdict"] == DISAGREES:
         return f"no: {mean['measured']:.3f} over sites"
-    in_every_sample = mean["high"] - mean["low"] < EXACT and abs(mean["measured"] - 1) < EXACT
+    in_every_sample = mean["high"] - mean["low"] < ROUNDING and abs(mean["measured"] - 1) < ROUNDING
     if _biased(site, line.numbers["height"] * line.numbers["width"]):
         words = "per sample" if in_every_sample else "on average"
         return f"{words}; at a site {100 * line.numbers['largest_site_bias']:+.1f}%"
@@ -62,11 +72,11 @@ def _mean_one(line: Line) -> str:
 def _biased(site: dict[str, Any], sites: int) -> bool:
     """Whether the gate's mean at the most deviant site is not one: by theory, or where theory is silent by a corrected test."""
     if not math.isnan(site["theory"]):
-        return abs(site["theory"] - 1) > EXACT or site["verdict"] == DISAGREES
+        return abs(site["theory"] - 1) > ROUNDING or site["verdict"] == DISAGREES
     degrees = max(site["n"] - 1, 1)
     error = (site["high"] - site["low"]) / 2 / float(stats.t.ppf(0.975, degrees))
     off = abs(site["measured"] - 1)
-    return off > EXACT and not (error > 0 and sites * 2 * float(stats.t.sf(off / error, degrees)) >= LEVEL)
+    return off > ROUNDING and not (error > 0 and sites * 2 * float(stats.t.sf(off / error, degrees)) >= LEVEL)
 
 
 def _order(line: Line) -> str:
@@ -100,10 +110,10 @@ class SummaryColumn(NamedTuple):
 
 SUMMARY = {
     "positive": SummaryColumn(
-        "singular_share",
+        "positive",
         _positive,
-        "yes if every gate that was drawn is above 0 at the pairs of sites looked at; else the share of pairs that are"
-        " singular: their ratio of gates is 0, infinite, negative or undefined",
+        "yes for exponential gates, which are above 0 by law; else the share of pairs of sites that are singular in the draws:"
+        " their ratio of gates is 0, infinite, negative or undefined; noise that is added has no such ratio, and changes signs",
     ),
     "mean one": SummaryColumn(
         "largest_site_bias",
@@ -123,6 +133,9 @@ SUMMARY = {
         "roughness",
         lambda line: two_digits(line.numbers["roughness"]),
         "mean over sites of the squared differences of the gate's log between neighbours; not applicable if a gate has no log",
+    ),
+    "pooled bias": SummaryColumn(
+        "pooled_bias", _pooled_bias, "how far the mean of the gate over sites and draws is from one, with its interval of 95%"
     ),
     "pooled distortion": SummaryColumn(
         "pooled_distortion",

@@ -18,7 +18,7 @@ from gch_bench.cores import usable_cores
 from gch_bench.errors import UserError
 from gch_bench.files import read_json
 from gch_bench.metrics import SHOWN, averaged, mean_corruption, summarize
-from gch_bench.noise.table import option_defaults
+from gch_bench.noise.table import FORMER_NAMES, option_defaults
 from gch_bench.report.study import Group, Run, Setting
 from gch_bench.results.records import CELL_CLEAN, Cell, read_record, record_facts, recorded_cells
 from gch_bench.results.runfacts import differences, read_run_facts
@@ -269,8 +269,10 @@ def _groups(runs: Sequence[Run], refused: list[str]) -> list[Group]:
 def _noise(run: Run) -> dict[str, Any]:
     """The section `noise` of the run's configuration, with the defaults of what it leaves open: boundary=null is outside.
     Strengths stay open, because energy may take beta's place."""
-    noise = run.facts.config["noise"]
+    noise = {name: value for name, value in run.facts.config["noise"].items() if value is not None}
     defaults = option_defaults(noise.get("law"), noise.get("kernel", ""), noise.get("injection"))
+    if noise.get("law") in FORMER_NAMES:
+        noise["law"] = FORMER_NAMES[noise["law"]]
     return noise | {name: value for name, value in defaults.items() if name not in STRENGTHS and noise.get(name) is None}
 
 

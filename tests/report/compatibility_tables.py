@@ -14,13 +14,13 @@ from gch_bench.results.compatibility import Row, frame, judged, mean_row, not_ap
 
 RNG = np.random.default_rng(0)
 NOTHING = dict.fromkeys(
-    ("singular_share", "largest_site_bias", "mean_over_sites", "gate_variance", "clear_order_lost", "roughness",
+    ("positive", "singular_share", "largest_site_bias", "pooled_bias", "gate_variance", "clear_order_lost", "roughness",
      "map_distortion", "pooled_distortion", "surviving_share"),
     math.nan,
 )  # fmt: skip
 GATE = {
-    "singular_share": 0.0, "largest_site_bias": -0.03, "mean_over_sites": 1.0, "gate_variance": 0.4, "clear_order_lost": 0.03,
-    "roughness": 0.81, "map_distortion": 0.6, "pooled_distortion": 0.21, "surviving_share": 0.3,
+    "positive": 1.0, "singular_share": 0.0, "largest_site_bias": -0.03, "pooled_bias": 0.0, "gate_variance": 0.4,
+    "clear_order_lost": 0.03, "roughness": 0.81, "map_distortion": 0.6, "pooled_distortion": 0.21, "surviving_share": 0.3,
 }  # fmt: skip
 CHANGE = {"logit_change": 0.2, "top_class_flips": 0.12, "survives": True}
 Tables = dict[str, pd.DataFrame]
@@ -66,7 +66,11 @@ def make_tables(mechanisms: dict[str, bool | None], stages: tuple[str, ...] = ("
             where: dict[str, Any] = {"stage": stage, "module": "bn2", "height": 7, "width": 7, "mechanism": name}
             own = frame([*([] if smooth is None else gate_rows(smooth)), *logit_rows()])
             rows.append(pd.DataFrame({key: [value] * len(own) for key, value in where.items()}).join(own))
-            numbers = NOTHING if smooth is None else GATE | ({} if smooth else {"singular_share": 0.19, "roughness": math.nan})
+            numbers = (
+                NOTHING
+                if smooth is None
+                else GATE | ({} if smooth else {"positive": 0.0, "singular_share": 0.19, "roughness": math.nan})
+            )
             summary.append(where | numbers | CHANGE)
             facts = {name: RNG.random(20) + 0.1 for name in ("coherence", "logit_margin", "flips", "logit_distortion")}
             pooled = {} if smooth is None else {"pooled_distortion": RNG.random(20)}

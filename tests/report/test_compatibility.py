@@ -38,7 +38,7 @@ def test_words_of_the_summary() -> None:
     found = words(make_tables(THREE))
     assert found["gate"] == {
         "positive": "yes", "mean one": "per sample; at a site -3.0%", "ranking stable": "yes: 3.0% lost",
-        "roughness": "0.81", "pooled distortion": "0.21", "survives": "yes: 20%",
+        "roughness": "0.81", "pooled bias": "0.00%", "pooled distortion": "0.21", "survives": "yes: 20%",
         "top class flips": "12%",
     }  # fmt: skip
     assert found["mask"]["positive"] == "no: 19% singular"

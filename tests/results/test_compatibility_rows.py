@@ -19,6 +19,9 @@ from gch_bench.results.compatibility import (
     not_applicable,
     p_value,
     row,
+    share_row,
+    untested,
+    variance_row,
 )
 
 
@@ -32,10 +35,46 @@ def test_a_mean_is_scipys() -> None:
     assert (made.theory, made.n, made.at, made.x) == (1.5, 30, "here", 2.0)
 
 
-def test_values_without_chance_are_compared_up_to_rounding() -> None:
-    assert p_value(1.0 + 5e-5, 1.0, 0.0, 100) == 1
-    assert p_value(1.001, 1.0, 0.0, 100) == 0
+def test_values_that_differ_by_rounding_alone_agree() -> None:
+    assert p_value(1.0 + 5e-6, 1.0, 0.0, 100) == p_value(1e-10, 0.0, 1e-12, 100) == 1
+    assert p_value(2e-4, 1e-4, 1e-7, 4096) < 1e-100, "small numbers are compared by their size"
+    assert p_value(1.5, 1.0, 0.0, 100) < 1e-14
+    assert math.isnan(p_value(math.nan, 1.0, 0.0, 100))
     assert math.isnan(mean_row("s", "q", [3.0, 3.0]).p_value), "without theory"
+
+
+def test_a_rare_event_that_was_not_seen_is_no_contradiction() -> None:
+    """4,096 draws without an event of probability 0.001 happen in 1.7% of all cases, of one of 0.1 never."""
+    assert mean_row("s", "q", np.zeros(4096), 0.001).p_value == pytest.approx((1 - 0.001) ** 4096, rel=0.01)
+    assert mean_row("s", "q", np.zeros(4096), 0.1).p_value < 1e-100
+    assert mean_row("s", "q", np.zeros(4096), 0.1, least_error=0.2).p_value > 0.5, "the error that theory knows"
+
+
+def test_variances_of_normal_values() -> None:
+    """The test is exact: p-values below 0.01 occur in 1% of the samples; the interval covers in 95%."""
+    rng = np.random.default_rng(2)
+    rows = [variance_row("s", "q", rng.normal(scale=2.0, size=50), 4.0) for _ in range(2000)]
+    small = np.mean([each.p_value < 0.01 for each in rows])
+    covered = np.mean([each.low <= 4.0 <= each.high for each in rows])
+    assert abs(small - 0.01) < 4 * math.sqrt(0.01 * 0.99 / 2000)
+    assert abs(covered - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 2000)
+    values = rng.normal(size=30)
+    assert variance_row("s", "q", values, 1.0).measured == pytest.approx(values.var(ddof=1))
+    assert math.isnan(variance_row("s", "q", [math.nan, 1.0, 2.0], 4.0).p_value)
+
+
+def test_shares_of_few_images() -> None:
+    """0 of 10 says at most 31%, the limit of Clopper and Pearson."""
+    none, some = share_row("s", "q", np.zeros(10)), share_row("s", "q", [0, 0, 0, 0, 1])
+    assert (none.low, none.high) == pytest.approx((0, stats.binomtest(0, 10).proportion_ci().high))
+    assert 0 <= some.low < some.measured < some.high <= 1
+    assert share_row("s", "q", np.ones(10)).low == pytest.approx(stats.binomtest(10, 10).proportion_ci().low)
+
+
+def test_a_row_without_test_says_why() -> None:
+    made = untested(mean_row("s", "q", [1.0, 2.0, 3.0], 9.0, note="first"), "second")
+    assert (made.theory, made.note) == (9.0, "first; second")
+    assert list(judged(frame([made]))["verdict"]) == [MEASURED]
 
 
 @pytest.mark.parametrize(("shift", "least", "most"), [(0.0, 0, 0), (0.5, 40, 60)])

@@ -116,9 +116,9 @@ def _run(bench: Bench, at_output: bool, seed: int = 0, number: int = 0, norms: b
 
             stack.callback(bench.network.get_submodule(bench.module).register_forward_hook(keep).remove)
         if norms:
-            inside = bench.trunk.modules if bench.trunk is not None else frozenset()
-            moments.watch(bench.network, inside, stack)
+            moments.watch(bench.network, bench.module, stack)
         for batch, images in bench.batches():
+            moments.behind = False
             ids = torch.arange(batch * BATCH, batch * BATCH + len(images))
             with keyed_noise(bench.network, image_keys(ids, seed, "compatibility", number)):
                 if shared and bench.trunk is not None:
@@ -129,17 +129,25 @@ def _run(bench: Bench, at_output: bool, seed: int = 0, number: int = 0, norms: b
 
 
 class _Moments:
-    """The variances over images and sites of what the BatchNorm layers of a network get."""
+    """The variances over images and sites of what the BatchNorm layers behind a stage get."""
 
     def __init__(self) -> None:
         self.sums: dict[str, list[Any]] = {}  # layer -> [count, sum, sum of squares]
+        self.behind = False  # whether the stage has ended in the forward pass under way
 
-    def watch(self, network: nn.Module, without: frozenset[str], stack: ExitStack) -> None:
-        """Watch the layers that are not in `without`, until the stack is closed."""
+    def watch(self, network: nn.Module, stage: str, stack: ExitStack) -> None:
+        """Watch the layers that are called after the module `stage`, until the stack is closed."""
+
+        def end(module: nn.Module, inputs: tuple, output: Any) -> None:
+            self.behind = True
+
+        stack.callback(network.get_submodule(stage).register_forward_hook(end).remove)
         for name, module in network.named_modules():
-            if isinstance(module, _BatchNorm) and name not in without:
+            if isinstance(module, _BatchNorm):
 
                 def add(module: nn.Module, inputs: tuple, name: str = name) -> None:
+                    if not self.behind:
+                        return
                     values = inputs[0].transpose(0, 1).flatten(1).double()
                     total = self.sums.setdefault(name, [0, 0.0, 0.0])
                     for i, part in enumerate((values.shape[1], values.sum(1), values.square().sum(1))):

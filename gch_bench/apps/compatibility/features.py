@@ -14,7 +14,7 @@ from scipy import stats
 from torch import Tensor
 
 from gch_bench.apps.compatibility.bench import Bench
-from gch_bench.apps.compatibility.gates import RATIO, log_ratio_law
+from gch_bench.apps.compatibility.gates import HEAVY, OVERFLOW, RATIO, heavy_tails, log_ratio_law
 from gch_bench.apps.compatibility.measure import (
     RANK_IMAGES,
     TINY,
@@ -28,7 +28,7 @@ from gch_bench.noise.gates import Gate, Gaussian
 from gch_bench.noise.injection import Additive
 from gch_bench.noise.mechanism import Mechanism
 from gch_bench.noise.moments import distortion, drop_probability, gate_moments
-from gch_bench.results.compatibility import Row, mean_row, not_applicable, row
+from gch_bench.results.compatibility import Row, mean_row, not_applicable, row, share_row, untested
 
 RANKING, DISTORTION, NORM = "ranking", "distortion", "norm"
 STANDARD = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, math.inf)  # edges of bins of the margin in standard deviations
@@ -99,11 +99,13 @@ def _ratio_row(mechanism: Mechanism, bench: Bench, pairs: Pairs, measured: Measu
     used = pairs.valid.numpy() & (sd > 1e-9)
     if not used.any():
         return not_applicable(RATIO, quantity, "no pair of positive values at sites whose gates differ")
+    if np.isnan(measured.ratio[:, used]).any():
+        return not_applicable(RATIO, quantity, OVERFLOW)
     standard = np.where(used, (measured.ratio - mean) / np.where(used, sd, 1.0), np.nan) ** 2
     by_image = np.nanmean(standard[:, used.any(1)], axis=2).flatten()
     excluded = 1 - float(pairs.valid.double().mean())
     made = mean_row(RATIO, quantity, by_image, 1.0, at="pairs of positive values of a channel")
-    return made._replace(excluded=excluded, note="excluded: pairs with a value that is not positive")
+    return made._replace(excluded=excluded, note="excluded: pairs of equal values, or with one that is not positive")
 
 
 def _order_rows(expected: Flips, pairs: Pairs, measured: Measured) -> Iterator[Row]:
@@ -131,21 +133,31 @@ def _order_rows(expected: Flips, pairs: Pairs, measured: Measured) -> Iterator[R
 def _share(inside: Tensor, probability: Tensor | None, measured: Measured) -> Row:
     """The share of the pairs `inside` (M, K) whose order is lost, over all passes.
 
-    Its standard error comes from the differences of images and passes; where few orders are lost it is at least that of
-    independent pairs with the probabilities of theory.
+    Where theory knows the probabilities, the standard error comes from the differences of images and passes, which share a
+    gate; it is at least that of independent pairs. Else it comes from the differences between images.
     """
     assert measured.destroyed is not None
     chosen = inside.numpy()
     counts = (measured.destroyed & chosen).sum(2)  # (T, M)
-    passes, clusters = len(counts), int((chosen.sum(1) > 0).sum()) * len(counts)
-    total = chosen.sum() * passes
-    p = None if probability is None else np.where(chosen, probability.numpy(), 0.0)
-    differences = counts - (counts.mean(0) if p is None else p.sum(1))
-    variance = float((differences**2).sum()) * clusters / max(clusters - 1, 1)
-    if p is not None:
-        variance = max(variance, passes * float((p * (1 - p)).sum()))
-    theory_share = None if p is None else float(p.sum() * passes / total)
-    return row(RANKING, "", float(counts.sum() / total), math.sqrt(variance) / total, theory_share, clusters)
+    passes, sizes = len(counts), chosen.sum(1)
+    images, total = int((sizes > 0).sum()), int(sizes.sum()) * passes
+    share = float(counts.sum() / total)
+    if probability is None:
+        squares = float(((counts.sum(0) - share * passes * sizes) ** 2).sum())
+        return _clipped(row(RANKING, "", share, _root(squares, images) / total, None, images))
+    p = np.where(chosen, probability.numpy(), 0.0)
+    squares = float(((counts - p.sum(1)) ** 2).sum())
+    error = max(_root(squares, images * passes), math.sqrt(passes * float((p * (1 - p)).sum()))) / total
+    return _clipped(row(RANKING, "", share, error, float(p.sum() * passes / total), images * passes))
+
+
+def _root(squares: float, clusters: int) -> float:
+    """The standard error of a sum over clusters with this sum of squared differences."""
+    return math.sqrt(squares * clusters / max(clusters - 1, 1))
+
+
+def _clipped(made: Row) -> Row:
+    return made._replace(low=max(made.low, 0.0), high=min(made.high, 1.0))
 
 
 def _distortion_rows(mechanism: Mechanism, bench: Bench, measured: Measured) -> Iterator[Row]:
@@ -153,18 +165,26 @@ def _distortion_rows(mechanism: Mechanism, bench: Bench, measured: Measured) -> 
     assert measured.map is not None
     assert measured.pooled is not None
     assert measured.contrast is not None
-    moments = gate_moments(mechanism, *bench.map_MCHW.shape[2:])
+    size = bench.map_MCHW.shape[2:]
+    moments, heavy = gate_moments(mechanism, *size), heavy_tails(mechanism, *size)
     exact = None
     if moments is not None:
         exact = [distortion(mechanism, moments, each.flatten(1).T) for each in bench.map_MCHW]
-    for name, values in (("whole", measured.map), ("pooled", measured.pooled), ("contrast", measured.contrast)):
-        wanted = None if exact is None else np.array([getattr(each, name) for each in exact])
-        differences = values - (values.mean(0) if wanted is None else wanted)
-        error = float(differences.std(ddof=1) / math.sqrt(differences.size))
-        titles = {"whole": "squared distortion of the map", "pooled": "squared distortion of the pooled feature",
-                  "contrast": "amplification of the contrast between sites"}  # fmt: skip
-        expected = None if wanted is None else float(wanted.mean())
-        yield row(DISTORTION, titles[name], float(values.mean()), error, expected, differences.size)
+    for name, title, values in (
+        ("whole", "squared distortion of the map", measured.map),
+        ("pooled", "squared distortion of the pooled feature", measured.pooled),
+        ("contrast", "amplification of the contrast between sites", measured.contrast),
+    ):
+        if not np.isfinite(values).all():
+            yield not_applicable(DISTORTION, title, "the sites of some images do not differ")
+            continue
+        made = mean_row(DISTORTION, title, values.mean(0), note="interval: over images")
+        if exact is not None:
+            wanted = np.array([getattr(each, name) for each in exact])
+            error = float((values - wanted).std(ddof=1) / math.sqrt(values.size))
+            note = "interval: over the noise on these images"
+            made = row(DISTORTION, title, float(values.mean()), error, float(wanted.mean()), values.size, note=note)
+        yield untested(made, HEAVY) if heavy and exact is not None else made
     assert measured.cosine is not None
     yield mean_row(DISTORTION, "cosine of pooled features", measured.cosine.mean(0), at="mean over passes")
     assert measured.rank is not None
@@ -172,9 +192,15 @@ def _distortion_rows(mechanism: Mechanism, bench: Bench, measured: Measured) -> 
     yield mean_row(DISTORTION, "effective rank", before, at="before")
     yield mean_row(DISTORTION, "effective rank", measured.rank.mean(0), at="after")
     coherence, positivity = coherence_and_positivity(bench.map_MCHW)
-    for name, values in (("pooled feature", measured.pooled.mean(0)), ("logits", measured.logits.mean(0))):
-        yield _rank_correlation(f"distortion of the {name} and coherence", values, coherence)
-        yield _rank_correlation(f"distortion of the {name} and positivity", values, positivity)
+    of_images = {
+        "distortion of the map": measured.map.mean(0),
+        "distortion of the pooled feature": measured.pooled.mean(0),
+        "distortion of the logits": measured.logits.mean(0),
+        "cosine of pooled features": measured.cosine.mean(0),
+    }
+    for name, values in of_images.items():
+        yield _rank_correlation(f"{name} and coherence", values, coherence)
+        yield _rank_correlation(f"{name} and positivity", values, positivity)
 
 
 def _rank_correlation(quantity: str, one: np.ndarray, two: np.ndarray) -> Row:
@@ -195,5 +221,5 @@ def _decision_rows(bench: Bench, measured: Measured) -> Iterator[Row]:
     share = measured.flipped.mean(0)
     for number, group in enumerate(np.array_split(np.argsort(margin), 5)):
         name = f"fifth {number + 1} of the images by logit margin"
-        yield mean_row(RANKING, "top class flips", share[group], at=name, x=float(margin[group].mean()))
-    yield mean_row(RANKING, "top class flips", share, at="all images")
+        yield share_row(RANKING, "top class flips", share[group], at=name, x=float(margin[group].mean()))
+    yield share_row(RANKING, "top class flips", share, at="all images")

@@ -16,13 +16,15 @@ from gch_bench.noise.gates import Gate, Gaussian
 from gch_bench.noise.injection import Additive
 from gch_bench.noise.kernels import DirichletGreen, White
 from gch_bench.noise.mechanism import DENSE_COVARIANCE_SITES, Mechanism
-from gch_bench.noise.moments import both_kept_probability, drop_probability, gate_moments
-from gch_bench.results.compatibility import Row, mean_row, not_applicable, p_value, row
+from gch_bench.noise.moments import Moments, both_kept_probability, drop_probability, gate_moments
+from gch_bench.results.compatibility import Row, mean_row, not_applicable, p_value, row, untested, variance_row
 from gch_bench.rng import generator
 
 RATIO, ROUGH, MEAN = "log-ratio", "roughness", "mean"
 RANDOM_PAIRS = 24  # pairs of sites besides the named ones whose log-ratio is measured
 QUANTILES = np.linspace(0.02, 0.98, 25)
+OVERFLOW = "at this strength some gates are 0 or infinite in float32"
+HEAVY = "gamma^2 Var psi > 1: the tails are too heavy for a test with so few draws"
 GROUPS = 16  # parts of the draws that the jackknife of a correlation length leaves out
 
 
@@ -67,7 +69,7 @@ def log_ratio_law(mechanism: Mechanism, height: int, width: int) -> tuple[Tensor
 
 
 def _ratio_rows(mechanism: Mechanism, gates_BHW: Tensor) -> Iterator[Row]:
-    draws, height, width = gates_BHW.shape
+    _, height, width = gates_BHW.shape
     gates_BN = gates_BHW.flatten(1)
     if height * width < 2:
         yield not_applicable(RATIO, "variance", "the map has one site")
@@ -85,14 +87,18 @@ def _ratio_rows(mechanism: Mechanism, gates_BHW: Tensor) -> Iterator[Row]:
         mean_NN, sd_NN = law
         for name, (x, y) in pairs.items():
             ratio_B = (gates_BN[:, x] / gates_BN[:, y]).log()
-            spread_B = (ratio_B - ratio_B.mean()).square() * (draws / (draws - 1))
-            yield mean_row(RATIO, "variance", spread_B, float(sd_NN[x, y] ** 2), at=name, x=float(sd_NN[x, y] ** 2))
+            if not bool(ratio_B.isfinite().all()):
+                yield not_applicable(RATIO, "variance", OVERFLOW)._replace(at=name)
+                continue
+            variance = float(sd_NN[x, y] ** 2)
+            yield variance_row(RATIO, "variance", ratio_B, variance, at=name, x=variance)
             if name in named:
                 yield mean_row(RATIO, "mean", ratio_B, float(mean_NN[x, y]), at=name)
         name, (x, y) = next(iter(named.items()))
         if sd_NN[x, y] > 0:
             standard_B = ((gates_BN[:, x] / gates_BN[:, y]).log() - mean_NN[x, y]) / sd_NN[x, y]
-            yield from _normality_rows(standard_B, name)
+            if bool(standard_B.isfinite().all()):
+                yield from _normality_rows(standard_B, name)
     yield from _singular_rows(mechanism, gates_BN, torch.tensor(others), height, width)
 
 
@@ -169,85 +175,106 @@ def _roughness(mechanism: Mechanism, height: int, width: int) -> float | None:
 
 
 def _mean_rows(mechanism: Mechanism, gates_BHW: Tensor) -> Iterator[Row]:
-    _, height, width = gates_BHW.shape
+    draws, height, width = gates_BHW.shape
     gates_BN = gates_BHW.flatten(1)
-    moments = gate_moments(mechanism, height, width)
-    yield _worst_site(gates_BN, None if moments is None else moments.mean_N, width)
+    moments, expected = gate_moments(mechanism, height, width), mechanism.expected(height, width)
+    heavy = heavy_tails(mechanism, height, width)
+    yield _tested(_worst_site(mechanism, gates_BN, moments, width), heavy)
     pooled_B = gates_BN.mean(1)
-    exact = mechanism.expected(height, width).pooled_distortion == 0
-    yield mean_row(MEAN, "mean over sites", pooled_B, 1.0, note="one in every sample" if exact else "one on average")
+    exact = expected.pooled_distortion == 0
+    spread = math.sqrt((expected.pooled_distortion or 0.0) / draws)
+    note = "one in every sample" if exact else "one on average"
+    yield _tested(mean_row(MEAN, "mean over sites", pooled_B, 1.0, spread, note=note), heavy)
     centred_BN = gates_BN - (gates_BN.mean(0) if moments is None else moments.mean_N)
-    expected = mechanism.expected(height, width)
-    yield mean_row(MEAN, "gate variance", centred_BN.square().mean(1), expected.gate_variance)
-    yield mean_row(MEAN, "pooled distortion", (pooled_B - 1).square(), expected.pooled_distortion, at="constant map")
+    yield _tested(mean_row(MEAN, "gate variance", centred_BN.square().mean(1), expected.gate_variance), heavy)
+    squares_B = (pooled_B - 1).square()
+    yield _tested(mean_row(MEAN, "pooled distortion", squares_B, expected.pooled_distortion, at="constant map"), heavy)
     if not mechanism.adds:
         dropped_N = drop_probability(mechanism, height, width)
         rate = expected.drop_rate if dropped_N is None else float(dropped_N.mean())
         nominal = f"nominal p = {expected.nominal_drop_rate:g}" if expected.nominal_drop_rate else ""
         yield mean_row(MEAN, "drop rate", (gates_BN == 0).double().mean(1), rate, note=nominal)
-    yield _correlation_row(mechanism, gates_BHW)
+    yield from _correlation_rows(mechanism, gates_BHW)
 
 
-def _worst_site(gates_BN: Tensor, mean_N: Tensor | None, width: int) -> Row:
+def heavy_tails(mechanism: Mechanism, height: int, width: int) -> bool:
+    """Whether the gate is log-normal with gamma^2 Var psi > 1 somewhere: the mean and the variance of so few draws are then far
+    from normal, so that neither has a test."""
+    inner = mechanism.gate if isinstance(mechanism, Additive) else mechanism
+    if not isinstance(inner, Gate) or inner.normalization != "wick":
+        return False
+    return bool(inner.gamma**2 * inner.kernel.variance(height, width).max() > 1 + 1e-9)
+
+
+def _tested(made: Row, heavy: bool) -> Row:
+    return untested(made, HEAVY) if heavy else made
+
+
+def _worst_site(mechanism: Mechanism, gates_BN: Tensor, moments: Moments | None, width: int) -> Row:
     """The site whose mean gate deviates most, in standard errors, from theory (from one where theory has no closed form)."""
     draws, sites = gates_BN.shape
     measured_N, error_N = gates_BN.mean(0), gates_BN.std(0) / math.sqrt(draws)
-    wanted_N = torch.ones(sites, dtype=torch.float64) if mean_N is None else mean_N
-    z_N = (measured_N - wanted_N).abs() / error_N.clamp_min(1e-9)
+    wanted_N = torch.ones(sites, dtype=torch.float64) if moments is None else moments.mean_N
+    if moments is not None:
+        error_N = torch.maximum(error_N, (moments.covariance_NN.diagonal() / draws).sqrt())
+    z_N = (measured_N - wanted_N).abs() / error_N.clamp_min(1e-6)
     worst = int(z_N.argmax())
-    made = row(
-        MEAN, "mean at a site", float(measured_N[worst]), float(error_N[worst]),
-        None if mean_N is None else float(wanted_N[worst]), draws,
-        at=f"row {worst // width}, column {worst % width}: the most deviant of {sites}",
-    )  # fmt: skip
-    if mean_N is None:
-        return made._replace(note="no closed form; the mean over sites is one")
-    p = p_value(float(measured_N[worst]), float(wanted_N[worst]), float(error_N[worst]), draws)
-    return made._replace(p_value=min(1.0, sites * p))
+    measured, wanted, error = (float(each[worst]) for each in (measured_N, wanted_N, error_N))
+    at = f"row {worst // width}, column {worst % width}: the most deviant of {sites}"
+    made = row(MEAN, "mean at a site", measured, error, None if moments is None else wanted, draws, at=at)
+    if moments is not None:
+        return made._replace(p_value=min(1.0, sites * p_value(measured, wanted, error, draws)))
+    large = sites > DENSE_COVARIANCE_SITES
+    return made._replace(note="closed forms are left out on so large a map" if large else "no closed form")
 
 
-def _correlation_row(mechanism: Mechanism, gates_BHW: Tensor) -> Row:
-    """The distance along the middle row at which the correlation of the gate with its middle site falls below 1/e."""
+def _correlation_rows(mechanism: Mechanism, gates_BHW: Tensor) -> Iterator[Row]:
+    """The distance along the middle row at which the correlation with its middle site falls below 1/e: of the gate, and for an
+    exponential gate of its log, beside that of the field."""
     _, height, width = gates_BHW.shape
+    quantity = "correlation length"
     if width < 3:
-        return not_applicable(MEAN, "correlation length", "the map has fewer than three columns")
-    line_BW = gates_BHW[:, height // 2, width // 2 :].numpy()
+        yield not_applicable(MEAN, quantity, "the map has fewer than three columns")
+        return
     if not float(gates_BHW[:, height // 2].std(1).max()) > 0:
-        return not_applicable(MEAN, "correlation length", "the gate is the same at all sites")
-    whole = _measured_length(line_BW)
+        yield not_applicable(MEAN, quantity, "the gate is the same at all sites")
+        return
+    line = torch.arange(height // 2 * width + width // 2, height // 2 * width + width)
+    moments = gate_moments(mechanism, height, width)
+    theory_of_gate = None if moments is None else _length_of(moments.covariance_NN[line][:, line])
+    line_BW = gates_BHW[:, height // 2, width // 2 :].numpy()
+    yield _length_row("correlation length", line_BW, theory_of_gate, "sites")
+    if isinstance(mechanism, Gate) and (line_BW > 0).all() and height * width <= DENSE_COVARIANCE_SITES:
+        of_field = _length_of(mechanism.kernel.covariance(height, width)[line][:, line])
+        wick = mechanism.normalization == "wick"
+        kernels = "none" if of_field is None else f"{of_field:.2f}"
+        note = "sites" if wick else f"sites; the kernel's is {kernels}, and log xi is gamma psi less what all sites share"
+        yield _length_row("correlation length of log xi", np.log(line_BW), of_field if wick else None, note)
+
+
+def _length_row(quantity: str, line_BW: np.ndarray, theory: float | None, note: str) -> Row:
+    """The length with the standard error of a jackknife over GROUPS parts of the draws, which is tested with as many values."""
     parts = np.array_split(np.arange(len(line_BW)), GROUPS)
     without = np.array([_measured_length(np.delete(line_BW, part, axis=0)) for part in parts])
-    error = float(np.sqrt((GROUPS - 1) / GROUPS * ((without - without.mean()) ** 2).sum()))  # the jackknife's
-    field = _field_length(mechanism, height, width)
-    moments = gate_moments(mechanism, height, width)
-    wanted = None
-    if moments is not None:
-        line = torch.arange(height // 2 * width + width // 2, height // 2 * width + width)
-        covariance = moments.covariance_NN[line][:, line]
-        wanted = _length((covariance[0] / (covariance[0, 0] * covariance.diagonal()).sqrt()).numpy())
-    note = f"sites; of the field itself {field:.2f}" if field is not None else "sites"
-    return row(MEAN, "correlation length", whole, error, wanted, len(line_BW), at="middle row", note=note)
+    error = float(np.sqrt((GROUPS - 1) / GROUPS * ((without - without.mean()) ** 2).sum()))
+    made = row(MEAN, quantity, _measured_length(line_BW), error, theory, GROUPS, at="middle row", note=note)
+    made = made._replace(n=len(line_BW))
+    return made if error > 0 else untested(made, "all parts of the draws give the same length")
+
+
+def _length_of(covariance_WW: Tensor) -> float | None:
+    """The correlation length from the first site of a line on; None where that site never varies."""
+    variance_W = covariance_WW.diagonal()
+    if not float(variance_W[0]) > 0:
+        return None
+    correlation_W = covariance_WW[0] / (variance_W[0] * variance_W).sqrt().clamp_min(1e-30)
+    return _length(correlation_W.numpy())
 
 
 def _measured_length(line_BW: np.ndarray) -> float:
     """The correlation length of draws along a line of sites, from its first site on."""
     with np.errstate(invalid="ignore"):  # a site that never varies has no correlation
         return _length(np.corrcoef(line_BW.T)[0])
-
-
-def _field_length(mechanism: Mechanism, height: int, width: int) -> float | None:
-    inner = mechanism.gate if isinstance(mechanism, Additive) else mechanism
-    kernel = getattr(inner, "kernel", None)
-    if kernel is None or height * width > DENSE_COVARIANCE_SITES:
-        return None
-    covariance_NN = kernel.covariance(height, width)
-    line = torch.arange(height // 2 * width + width // 2, height // 2 * width + width)
-    variance = covariance_NN.diagonal()[line]
-    free = variance > 0
-    if not bool(free[0]):
-        return None
-    correlation = covariance_NN[line[0], line] / (variance[0] * variance).sqrt()
-    return _length(torch.where(free, correlation, 0).numpy())
 
 
 def _length(correlation: np.ndarray) -> float:

@@ -95,7 +95,8 @@ def _of_map(clean: Tensor, noisy: Tensor, pairs: Pairs, with_rank: bool) -> dict
     power = clean.square().sum((1, 2, 3)).double().clamp_min(TINY)
     pooled, pooled_noisy = clean.double().mean((2, 3)), noisy.double().mean((2, 3))
     squares, squares_noisy = pooled.square().sum(1).clamp_min(TINY), pooled_noisy.square().sum(1)
-    inner = (power - sites * squares).clamp_min(TINY)
+    inner = power - sites * squares
+    inner = torch.where(inner > 1e-6 * power, inner, torch.nan)  # the sites agree up to rounding: there is no contrast
     second = noisy.square().sum((2, 3)).double() / sites
     larger, smaller = values_at(noisy, pairs.channel, pairs.first), values_at(noisy, pairs.channel, pairs.second)
     positive = (larger > 0) & (smaller > 0)

@@ -12,6 +12,7 @@ from gch_bench.apps.compatibility.bench import Bench, noisy_passes, norm_varianc
 from gch_bench.apps.compatibility.features import DISTORTION, NORM, RANKING, feature_rows
 from gch_bench.apps.compatibility.gates import MEAN, RATIO, ROUGH, gate_rows
 from gch_bench.apps.compatibility.measure import Measured, Pairs, coherence_and_positivity, measure
+from gch_bench.noise.gates import Gate
 from gch_bench.noise.mechanism import Mechanism
 from gch_bench.noise.moments import distortion, gate_moments
 from gch_bench.noise.placement import MINIMUM_CHANGE
@@ -108,18 +109,17 @@ def _channel_inflation(bench: Bench, mechanism: Mechanism, measured: Measured) -
     assert measured.mean is not None
     clean = bench.map_MCHW.double()
     variance = clean.square().mean((0, 2, 3)) - clean.mean((0, 2, 3)).square()
-    used = variance > 1e-9 * clean.square().mean()
-    if not bool(used.any()):
+    if not float(variance.sum()) > 1e-9 * float(clean.square().mean()):
         return not_applicable(NORM, quantity, "no channel varies")
-    inflation = ((measured.second - measured.mean.square()) / variance)[used]
+    inflation = float((measured.second - measured.mean.square()).sum() / variance.sum())
     moments = gate_moments(mechanism, *bench.map_MCHW.shape[2:])
     theory = math.nan
     if moments is not None:
         second = torch.stack([distortion(mechanism, moments, each.flatten(1).T).second_C for each in bench.map_MCHW]).mean(0)
         mean = (moments.mean_N[:, None] * clean.mean(0).flatten(1).T).mean(0) if not mechanism.adds else clean.mean((0, 2, 3))
-        theory = float(((second - mean.square()) / variance)[used].mean())
-    note = "theory for comparison; the channels share draws, so that no interval is given"
-    return Row(NORM, quantity, "mean over channels", measured=float(inflation.mean()), theory=theory, n=len(clean), note=note)
+        theory = float((second - mean.square()).sum() / variance.sum())
+    note = "of the variances over images and sites, summed over channels; no interval, and so no test"
+    return Row(NORM, quantity, "all channels", measured=inflation, theory=theory, n=len(clean), note=note)
 
 
 def _images(bench: Bench, measured: Measured) -> pd.DataFrame:
@@ -150,9 +150,10 @@ def _summary(table: pd.DataFrame, mechanism: Mechanism) -> dict[str, Any]:
         return float(found.iloc[0]) if len(found) else math.nan
 
     return {
+        "positive": math.nan if mechanism.place == "attention" else float(isinstance(mechanism, Gate)),
         "singular_share": value(RATIO, "singular share"),
         "largest_site_bias": value(MEAN, "mean at a site") - 1,
-        "mean_over_sites": value(MEAN, "mean over sites"),
+        "pooled_bias": value(MEAN, "mean over sites") - 1,
         "gate_variance": value(MEAN, "gate variance"),
         "clear_order_lost": value(RANKING, "clear order lost"),
         "roughness": value(ROUGH, "per site"),
