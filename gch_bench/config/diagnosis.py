@@ -99,8 +99,9 @@ class DiagnoseConfig:
     mode: str = "geometry"
     # The mechanisms of the modes but geometry, which noise=[gch,dropout] fills; empty: the one of noise=NAME.
     mechanisms: list[NoiseConfig] = field(default_factory=list)
-    stages: list[str] = field(default_factory=lambda: ["L4"])  # where they are looked at: L1..L4, or module names
-    # Size of the map [HEIGHT,WIDTH] for mode=describe and match; null: that of the first stage of model=.
+    # Where they are looked at: L1..L4, or module names, one for mode=describe and match; null: noise.stages.
+    stages: list[str] | None = None
+    # Size of the map [HEIGHT,WIDTH] for mode=describe and match; null: that of the stage of the network.
     grid: list[int] | None = None
     reference: str = "gch"  # mode=match: a mechanism whose strength the others get, or the strength itself, such as 0.4
     quantity: str = "gate_variance"  # mode=match: the measure of strength, gate_variance | log_variance
@@ -133,13 +134,7 @@ class DiagnoseConfig:
     def __post_init__(self) -> None:
         check_choice("mode", self.mode, MODES)
         check_choice("quantity", self.quantity, QUANTITIES)
-        if self.mechanisms and self.mode == "geometry":
-            names = ",".join(each.name for each in self.mechanisms)
-            raise UserError(
-                f"noise=[{names}] goes with mode=describe, match or compatibility, not with mode=geometry: choose one of them,"
-                " or leave the noise out"
-            )
-        check(bool(self.stages), "stages", "a list of stages such as [L4]", self.stages)
+        self._check_noise()
         grid = self.grid
         check(grid is None or (len(grid) == 2 and min(grid) >= 1), "grid", "[HEIGHT,WIDTH], each >= 1, or null", grid)
         check_choice("device", self.device, DEVICES)
@@ -162,6 +157,33 @@ class DiagnoseConfig:
             raise UserError(f"{given[0]} goes with neither model.pretrained=true nor model.checkpoint: drop one of them")
         if (self.source or self.runs) and self.jacobian.images:
             raise UserError("jacobian.images goes with model= and checkpoint= or checkpoints=, not with source or runs")
+
+    @property
+    def places(self) -> list[str]:
+        """The stages at which mechanisms are looked at."""
+        return self.stages or self.noise.stages
+
+    def _check_noise(self) -> None:
+        """Refuse what a mode would not read, so that no option is dropped in silence."""
+        listed = f"noise=[{','.join(each.name for each in self.mechanisms)}]"
+        if self.mechanisms and self.mode == "geometry":
+            raise UserError(
+                f"{listed} goes with mode=describe, match or compatibility, not with mode=geometry: choose one of them, or"
+                " leave the noise out"
+            )
+        if self.mechanisms and (self.noise.law is not None or self.noise.options):
+            raise UserError(
+                f"options of noise have no effect beside {listed}: write them into it, as {{name: dropout, p: 0.3}}"
+            )
+        if self.stages is not None and any(each.stages != ["L4"] for each in (*self.mechanisms, self.noise)):
+            raise UserError("noise.stages and stages say the same: give one of them")
+        check(self.stages is None or bool(self.stages), "stages", "a list of stages such as [L4]", self.stages)
+        if self.mode in ("describe", "match"):
+            check(len(self.places) == 1, "stages", f"one stage for mode={self.mode}", self.places)
+        elif self.grid is not None:
+            raise UserError(f"grid is for mode=describe and match: leave it out with mode={self.mode}")
+        if self.reference != "gch" and self.mode != "match":
+            raise UserError(f"reference is for mode=match: leave it out with mode={self.mode}")
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

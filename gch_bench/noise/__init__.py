@@ -12,8 +12,6 @@ from gch_bench.noise.kernels import DirichletGreen, MassiveGreen, PeriodicGreen,
 from gch_bench.noise.mechanism import Mechanism
 from gch_bench.noise.table import make_mechanism
 
-Touched = Placement  # the former name of Placement, which users' code may still import
-
 __all__ = [
     "Additive",
     "DirichletGreen",
@@ -25,7 +23,6 @@ __all__ = [
     "Mechanism",
     "PeriodicGreen",
     "Placement",
-    "Touched",
     "White",
     "describe",
     "inject",

@@ -34,7 +34,7 @@ def inject(
     Args:
         model: the network; it is changed in place.
         mechanism: the noise.
-        stages: L1..L4 of a timm backbone (see `placement.stage_modules`), or names of modules.
+        stages: L1..L4 of a timm backbone (see `stages.stage_modules`), or names of modules.
         train: whether the noise acts when the stage's module is in training mode.
         test: whether the noise acts when the stage's module is in eval mode.
         images: normalised images (B, C, H, W), B >= 2, for the check. Default: two random images of the size that a timm

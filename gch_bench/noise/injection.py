@@ -3,7 +3,7 @@
 * multiplicative: the stage's output F becomes F xi. Every mechanism does this by itself.
 * additive: F becomes F + r (xi - 1), where r is the root mean square of the features (`Additive`).
 * branch: the gate multiplies the residual branches inside the stage, not the stage's output. This is a matter of the place
-  alone (`placement.places_of`), and gives stochastic depth where the gate is one number per sample.
+  alone (`stages.places_of`), and gives stochastic depth where the gate is one number per sample.
 * removal: the tokens that a hard mask drops are removed from the sequence (`TokenRemoval`).
 * attention: the keys of the stage's attention are dropped (`dropout.KeyDropout`).
 """

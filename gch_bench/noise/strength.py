@@ -5,13 +5,14 @@ p = 0.1 and block size 3 drops 15% of a 7x7 map, but 24% of a 4x4 map. Report th
 mechanisms are to be compared at equal strength (docs/definitions.md, "Realised strength").
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from gch_bench.noise.mechanism import Mechanism
-from gch_bench.rng import own_draws
+from gch_bench.rng import Key, own_draws
 
 VALUES = 2**21  # how many site values are drawn in all: 42,799 draws of a 7x7 map
 FEWEST_DRAWS = 256  # for large maps
@@ -34,17 +35,21 @@ class Realised(NamedTuple):
     expected_pooled_distortion: float | None
 
 
-def draw_gates(mechanism: Mechanism, height: int, width: int, draws: int | None = None) -> Tensor:
+def draw_gates(mechanism: Mechanism, height: int, width: int, draws: int | None = None, keys: Sequence[Key] = ()) -> Tensor:
     """Apply the noise to independent maps of ones: (draws, H, W), float64. The global random state is kept.
 
     The result of a multiplicative mechanism is its gate xi. The result of additive noise is 1 + the noise, where the RMS of the
     features is 1.
 
+    Args:
+        draws: how many; None: about VALUES site values in all.
+        keys: what the draws depend on besides, for independent ones.
+
     Raises:
         ValueError: the map is too small for the mechanism's kernel.
     """
     draws = max(VALUES // (height * width), FEWEST_DRAWS) if draws is None else draws
-    with torch.no_grad(), own_draws(torch.device("cpu"), "realised strength"):
+    with torch.no_grad(), own_draws(torch.device("cpu"), "realised strength", *keys):
         return mechanism.apply_noise(torch.ones(draws, 1, height, width))[:, 0].double()
 
 

@@ -95,10 +95,13 @@ def flagged(measurements: pd.DataFrame) -> Iterator[str]:
     outside, wrong = int(counts.get(OUTSIDE, 0)), int(counts.get(DISAGREES, 0))
     compared = int(counts.get(AGREES, 0)) + outside + wrong
     by_chance = round(0.05 * int((measurements["p_value"].notna() & (measurements["low"] < measurements["high"])).sum()))
+    if not compared:
+        yield "nothing here could be compared with theory"
+        return
     yield (
-        f"{compared} numbers were compared with theory: {outside + wrong} lie outside their intervals of 95%, {wrong}"
-        f" of these disagree (p times {compared} below {FAMILY:g}). Were theory right everywhere, about {by_chance} would lie"
-        f" outside and none would disagree, in {1 - FAMILY:.0%} of such reports"
+        f"compared with theory: {compared} numbers. Outside their intervals of 95%: {outside + wrong}, where about {by_chance}"
+        f" would be if theory were right everywhere. {DISAGREES} (p times {compared} below {FAMILY:g}): {wrong}, which would be"
+        f" 0 in about {1 - FAMILY:.0%} of such reports"
     )
     for row in measurements[measurements["verdict"] == DISAGREES].to_dict("records"):
         at = f" ({row['at']})" if row["at"] else ""

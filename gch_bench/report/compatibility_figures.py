@@ -95,12 +95,13 @@ def log_ratio(rows: pd.DataFrame, look: Mapping[str, Look]) -> Figure | None:
         return None
     figure = Figure(figsize=(DOUBLE, 2.6 + _legend_height(names, DOUBLE)), layout="constrained")
     left, right = figure.subplots(1, 2)
-    end = 1.05 * float(variance[["theory", "high"]].max().max())
-    left.plot([0, end], [0, end], color="0.5", lw=0.8, zorder=0)
+    left.axhline(1, color="0.5", lw=0.8, zorder=0)
     for name in names:
         own = variance[variance["mechanism"] == name]
-        _points(left, own["theory"].to_numpy(np.float64), own, look[name])
-    left.set(xlabel="variance of the log-ratio, theory", ylabel="measured", xlim=(0, end), ylim=(0, end))
+        theory = own["theory"].to_numpy(np.float64)
+        over = own.assign(**{each: own[each] / theory for each in ("measured", "low", "high")})
+        _points(left, theory, over, look[name])
+    left.set(xlabel="variance of the log-ratio, theory", ylabel="measured / theory")
     sizes = quantiles["n"].to_numpy()
     if len(sizes):
         _null_band(right, int(sizes.min()))
@@ -113,8 +114,8 @@ def log_ratio(rows: pd.DataFrame, look: Mapping[str, Look]) -> Figure | None:
     count = int(variance["n"].iloc[0])
     pair = f" of the pair {quantiles['at'].iloc[0]}" if len(quantiles) else ""
     figure.set_label(
-        f"log-ratios of the gates at two sites, {count} draws. Left: measured variance of pairs of sites against theory, with"
-        " intervals of 95%; the line is equality. Right: quantile-quantile plot of the standardised log-ratio"
+        f"log-ratios of the gates at two sites, {count} draws. Left: measured variance of pairs of sites over theory, with"
+        " intervals of 95%. Right: quantile-quantile plot of the standardised log-ratio"
         f"{pair}, less the diagonal; the band holds each quantile of 95% of normal samples of that size."
     )
     return figure
@@ -220,7 +221,7 @@ def decisions(rows: pd.DataFrame, look: Mapping[str, Look]) -> Figure | None:
     if groups.empty:
         return None
     whole = flips[flips["x"].isna()].set_index("mechanism")["measured"]
-    figure, axes = _grid(_titles(names, [f"{whole[name]:.1%}" if name in whole else "" for name in names]), 0.45)
+    figure, axes = _grid(_titles(names, [f"flips {whole[name]:.1%}" if name in whole else "" for name in names]), 0.45)
     for axis, name in zip(axes, names, strict=True):
         grey = [_broken_line(groups[groups["mechanism"] == other]) for other in names if other != name]
         if grey:
@@ -230,7 +231,8 @@ def decisions(rows: pd.DataFrame, look: Mapping[str, Look]) -> Figure | None:
         axis.plot(own["x"], own["measured"], color=look[name].color, marker=look[name].marker)
     if (groups["x"] > 0).all():
         _log_axis(axes[0], "x")
-    axes[0].set_ylim(-0.03, 1.03)
+    top = max(0.1, float(groups["high"].clip(upper=1).max()))
+    axes[0].set_ylim(-0.03 * top, 1.03 * top)
     figure.supxlabel("logit margin between the two largest logits without noise", fontsize=style.TYPE)
     figure.supylabel("share of top classes that flip", fontsize=style.TYPE)
     alone = "" if len(names) == 1 else " Grey: the other mechanisms."
@@ -266,7 +268,7 @@ def distortion(rows: pd.DataFrame, images: pd.DataFrame, look: Mapping[str, Look
     for axis, name in zip(axes, names, strict=True):
         own = images[images["mechanism"] == name]
         for column, (kind, color, marker) in kinds.items():
-            values = np.sqrt(own[column].to_numpy(np.float64)) if column in own else np.full(len(own), np.nan)
+            values = own[column].to_numpy(np.float64) if column in own else np.full(len(own), np.nan)
             used = values > 0
             if not used.any():
                 continue
@@ -302,7 +304,9 @@ def survival(measurements: pd.DataFrame, look: Mapping[str, Look]) -> Figure | N
     labels = [style.wrapped(name, 1.8) for name in names]
     each = max(0.2, 0.075 * len(stages), style.height(labels) + 0.04)
     figure = Figure(figsize=(DOUBLE, 0.9 + each * len(names)), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
+    if _drawn(measurements, "norm", "surviving share").empty:
+        del titles["surviving share"]
+    axes = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
     for axis, (quantity, title) in zip(axes, titles.items(), strict=True):
         for number, stage in enumerate(stages):
             own = _drawn(measurements[measurements["stage"] == stage], "norm", quantity)
@@ -316,7 +320,8 @@ def survival(measurements: pd.DataFrame, look: Mapping[str, Look]) -> Figure | N
         axis.set_axisbelow(True)
     axes[0].set_yticks(range(len(names)), labels)
     axes[0].set_ylim(len(names) - 0.5, -0.5)
-    style.legend(figure, axes, 8, "lower")
+    if len(stages) > 1:
+        style.legend(figure, axes, 8, "lower")
     figure.set_label(
         "How much of the noise reaches the logits, by the stage it acts at. Left: relative change of the logits; right: the"
         " same over the relative change of the stage's own map, absent for noise that acts inside the stage. Roots of mean"

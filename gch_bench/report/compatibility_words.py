@@ -12,6 +12,7 @@ from gch_bench.report.page_parts import Entry, PageTable
 from gch_bench.report.render import MISSING
 from gch_bench.results.compatibility import DISAGREES, FAMILY, NOT_APPLICABLE, OUTSIDE, ROUNDING
 
+MOST_USED = 0.5  # share of the pairs from which the summary does not say how many were looked at
 LEVEL = 0.05  # of the test for a bias at a site where theory knows none
 MARKS = {OUTSIDE: " †", DISAGREES: " ‡"}
 MARKS_NOTE = "in brackets: interval of 95%; †: theory lies outside it; ‡: DISAGREES"
@@ -66,7 +67,9 @@ def _mean_one(line: Line) -> str:
     if _biased(site, line.numbers["height"] * line.numbers["width"]):
         words = "per sample" if in_every_sample else "on average"
         return f"{words}; at a site {100 * line.numbers['largest_site_bias']:+.1f}%"
-    return "per sample and at each site" if in_every_sample else "at each site"
+    if in_every_sample:
+        return "per sample and at each site" if site["theory"] == 1 else "per sample; none seen at a site"
+    return "at each site"
 
 
 def _biased(site: dict[str, Any], sites: int) -> bool:
@@ -85,6 +88,8 @@ def _order(line: Line) -> str:
     if len(bins) < 2:
         return lost
     bins = bins.sort_values("x")
+    used = 1 - float(bins["excluded"].iloc[0])
+    lost += f" ({percent(used)} of pairs)" if used < MOST_USED else ""
     return f"{'yes' if bins['high'].iloc[-1] < bins['low'].iloc[0] else 'no'}: {lost}"
 
 
@@ -128,6 +133,11 @@ SUMMARY = {
         "share of pairs of sites of a channel whose order is lost although one value is at least e times the other; yes: the"
         " pairs of the largest margin lose it less often than those of the smallest, with intervals of 95% that do not"
         " overlap; no word: too few pairs to compare",
+    ),
+    "gate variance": SummaryColumn(
+        "gate_variance",
+        lambda line: two_digits(line.numbers["gate_variance"]),
+        "mean over sites of Var xi: how strong the noise is; compare mechanisms at equal strength (mode=match)",
     ),
     "roughness": SummaryColumn(
         "roughness",

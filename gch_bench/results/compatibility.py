@@ -9,7 +9,6 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
-Z = float(stats.norm.ppf(0.975))
 FAMILY = 0.01  # level of the test that flags a row, corrected for the number of rows that are compared with theory
 ROUNDING = 1e-5  # how far a value may lie from theory by rounding alone, relative to the larger of the two
 SMALLEST = 1e-9  # the same where theory is 0

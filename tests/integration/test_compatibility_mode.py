@@ -83,8 +83,11 @@ def test_numbers_do_not_depend_on_the_other_mechanisms(tmp_path: Path) -> None:
     [
         (["noise=none"], "noise=none has no law that mode=compatibility could look at: give a mechanism such as noise=gch"),
         (["mechanisms=[gch,gch]"], "noise must name each mechanism once, got gch twice with the same options"),
-        (["noise=gch", "noise.gamma=-1"], "noise.gamma must be a finite number >= 0, got -1"),
-        (["noise=dropout", "noise.injection=additive"], "noise.injection additive has no meaning for law bernoulli"),
+        (["noise=gch", "noise.gamma=-1"], "noise=gch: noise.gamma must be a finite number >= 0, got -1"),
+        (
+            ["noise=dropout", "noise.injection=additive"],
+            "noise=dropout: noise.injection additive has no meaning",
+        ),
         (["noise=dropkey"], "dropkey was left out at late: noise on attentions needs timm's Attention modules"),
         (["noise=gch", "stages=[L9]"], "stages: unknown stage 'L9' of TinyNet: choose one of"),
         (
@@ -96,6 +99,14 @@ def test_numbers_do_not_depend_on_the_other_mechanisms(tmp_path: Path) -> None:
         (["noise=gch", "source=x.safetensors"], "mode=compatibility looks at one network: give checkpoint=FILE"),
         (["noise=gch", "checkpoint=gone.pt"], "checkpoint=gone.pt: no such file"),
         (["noise=gch", "mode=compat"], "mode must be one of geometry, describe, match, compatibility, got 'compat'"),
+        (
+            ["mechanisms=[gch,dropout]", "noise.p=0.3"],
+            "options of noise have no effect beside noise=[gch,dropout]",
+        ),
+        (["noise=gch", "noise.stages=[early]"], "noise.stages and stages say the same: give one of them"),
+        (["noise=gch", "grid=[4,4]"], "grid is for mode=describe and match: leave it out with mode=compatibility"),
+        (["noise=gch", "reference=dropout"], "reference is for mode=match: leave it out with mode=compatibility"),
+        (["noise=gch", "mode=match", "stages=[late,early]"], "stages must be one stage for mode=match, got ['late', 'early']"),
         (["mechanisms=[gch]", "mode=geometry"], "noise=[gch] goes with mode=describe, match or compatibility"),
     ],
 )
@@ -112,6 +123,18 @@ def test_another_folder_is_refused(tmp_path: Path, refused: Callable[..., str], 
     with pytest.raises(SystemExit), reported():
         run(*TINY, "noise=dropout", "output=done")
     assert "holds another compatibility (it differs in noise" in capsys.readouterr().err
+
+
+def test_the_stages_of_the_noise_are_those_that_are_looked_at(tmp_path: Path) -> None:
+    """noise.stages, as train.py has it, does what stages does; gates at two stages are drawn independently."""
+    options = [each for each in TINY if not each.startswith("stages")]
+    run(*options, "noise=gch", "noise.stages=[early,late]", "data.size=32", f"output={tmp_path / 'out'}")
+    rows = pd.read_parquet(tmp_path / "out" / "measurements.parquet")
+    assert list(rows["stage"].unique()) == ["early", "late"]
+    run(*TINY, "noise=gch", "seed=1", f"output={tmp_path / 'other'}")
+    other = pd.read_parquet(tmp_path / "other" / "measurements.parquet")
+    roughness = [each.query("quantity == 'per site' and stage == 'late'")["measured"].iloc[0] for each in (rows, other)]
+    assert roughness[0] != roughness[1], "another seed draws other gates"
 
 
 def blocks(language: str) -> list[str]:

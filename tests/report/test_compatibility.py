@@ -38,7 +38,8 @@ def test_words_of_the_summary() -> None:
     found = words(make_tables(THREE))
     assert found["gate"] == {
         "positive": "yes", "mean one": "per sample; at a site -3.0%", "ranking stable": "yes: 3.0% lost",
-        "roughness": "0.81", "pooled bias": "0.00%", "pooled distortion": "0.21", "survives": "yes: 20%",
+        "gate variance": "0.40", "roughness": "0.81", "pooled bias": "0.00%", "pooled distortion": "0.21",
+        "survives": "yes: 20%",
         "top class flips": "12%",
     }  # fmt: skip
     assert found["mask"]["positive"] == "no: 19% singular"
@@ -52,7 +53,7 @@ def test_words_of_the_summary() -> None:
 @pytest.mark.parametrize(
     ("site", "expected"),
     [
-        (mean_row("mean", "mean at a site", around(1.005, 0.1), None), "per sample and at each site"),
+        (mean_row("mean", "mean at a site", around(1.005, 0.1), None), "per sample; none seen at a site"),
         (mean_row("mean", "mean at a site", around(0.97, 0.01), None), "per sample; at a site -3.0%"),
         (mean_row("mean", "mean at a site", around(1.005, 0.1), 1.0), "per sample and at each site"),
         (mean_row("mean", "mean at a site", around(0.97, 1e-4), 1.0), "per sample; at a site -3.0%"),
@@ -95,7 +96,7 @@ def test_console_tables_are_narrow_and_have_notes_once() -> None:
 def test_flagged_rows_are_named_with_what_is_expected() -> None:
     tables = make_tables({"gate": True})
     (line,) = flagged(tables["measurements"])
-    assert re.match(r"\d+ numbers were compared .* 0 lie outside .* 0 of these disagree .* about \d+ would lie outside", line)
+    assert re.match(r"compared with theory: \d+ numbers. Outside .*: 0, where about \d+ .* DISAGREES .*: 0, which", line)
     rows = tables["measurements"].drop(columns="verdict")
     wrong = rows["quantity"].eq("variance") & rows["at"].eq("pair 1")
     rows.loc[wrong, "p_value"] = 1e-9
@@ -103,7 +104,8 @@ def test_flagged_rows_are_named_with_what_is_expected() -> None:
     table = judged(rows)
     counts, *lines = flagged(table)
     outside = int(table["verdict"].isin((OUTSIDE, DISAGREES)).sum())
-    assert f"{outside} lie outside their intervals of 95%, 1 of these disagree" in counts
+    assert f"Outside their intervals of 95%: {outside}, where" in counts
+    assert "below 0.01): 1, which" in counts
     assert len(lines) == 1
     assert re.match(
         r"DISAGREES: gate at L4, log-ratio: variance \(pair 1\) is 0\.8 \[0\.7\d*, 0\.8\d*\], theory 0\.8", lines[0]
@@ -133,7 +135,8 @@ def test_the_points_of_a_figure_are_the_measured_values() -> None:
     drawn = next(line for line in left.lines if line.get_label() == "gate")
     rows = tables["measurements"]
     expected = rows[rows["quantity"] == "variance"]
-    np.testing.assert_allclose(drawn.get_xydata(), expected[["theory", "measured"]].to_numpy(np.float64))
+    points = np.stack([expected["theory"], expected["measured"] / expected["theory"]], 1)
+    np.testing.assert_allclose(drawn.get_xydata(), points)
     worm = next(line for line in right.lines if line.get_label() == "gate")
     np.testing.assert_allclose(worm.get_ydata(), 0, atol=1e-12)
 
@@ -198,7 +201,7 @@ def test_empty_tables_are_still_a_report() -> None:
     section = make_section(tables)
     assert not section.figures
     assert list(console_tables(tables)) == []
-    assert "0 numbers were compared" in markdown(section)
+    assert "nothing here could be compared with theory" in markdown(section)
     assert "No mechanism could be measured" in page(section)
 
 

@@ -31,6 +31,7 @@ from gch_bench.noise.moments import distortion, drop_probability, gate_moments
 from gch_bench.results.compatibility import Row, mean_row, not_applicable, row, share_row, untested
 
 RANKING, DISTORTION, NORM = "ranking", "distortion", "norm"
+INSIDE = "this noise acts inside the stage, not on its output"
 STANDARD = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, math.inf)  # edges of bins of the margin in standard deviations
 LOG = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, math.inf)  # edges of bins of the log-margin
 FEWEST = 200  # pairs of a bin that is shown
@@ -79,8 +80,7 @@ def _units(mechanism: Mechanism, map_MCHW: Tensor, pairs: Pairs) -> tuple[Tensor
 def feature_rows(mechanism: Mechanism, bench: Bench, pairs: Pairs, measured: Measured) -> Iterator[Row]:
     """The rows on log-ratios, order and distortion of real activations."""
     if measured.map is None:
-        why = "this noise acts inside the stage, not on its output"
-        yield from (not_applicable(section, "features", why) for section in (RATIO, RANKING, DISTORTION))
+        yield from (not_applicable(section, "features", INSIDE) for section in (RATIO, RANKING, DISTORTION))
     else:
         yield _ratio_row(mechanism, bench, pairs, measured)
         yield from _order_rows(flips(mechanism, bench, pairs), pairs, measured)

@@ -54,7 +54,6 @@ class Named(NamedTuple):
 
     name: str
     mechanism: Mechanism
-    config: NoiseConfig
 
 
 def compatibility(config: DiagnoseConfig) -> None:
@@ -86,8 +85,12 @@ def _run(config: DiagnoseConfig, device: torch.device) -> None:
         reestimate(network, batchnorms(network, NOTHING), [images.to(device)])
         warnings.append("random weights: the numbers say where noise can act, not what it does to a trained network")
     display.line(f"{subject.label}: {subject.origin} (weights {subject.digest}); {origin}")
+    for warning in warnings:
+        display.warn(warning)
     with torch.inference_mode(False):
         results, skipped = _measure(config, subject, mechanisms, images.to(device), display)
+    for line in skipped:
+        display.warn(line)
     warnings += skipped
     tables = {
         "summary": pd.DataFrame([each.summary for each in results]),
@@ -127,7 +130,7 @@ def named_mechanisms(configs: Sequence[NoiseConfig]) -> list[Named]:
         if alike and not fields:
             raise UserError(f"noise must name each mechanism once, got {config.name} twice with the same options")
         names.append(" ".join([config.name, *(f"{field}={_options(config).get(field)}" for field in fields)]))
-    return [Named(*each) for each in zip(names, made, configs, strict=True)]
+    return [Named(*each) for each in zip(names, made, strict=True)]
 
 
 def _options(config: NoiseConfig) -> dict[str, Any]:
@@ -151,14 +154,14 @@ def _measure(
     network, options = subject.network, config.compatibility
     assert network is not None
     results, skipped = [], []
-    with display.bar("compatibility", len(config.stages) * len(mechanisms), "mechanisms") as advance:
-        for stage in config.stages:
+    with display.bar("compatibility", len(config.places) * len(mechanisms), "mechanisms") as advance:
+        for stage in config.places:
             try:
                 bench: Bench = open_stage(network, stage, images)
             except ValueError as error:
                 raise UserError(f"stages: {error}") from error
             pairs: Pairs = pairs_of(bench.map_MCHW)
-            for name, mechanism, _ in mechanisms:
+            for name, mechanism in mechanisms:
                 try:
                     results.append(examine(bench, pairs, mechanism, name, options.passes, options.gates, config.seed))
                 except ValueError as error:
@@ -192,8 +195,6 @@ def _write(
         logger.artifact(folder, "compatibility", written)
     finally:
         logger.close()
-    for warning in facts["warnings"]:
-        display.warn(warning)
     for shown in report.console_tables(tables):
         display.table(*shown)
     for line in report.flagged(tables["measurements"]):

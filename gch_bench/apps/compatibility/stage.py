@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from gch_bench.apps.compatibility.bench import Bench, noisy_passes, norm_variances
-from gch_bench.apps.compatibility.features import DISTORTION, NORM, RANKING, feature_rows
+from gch_bench.apps.compatibility.features import DISTORTION, INSIDE, NORM, RANKING, feature_rows
 from gch_bench.apps.compatibility.gates import MEAN, RATIO, ROUGH, gate_rows
 from gch_bench.apps.compatibility.measure import Measured, Pairs, coherence_and_positivity, measure
 from gch_bench.noise.gates import Gate
@@ -24,7 +24,7 @@ class StageResult(NamedTuple):
     """The tables of one mechanism at one stage."""
 
     rows: pd.DataFrame
-    images: pd.DataFrame  # a row per image: coherence, positivity, distortions, margin, flips
+    images: pd.DataFrame  # a row per image: coherence, positivity, distortions (roots of mean squares), margin, flips
     summary: dict[str, Any]
 
 
@@ -43,13 +43,10 @@ def examine(bench: Bench, pairs: Pairs, mechanism: Mechanism, name: str, passes:
     height, width = bench.map_MCHW.shape[2:]
     measured = measure(bench, pairs, noisy_passes(bench, mechanism, passes, seed))
     rows: list[Row] = []
-    if mechanism.place == "attention":
-        rows += [
-            not_applicable(section, "gate", "dropped keys of an attention are no gate on a map")
-            for section in (RATIO, ROUGH, MEAN)
-        ]
+    if mechanism.place == "output":
+        rows += gate_rows(mechanism, draw_gates(mechanism, height, width, gates, (seed, bench.stage)))
     else:
-        rows += gate_rows(mechanism, draw_gates(mechanism, height, width, gates))
+        rows += [not_applicable(section, "gate", INSIDE) for section in (RATIO, ROUGH, MEAN)]
     rows += feature_rows(mechanism, bench, pairs, measured)
     rows += _norm_rows(bench, mechanism, measured, seed)
     table = frame(rows)
@@ -69,7 +66,7 @@ def _norm_rows(bench: Bench, mechanism: Mechanism, measured: Measured, seed: int
     change = measured.logits.mean(0)
     yield _root(mean_row(NORM, "relative change of the logits", change))
     if measured.map is None:
-        yield not_applicable(NORM, "surviving share", "this noise acts inside the stage, not on its output")
+        yield not_applicable(NORM, "surviving share", INSIDE)
     else:
         moved = measured.map.mean(0)
         share, error = _ratio(change, moved)
@@ -131,12 +128,12 @@ def _images(bench: Bench, measured: Measured) -> pd.DataFrame:
         "positivity": positivity,
         "logit_margin": (top[:, 0] - top[:, 1]).numpy(),
         "flips": measured.flipped.mean(0),
-        "logit_distortion": measured.logits.mean(0),
+        "logit_distortion": np.sqrt(measured.logits.mean(0)),
     }
     if measured.map is not None and measured.pooled is not None and measured.cosine is not None:
         table |= {
-            "map_distortion": measured.map.mean(0),
-            "pooled_distortion": measured.pooled.mean(0),
+            "map_distortion": np.sqrt(measured.map.mean(0)),
+            "pooled_distortion": np.sqrt(measured.pooled.mean(0)),
             "cosine": measured.cosine.mean(0),
         }
     return pd.DataFrame(table)
@@ -150,7 +147,7 @@ def _summary(table: pd.DataFrame, mechanism: Mechanism) -> dict[str, Any]:
         return float(found.iloc[0]) if len(found) else math.nan
 
     return {
-        "positive": math.nan if mechanism.place == "attention" else float(isinstance(mechanism, Gate)),
+        "positive": float(isinstance(mechanism, Gate)) if mechanism.place == "output" else math.nan,
         "singular_share": value(RATIO, "singular share"),
         "largest_site_bias": value(MEAN, "mean at a site") - 1,
         "pooled_bias": value(MEAN, "mean over sites") - 1,

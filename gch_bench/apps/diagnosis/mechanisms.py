@@ -88,6 +88,8 @@ def match_mechanisms(config: DiagnoseConfig) -> None:
         display.line(f"# map: {grid.height}x{grid.width}, {grid.origin}; {quantity}: mean over its sites")
         if any(mechanism.adds for _, mechanism in chosen):
             display.line("# additive noise: the variance of what is added to a map of ones")
+        if any(mechanism.place in ("branch", "tokens") for _, mechanism in chosen):
+            display.line("# noise on branches, or that removes tokens: the variance of its own gate, which is not on the map")
         for noise, _ in chosen:
             display.line(_matched(noise, config.quantity, reference, grid))
 
@@ -109,7 +111,7 @@ def mechanism_of(noise: NoiseConfig) -> Mechanism:
     try:
         return make_mechanism(noise.law, noise.kernel, noise.options, noise.injection)
     except FieldError as error:
-        raise error.in_group("noise") from error
+        raise error.in_group(f"noise={noise.name}: noise") from error
 
 
 def _grid(config: DiagnoseConfig) -> Grid:
@@ -118,7 +120,7 @@ def _grid(config: DiagnoseConfig) -> Grid:
         height, width = config.grid
         return Grid(height, width, "as given by grid")
     subject = one_network(config)
-    network, size, stage = subject.network, subject.size, config.stages[0]
+    network, size, stage = subject.network, subject.size, config.places[0]
     assert network is not None
     assert size is not None
     try:
@@ -127,7 +129,7 @@ def _grid(config: DiagnoseConfig) -> Grid:
         hook.register(network.get_submodule(module))
         height, width = stage_grids(network, random_images(size, size))[stage]
     except ValueError as error:
-        raise UserError(f"stages={config.stages}: {error}; or give the map itself, grid=[HEIGHT,WIDTH]") from error
+        raise UserError(f"stages={config.places}: {error}; or give the map itself, grid=[HEIGHT,WIDTH]") from error
     where = f"stage {stage} ({module}) of {subject.label} at {size}x{size} pixels"
     return Grid(height, width, f"{where} (grid=[HEIGHT,WIDTH] sets another)")
 
