@@ -12,6 +12,7 @@ import pytest
 from gch_bench.errors import UserError
 from gch_bench.files import write_json
 from gch_bench.metrics import SHOWN
+from gch_bench.noise import make_mechanism
 from gch_bench.report.runs import find_folders, means, mechanism_label, read_run, read_runs, settings_of, shared_cells
 from gch_bench.report.study import Run
 from gch_bench.results.records import CELL_CLEAN, Cell, write_record
@@ -134,6 +135,18 @@ def test_mechanisms_with_one_label_are_told_apart() -> None:
     assert mechanism_label({"name": "gch", "law": "x", "stages": ["L3", "L4"], "p": 0.5, "eval": True, "mc_samples": 10}) == (
         "gch p=0.5 L3+L4 MC 10"
     )
+
+
+def test_runs_of_an_older_version_are_the_same_mechanism() -> None:
+    """Their run.json lacks fields that are null today, and has the former name of a law; evaluating them works, too."""
+    old, new = make_run("additive", 0), make_run("additive", 1, seed=1)
+    shared = {"kernel": "white", "match_variance": True, "gamma": None, "sigma": 0.1}
+    old.facts.config["noise"] |= {**shared, "law": "additive"}
+    new.facts.config["noise"] |= {**shared, "law": "gaussian", "injection": None, "channel_rms": None}
+    (setting,), _ = settings_of([old, new], "none")
+    assert [group.runs for group in setting.groups] == [{0: old, 1: new}]
+    mechanisms = [make_mechanism(law, "white", {"sigma": 0.1}) for law in ("additive", "gaussian")]
+    assert repr(mechanisms[0]) == repr(mechanisms[1])
 
 
 def test_runs_that_differ_in_more_than_noise_are_not_compared() -> None:
