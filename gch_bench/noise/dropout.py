@@ -11,10 +11,6 @@ from gch_bench.noise import theory
 from gch_bench.noise.draws import Draws, GlobalDraws
 from gch_bench.noise.mechanism import DENSE_COVARIANCE_SITES, Expected, Mechanism
 
-MASKED = (
-    -1e12
-)  # added to the logit of a dropped key, as in DropKey's code: a query all of whose keys are dropped sees all alike
-
 
 class Dropout(Mechanism):
     """Sets values to zero independently with probability p and scales the others by 1 / (1 - p), like torch.nn.Dropout.
@@ -88,11 +84,17 @@ class KeyDropout(Mechanism):
 
     @torch.compiler.disable
     def attention_mask(self, tokens_BNC: Tensor, heads: int, draws: Draws | None) -> Tensor:
-        """What is added to the logits of the attention: (B, heads, N, N), 0 or MASKED, in the type of the tokens."""
+        """What is added to the logits of the attention, in their type: (B, heads, N, N), 0 or half the type's lowest number.
+
+        This is finite, so that a query all of whose keys are dropped sees all alike, as in DropKey's code.
+        """
         batch, tokens, _ = tokens_BNC.shape
         draws = GlobalDraws(tokens_BNC.device) if draws is None else draws
         dropped = draws.uniform((batch, heads, tokens, tokens)) < self.p
-        return dropped.to(tokens_BNC.dtype) * MASKED
+        kind, device = tokens_BNC.dtype, tokens_BNC.device.type
+        if kind == torch.float32 and torch.is_autocast_enabled(device):
+            kind = torch.get_autocast_dtype(device)  # the attention turns queries, keys and this mask into it
+        return torch.zeros(dropped.shape, dtype=kind, device=dropped.device).masked_fill_(dropped, torch.finfo(kind).min / 2)
 
     @property
     def is_off(self) -> bool:

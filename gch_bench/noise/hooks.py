@@ -7,6 +7,7 @@ EMA, has hooks of its own.
 """
 
 import contextlib
+import inspect
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from gch_bench.noise.draws import KeyedDraws, derived_keys
 from gch_bench.noise.dropout import KeyDropout
 from gch_bench.noise.injection import TokenRemoval
 from gch_bench.noise.mechanism import Mechanism
+from gch_bench.rng import Key
 
 
 class Placement(NamedTuple):
@@ -56,6 +58,8 @@ class StageHook:
         self.patch_grid = getattr(getattr(model, "patch_embed", None) or getattr(model, "stem", None), "grid_size", None)
         self.prefix_tokens = int(getattr(model, "num_prefix_tokens", 0))
         self.keys_B: Tensor | None = None  # one key per image, set by `keyed_noise`; None: torch's global generator
+        self.calls = 1  # how often a forward pass calls the module, measured by `inject`
+        self.called = 0  # how many draws were made since `keyed_noise` began
         self.logit_change: float | None = None  # measured by `inject`; None where it could not be measured
 
     def register(self, module: nn.Module, prepend: bool = False) -> RemovableHandle:
@@ -128,17 +132,27 @@ class StageHook:
 
     @torch.compiler.disable
     def _draws(self, device: torch.device) -> KeyedDraws | None:
-        """The draws of one forward pass. They start anew in every pass, and two places have draws of their own."""
+        """The draws of one call. Two places, and two calls of one place in a pass, have draws of their own.
+
+        They start anew in every pass. A block that activation checkpointing runs once more makes all its calls again, so that
+        the number of the call modulo the calls of a pass tells which one is repeated.
+        """
+        number = self.called % self.calls
+        self.called += 1
         if self.keys_B is None:
             return None
-        place = [self.placement.stage] if self.mechanism.place == "output" else list(self.placement)
-        return KeyedDraws(derived_keys(self.keys_B.to(device, non_blocking=True), "stage", *place))
+        place: list[Key] = [self.placement.stage] if self.mechanism.place == "output" else list(self.placement)
+        keys_B = self.keys_B.to(device, non_blocking=True)
+        return KeyedDraws(derived_keys(keys_B, "stage", *place, *([number] if number else [])))
 
 
 class AttentionHook(StageHook):
-    """The hook of `KeyDropout`: it adds the mask of dropped keys to what an attention module gets as `attn_mask`."""
+    """The hook of `KeyDropout`: it joins the mask of dropped keys to what an attention module gets as `attn_mask`."""
+
+    position = 1  # of `attn_mask` among the arguments of the module's forward
 
     def register(self, module: nn.Module, prepend: bool = False) -> RemovableHandle:
+        self.position = list(inspect.signature(module.forward).parameters).index("attn_mask")
         return module.register_forward_pre_hook(self.masked, prepend=prepend, with_kwargs=True)
 
     def masked(self, module: nn.Module, inputs: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
@@ -148,8 +162,24 @@ class AttentionHook(StageHook):
         assert isinstance(self.mechanism, KeyDropout), "`hook_for` makes this hook for it alone"
         tokens_BNC = inputs[0]
         mask = self.mechanism.attention_mask(tokens_BNC, module.num_heads, self._draws(tokens_BNC.device))
-        given = named.get("attn_mask")
-        return inputs, {**named, "attn_mask": mask if given is None else mask + given}
+        if len(inputs) > self.position:
+            before, given, after = inputs[: self.position], inputs[self.position], inputs[self.position + 1 :]
+            return (*before, joined(mask, given), *after), named
+        return inputs, {**named, "attn_mask": joined(mask, named.get("attn_mask"))}
+
+
+def joined(mask: Tensor, given: Tensor | None) -> Tensor:
+    """The mask of dropped keys joined to a mask that the attention is given: numbers to add, or booleans, True = keep.
+
+    A key that the given mask excludes gets the lowest number of the type, lower than a dropped key: a query all of whose other
+    keys are dropped does not see it.
+    """
+    if given is None:
+        return mask
+    lowest = torch.finfo(mask.dtype).min
+    if given.dtype == torch.bool:
+        return mask.masked_fill(~given, lowest)
+    return (mask + given.to(mask.dtype)).clamp_min(lowest)
 
 
 def hook_for(placement: Placement, model: nn.Module, mechanism: Mechanism, train: bool, test: bool) -> StageHook:
@@ -176,7 +206,7 @@ def keyed_noise(model: nn.Module, keys_B: Tensor) -> Iterator[None]:
     """
     hooks = stage_hooks(model)
     for hook in hooks:
-        hook.keys_B = keys_B
+        hook.keys_B, hook.called = keys_B, 0
     try:
         yield
     finally:

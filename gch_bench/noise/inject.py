@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gch_bench.noise.hooks import Placement, hook_for, stage_hooks
 from gch_bench.noise.mechanism import Mechanism
-from gch_bench.noise.placement import NoiseDoesNothing, check_acts, own_size, random_images
+from gch_bench.noise.placement import CannotAct, Change, check_acts, own_size, random_images
 from gch_bench.noise.stages import places_of
 
 GUESSED_SIZE = 128  # pixels, for a network that does not say which size it takes
@@ -47,7 +47,8 @@ def inject(
     Raises:
         ValueError: there is no stage, a stage is unknown (the message lists the choices), a module is named twice or has
             noise already, or its output has no map and no token grid. Nothing is attached then.
-        NoiseDoesNothing: a ValueError, too; the message names the stages that work. Nothing is attached then.
+        CannotAct: a ValueError, too: the network needs all its tokens, its residual branches have different layouts, or the
+            noise does nothing (NoiseDoesNothing; the message names the stages that work). Nothing is attached then.
     """
     if isinstance(stages, str) or not stages:
         raise ValueError(f"stages must be a non-empty list such as ['L4'], got {stages!r}")
@@ -57,19 +58,26 @@ def inject(
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise ValueError(f"stages must name different modules without noise, got {', '.join(sorted(twice))} twice")
+    removing = [stage for stage in stages if mechanism.place == "tokens"]
+    removing += [hook.placement.stage for hook in stage_hooks(model) if hook.mechanism.place == "tokens"]
+    if len(removing) > 1:
+        raise ValueError(f"injection=removal needs one stage: the tokens left form no grid, got {', '.join(removing)}")
     changes = _changes(model, mechanism, stages, images)
     for stage, change in zip(stages, changes, strict=True):
-        for place in places[stage]:
+        for i, place in enumerate(places[stage]):
             hook = hook_for(place, model, mechanism, train, test)
-            hook.logit_change = change
+            if change is None:
+                hook.logit_change = 0.0 if mechanism.is_off else None
+            else:
+                hook.logit_change, hook.calls = change.logits, change.calls[i]
             hook.register(model.get_submodule(place.module))
     return [place for stage in stages for place in places[stage]]
 
 
-def _changes(model: nn.Module, mechanism: Mechanism, stages: Sequence[str], images: Tensor | None) -> list[float] | list[None]:
-    """The relative change of the logits by each stage's noise; 0 for noise of strength 0, None where it was not measured."""
+def _changes(model: nn.Module, mechanism: Mechanism, stages: Sequence[str], images: Tensor | None) -> list[Change] | list[None]:
+    """What each stage's noise changes; None where it was not measured, as for noise of strength 0."""
     if mechanism.is_off:
-        return [0.0] * len(stages)
+        return [None] * len(stages)
     if images is not None:
         return check_acts(model, mechanism, stages, images)
     size = own_size(model)
@@ -79,7 +87,7 @@ def _changes(model: nn.Module, mechanism: Mechanism, stages: Sequence[str], imag
         guess = random_images(*(size or (GUESSED_SIZE, GUESSED_SIZE)), channels=convolution.in_channels)
         try:
             return check_acts(model, mechanism, stages, guess.to(convolution.weight))
-        except NoiseDoesNothing:
+        except CannotAct:
             raise
         except Exception as error:  # an unknown network may raise anything when the images do not fit it
             if size and isinstance(error, ValueError):

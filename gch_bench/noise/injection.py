@@ -14,6 +14,7 @@ from torch import Tensor
 from gch_bench.errors import FieldError
 from gch_bench.noise.draws import Draws
 from gch_bench.noise.gates import HardMask
+from gch_bench.noise.laws import sites_kept
 from gch_bench.noise.mechanism import Expected, FieldNoise, Mechanism
 
 
@@ -82,7 +83,7 @@ class TokenRemoval(Mechanism):
 
     def remaining(self, tokens_BNC: Tensor, prefix: int, mask_BN: Tensor) -> Tensor:
         """The tokens (B, prefix + kept, C) of (B, prefix + N, C): the first `prefix`, and those where the mask is not 0."""
-        kept = int((mask_BN[:1] != 0).sum()) if len(mask_BN) else 0
+        kept = sites_kept(mask_BN.shape[1], self.mask.p)  # counting the mask would make the CPU wait for the GPU
         index_BK = (mask_BN != 0).float().topk(kept, dim=1).indices.sort(1).values + prefix
         patches = tokens_BNC.gather(1, index_BK[..., None].expand(-1, -1, tokens_BNC.shape[2]))
         return torch.cat([tokens_BNC[:, :prefix], patches], 1)

@@ -27,7 +27,11 @@ PERTURBATION = 0.1  # standard deviation of what is added to the weights, in uni
 IMAGES = 2  # BatchNorm needs at least two where a map has one site only
 
 
-class NoiseDoesNothing(ValueError):
+class CannotAct(ValueError):
+    """The noise cannot act in this network as it should, whatever its images."""
+
+
+class NoiseDoesNothing(CannotAct):
     """Noise at the requested stage does not reach the logits."""
 
 
@@ -38,6 +42,7 @@ class Change(NamedTuple):
     stage: float  # the same of the stage's own output; of several stages the largest
     height: int  # of the first stage's map, in sites
     width: int
+    calls: tuple[int, ...]  # how often a forward pass calls the module of each place
 
 
 class Probe:
@@ -68,6 +73,7 @@ class Probe:
 
         Raises:
             ValueError: the output at a place is no map and no token grid, or the forward pass never reaches the place.
+            CannotAct: the forward pass fails when tokens are removed, or the residual branches have maps of different layouts.
         """
         hooks = [_recorder(place, self.model, mechanism) for place in places]
         handles = [hook.register(self.model.get_submodule(hook.placement.module)) for hook in hooks]
@@ -75,17 +81,34 @@ class Probe:
         try:
             with own_draws(self.images.device, "logit change"):
                 while len(squares) < MOST_DRAWS and not (len(squares) >= DRAWS and any(hook.difference for hook in hooks)):
-                    squares.append(float((self._logits() - self.clean).double().square().sum()))
+                    noisy = self._logits() if mechanism.place != "tokens" else self._with_fewer_tokens(places)
+                    squares.append(float((noisy - self.clean).double().square().sum()))
         finally:
             for handle in handles:
                 handle.remove()
         unused = [hook.placement for hook in hooks if hook.map is None]
         if unused:
             raise ValueError(never_called(unused[0], self.model))
+        if mechanism.place == "branch" and not mechanism.on_prefix_tokens:
+            _check_layouts(self.model, hooks, square=self.images.shape[-1] == self.images.shape[-2])
         clean = float(self.clean.double().square().sum())
         logits = math.sqrt(sum(squares) / len(squares) / clean) if clean else 0.0
         outputs = [math.sqrt(hook.difference / hook.power) if hook.power else 0.0 for hook in hooks]
-        return Change(logits, max(outputs), *(hooks[0].map or (0, 0)))
+        calls = tuple(hook.called // len(squares) for hook in hooks)
+        return Change(logits, max(outputs), *(hooks[0].map or (0, 0)), calls)
+
+    def _with_fewer_tokens(self, places: Sequence[Placement]) -> Tensor:
+        try:
+            return self._logits()
+        except ValueError:  # of a hook, which says itself what is wrong
+            raise
+        except Exception as error:  # the first pass, without noise, did not fail
+            where = ", ".join(f"stage {place.stage} ({place.module})" for place in places)
+            why = (str(error).splitlines() or [""])[0]
+            raise CannotAct(
+                f"{type(self.model).__name__} needs all its tokens: its forward pass fails when injection=removal removes some"
+                f" after {where} ({type(error).__name__}: {why}); choose another injection, or a model such as ViT"
+            ) from error
 
     def _logits(self) -> Tensor:
         with torch.no_grad(), _quiet(self.model):
@@ -101,7 +124,7 @@ class _Recorder(StageHook):
     def __init__(self, placement: Placement, model: nn.Module, mechanism: Mechanism) -> None:
         super().__init__(placement, model, mechanism, train=True, test=True)
         self.difference, self.power = 0.0, 0.0
-        self.map: tuple[int, int] | None = None
+        self.map: tuple[int, int] | None = None  # of the last call
 
     def noisy(self, output: Tensor) -> Tensor:
         noisy = super().noisy(output)
@@ -129,6 +152,27 @@ class _AttentionRecorder(AttentionHook):
 def _recorder(placement: Placement, model: nn.Module, mechanism: Mechanism) -> _Recorder | _AttentionRecorder:
     kind = _AttentionRecorder if mechanism.place == "attention" else _Recorder
     return kind(placement, model, mechanism)
+
+
+def _check_layouts(model: nn.Module, branches: Sequence[_Recorder | _AttentionRecorder], square: bool) -> None:
+    """Refuse residual branches whose layout is not the network's.
+
+    Such a branch shows by a map of another size than the stage's first branch, or by one that is not square where the images
+    are. An example is MaxViT, where convolutions give NCHW and attentions NHWC.
+    """
+    for branch in branches:
+        first = next(each for each in branches if each.placement.stage == branch.placement.stage)
+        if branch.map is None or first.map is None:
+            continue
+        narrow = square and branch.map[0] != branch.map[1] and branch.map != branch.patch_grid
+        if narrow or branch.map != first.map:
+            sizes = {each.placement.module: f"{each.map[0]}x{each.map[1]}" for each in (first, branch) if each.map}
+            raise CannotAct(
+                f"gates on residual branches need the network's layout: read as {branch.output_format}, the branches of stage"
+                f" {branch.placement.stage} of {type(model).__name__} have maps of"
+                f" {' and '.join(f'{size} ({module})' for module, size in sizes.items())};"
+                " choose another stage, injection=multiplicative, or noise of whole samples (law=bernoulli_sample)"
+            )
 
 
 def perturbed(model: nn.Module) -> dict[str, Tensor]:
@@ -183,10 +227,11 @@ def logit_change(model: nn.Module, mechanism: Mechanism, stages: Sequence[str], 
     return Probe(model, images).change(mechanism, places).logits
 
 
-def check_acts(model: nn.Module, mechanism: Mechanism, stages: Sequence[str], images: Tensor) -> list[float]:
-    """The relative change of the logits when the noise acts at each of `stages` alone, for images (B, C, H, W).
+def check_acts(model: nn.Module, mechanism: Mechanism, stages: Sequence[str], images: Tensor) -> list[Change]:
+    """What the noise changes when it acts at each of `stages` alone, for images (B, C, H, W).
 
     Raises:
+        CannotAct: see `Probe.change`.
         NoiseDoesNothing: a change is under MINIMUM_CHANGE; the message says why, and which stages of this network work.
     """
     probe = Probe(model, images)
@@ -196,7 +241,7 @@ def check_acts(model: nn.Module, mechanism: Mechanism, stages: Sequence[str], im
         change = probe.change(mechanism, places)
         if change.logits < MINIMUM_CHANGE:
             raise NoiseDoesNothing(_refusal(probe, mechanism, stage, places, change))
-        changes.append(change.logits)
+        changes.append(change)
     return changes
 
 

@@ -123,7 +123,7 @@ def train(
     if world.parallel:
         wrapped = DistributedDataParallel(job.model, device_ids=[world.device.index] if world.device.type == "cuda" else None)
     if recipe.compile:
-        wrapped = torch.compile(wrapped)  # type: ignore[assignment]
+        wrapped = compiled(wrapped)
     with stop_requests() as requests:
         for epoch in range(position.epoch, recipe.epochs):
             start = position.step if epoch == position.epoch else 0
@@ -140,6 +140,17 @@ def train(
     # Without recipe.sync_bn each process has BatchNorm statistics of its own images. From here on all use those of rank 0.
     distributed.broadcast(trained.state_dict(), world)
     return trained
+
+
+def compiled(network: nn.Module, backend: str = "inductor") -> nn.Module:
+    """The network compiled by torch.compile, with every hook on its modules, such as the noise.
+
+    From here on the whole process compiles with guards on hooks: torch reads this setting when a graph is made, in the first
+    forward pass and in some later ones. By default torch compiles one block without hooks and runs the result for all blocks of
+    the class, so that noise on some of them would silently be absent.
+    """
+    torch._dynamo.config.skip_nnmodule_hook_guards = False
+    return torch.compile(network, backend=backend)  # type: ignore[return-value]
 
 
 def _resume(job: TrainingJob, warn: Callable[[str], None]) -> Position:

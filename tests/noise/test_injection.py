@@ -226,6 +226,58 @@ def test_new_presets_run_end_to_end_on_tokens(name: str) -> None:
     assert not torch.equal(together, clean)
 
 
+def test_removal_at_two_stages_is_refused() -> None:
+    model, images = vit(3), random_images(64, 64)
+    with pytest.raises(ValueError, match=r"^injection=removal needs one stage: .* got blocks\.0, blocks\.1$"):
+        inject(model, build("patch_dropout"), ["blocks.0", "blocks.1"], images=images)
+    assert not stage_hooks(model)
+    inject(model, build("patch_dropout"), ["blocks.0"], images=images)
+    with pytest.raises(ValueError, match=r"needs one stage: .* got blocks\.1, blocks\.0$"):
+        inject(model, build("patch_dropout"), ["blocks.1"], images=images)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_removal_is_refused_where_the_network_needs_all_tokens(given: bool) -> None:
+    """With images, and with those that `inject` chooses; also for a network that does not say which size it takes."""
+    model = timm.create_model("mixer_s32_224", img_size=128, num_classes=5)
+    if not given:
+        model.stem.img_size = None
+        model.pretrained_cfg = {}
+    with pytest.raises(
+        ValueError, match=r"^MlpMixer needs all its tokens: .* removes some after stage L2 \(blocks\.3\)"
+    ) as error:
+        inject(model, build("patch_dropout"), ["L2"], images=random_images(128, 128) if given else None)
+    assert "\n" not in str(error.value)
+    assert not stage_hooks(model)
+
+
+def test_removal_is_refused_where_positions_are_rotated() -> None:
+    model = timm.create_model("eva02_tiny_patch14_224", img_size=56, num_classes=5)
+    with pytest.raises(ValueError, match=r"^Eva needs all its tokens"):
+        inject(model, build("patch_dropout"), ["L2"], images=random_images(56, 56))
+
+
+def test_removal_never_counts_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading a number from the mask would make the CPU wait for the GPU."""
+    mechanism, tokens = build("patch_dropout"), torch.randn(3, 17, 8)
+    mask = mechanism.draw(tokens[:, 1:].mT.unflatten(2, (4, 4)), KeyedDraws(image_keys(torch.arange(3), 2))).flatten(1)
+    monkeypatch.setattr(Tensor, "__int__", lambda tensor: pytest.fail("a tensor was read"))
+    assert mechanism.remaining(tokens, 1, mask).shape == (3, 13, 8)
+
+
+def test_gates_on_branches_of_two_layouts_are_refused() -> None:
+    """MaxViT's attentions give NHWC and its convolutions NCHW; noise of whole samples needs no layout."""
+    model = timm.create_model("maxvit_nano_rw_256", img_size=64, num_classes=5)
+    gates = make_mechanism("samplewise", "dirichlet_green", {}, "branch")
+    with pytest.raises(ValueError, match=r"read as NCHW, .* stage L3 of MaxxVit have maps of 4x4 \(.*\) and 4x256") as error:
+        inject(model, gates, ["L3"], images=random_images(64, 64))
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=r"maps of 4x256 \(stages\.2\.blocks\.0\.attn_block\.drop_path1\);"):
+        inject(model, gates, ["stages.2.blocks.0.attn_block"], images=random_images(64, 64))
+    assert not stage_hooks(model)
+    inject(model, build("droppath"), ["L3"], images=random_images(64, 64))
+
+
 def test_gates_on_branches_change_the_logits() -> None:
     model, images = timm.create_model("resnet18", num_classes=5), random_images(64, 64)
     assert logit_change(model, make_mechanism("samplewise", "dirichlet_green", {}, "branch"), ["L3"], images) > 1e-3

@@ -16,6 +16,7 @@ from gch_bench.noise.mechanism import Mechanism
 from gch_bench.noise.stages import find_stage, places_of
 
 BATCH = 32  # images of a forward pass
+MANY = 2**31  # more than how often a forward pass calls a module
 
 
 class Pass(NamedTuple):
@@ -89,10 +90,11 @@ def norm_variances(bench: Bench, mechanism: Mechanism, seed: int) -> dict[str, T
 @contextmanager
 def _attached(network: nn.Module, mechanism: Mechanism, places: list[Placement]) -> Iterator[None]:
     """Within the context the noise acts in eval mode."""
-    handles = [
-        hook_for(place, network, mechanism, train=False, test=True).register(network.get_submodule(place.module))
-        for place in places
-    ]
+    handles = []
+    for place in places:
+        hook = hook_for(place, network, mechanism, train=False, test=True)
+        hook.calls = MANY  # `_run` makes one pass in each `keyed_noise`, so that all calls have draws of their own
+        handles.append(hook.register(network.get_submodule(place.module)))
     try:
         yield
     finally:
