@@ -108,8 +108,8 @@ def percent(value: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("results/compatibility"))
-    parser.add_argument("--images", type=positive, default=22)
-    parser.add_argument("--passes", type=positive, default=4)
+    parser.add_argument("--images", type=positive, default=12)
+    parser.add_argument("--passes", type=positive, default=2)
     arguments = parser.parse_args()
     keep_freed_memory("auto")
     mechanisms, images, display, places = presets(), photographs(arguments.images), Display(True), []

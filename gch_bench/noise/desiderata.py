@@ -4,17 +4,13 @@ Every verdict follows from a number: a closed form, or seeded draws with their s
 project page of VKD's author. How they are read for laws, kernels and injections other than the paper's is this project's.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
-from gch_bench.noise.describe_words import injection_in_words, kernel_in_words, law_in_words
-from gch_bench.noise.dropout import DropBlock
 from gch_bench.noise.entropy import MaxEntropyCheck, field_energy, max_entropy_check, other_kernels
-from gch_bench.noise.free_parameters import Parameter, free_parameters
-from gch_bench.noise.gate_numbers import GateNumbers, alike, gate_numbers, law_of
-from gch_bench.noise.gates import Gate, Gaussian, HardMask
-from gch_bench.noise.injection import Additive, TokenRemoval
-from gch_bench.noise.kernels import Kernel, _spectrum
-from gch_bench.noise.mechanism import FieldNoise, Mechanism
+from gch_bench.noise.gate_numbers import GateNumbers, gate_numbers
+from gch_bench.noise.kernels import DirichletGreen, Kernel, MassiveGreen, _spectrum
+from gch_bench.noise.mechanism import FieldNoise, Mechanism, Parameter
 from gch_bench.noise.strength import draw_gates
 
 EXACTLY, IN_MEAN, PER_SAMPLE, FAILS, NOT_APPLICABLE = "exactly", "in mean", "per sample", "fails", "not applicable"
@@ -66,15 +62,19 @@ def describe(mechanism: Mechanism, height: int = 7, width: int = 7) -> Descripti
     """Say what a mechanism is, and decide the desiderata on a height x width map.
 
     Args:
-        mechanism: a mechanism of the table of laws, see `make_mechanism`.
+        mechanism: a mechanism of the table of laws, see `make_mechanism`, or one whose `words` say what it is.
         height, width: the size of the map in sites.
 
     Raises:
-        ValueError: the map is too small for the mechanism's kernel, or the mechanism is of no law of the table.
+        ValueError: the map is too small for the mechanism's kernel, or the mechanism has no `words`.
     """
     if min(height, width) < 1:
         raise ValueError(f"a grid must be at least 1x1, got {height}x{width}")
-    law = law_of(mechanism)
+    law = mechanism.law
+    words = law.words(height, width)
+    if words is None:
+        rule = "must be of a law in gch_bench/noise/table.py, or say in its `words` what it is"
+        raise ValueError(f"the mechanism {rule}, got {type(law).__name__}")
     field = _field(law.kernel, height, width) if isinstance(law, FieldNoise) else None
     found = gate_numbers(mechanism, height, width)
     decided = [
@@ -85,12 +85,12 @@ def describe(mechanism: Mechanism, height: int = 7, width: int = 7) -> Descripti
         _well_posedness(field, height, width),
     ]
     return Description(
-        law=law_in_words(law, height, width),
-        kernel=kernel_in_words(law.kernel) if isinstance(law, FieldNoise) else f"none: {NO_FIELD}",
-        injection=injection_in_words(mechanism),
+        law=words,
+        kernel=law.kernel.words if isinstance(law, FieldNoise) else f"none: {NO_FIELD}",
+        injection=mechanism.injection_words(),
         grid=(height, width),
-        verdicts=[Verdict(key, words, *each) for (key, words), each in zip(DESIDERATA.items(), decided, strict=True)],
-        parameters=free_parameters(law, height, width, None if field is None else field.energy, found),
+        verdicts=[Verdict(key, title, *each) for (key, title), each in zip(DESIDERATA.items(), decided, strict=True)],
+        parameters=_free_parameters(law, field, found, height, width),
         numbers=found,
         energy=None if field is None else field.energy,
         entropy=None if field is None else field.entropy,
@@ -123,41 +123,45 @@ def _least_information(field: _Field | None) -> tuple[str, str]:
 def _positivity(mechanism: Mechanism, found: GateNumbers, height: int, width: int) -> tuple[str, str]:
     if found.nonpositive is None:
         return NOT_APPLICABLE, "the noise has no gate on a map; the weights of dropped keys are 0"
-    share, law = found.nonpositive.value, law_of(mechanism)
+    share, law = found.nonpositive.value, mechanism.law
     assert found.gate_variance is not None
     changes = found.gate_variance.value > 0
-    if isinstance(mechanism, Additive) and changes:
+    if mechanism.adds and changes:
         on_ones = f"on a map of ones the probability is {share:.3g}"
-        if isinstance(law, Gate):
+        if law.positive:
             half = float((draw_gates(mechanism, height, width) <= 0.5).double().mean())
             on_ones += f", at features of half their root mean square {half:.3g}"
         return FAILS, f"noise that is added changes the sign of features that are small enough: {on_ones}"
-    if share > 0 or (isinstance(law, Gaussian) and changes):  # a share below the smallest float is no share of 0
-        what = "is not positive" if isinstance(law, Gaussian) else "is 0"
+    if share > 0 or (law.gaussian and changes):  # a share below the smallest float is no share of 0
+        what = "is 0" if law.drops else "is not positive"
         return FAILS, f"xi(x) {what} with probability {share:.3g}, averaged over the sites"
-    return EXACTLY, "xi is an exponential" if isinstance(law, Gate) else "at this strength no site is dropped or changed"
+    if changes and not law.positive and not law.drops:
+        return EXACTLY, "xi(x) <= 0 in none of the draws" if found.nonpositive.error is not None else "xi(x) > 0 by its formula"
+    return EXACTLY, "xi is an exponential" if law.positive else "at this strength no site is dropped or changed"
 
 
 def _unbiasedness(mechanism: Mechanism, found: GateNumbers, height: int, width: int) -> tuple[str, str]:
     if found.bias is None:
         return NOT_APPLICABLE, "the attention's weights sum to one after the softmax, so that nothing is scaled"
-    law, bias = law_of(mechanism), found.bias
+    law, bias = mechanism.law, found.bias
     largest = f"the largest |E xi(x) - 1| is {bias.text}"
-    if isinstance(law, HardMask) or (isinstance(law, Gate) and law.normalization == "samplewise"):
-        if isinstance(mechanism, Additive):
+    if law.mean_one_per_sample:
+        if mechanism.adds:
             whole = "what is added sums to 0 over the sites in every sample"
-        elif isinstance(mechanism, TokenRemoval):
+        elif mechanism.place == "tokens":
             whole = "for a pooling over the tokens that remain, the mean of xi is one in every sample"
         else:
             whole = "the mean of xi over the sites is one in every sample"
-        if bias.error is None and alike(law, height, width):
+        if bias.error is None and isinstance(law, FieldNoise) and law.kernel.alike_sites(height, width):
             return PER_SAMPLE, f"{whole}; E xi(x) = 1 at every site, too, as all sites are alike"
         if bias.is_zero:
             return PER_SAMPLE, f"{whole}; no site was found where E xi(x) differs from 1: {largest}"
         return PER_SAMPLE, f"{whole}, but not in mean at every site: {largest}"
-    if isinstance(law, DropBlock) and bias.value > 1e-12:
-        return FAILS, f"E xi(x), averaged over the sites, is 1, but it is larger at the map's edge: {largest}"
-    return IN_MEAN, "E F~ = F: what is added has mean 0" if isinstance(mechanism, Additive) else "E xi(x) = 1 at every site"
+    if bias.value > 1e-12 and not (bias.error is not None and bias.is_zero):
+        return FAILS, f"{law.why_biased}: {largest}"
+    if bias.error is not None:
+        return IN_MEAN, f"no site was found where E xi(x) differs from 1: {largest}"
+    return IN_MEAN, "E F~ = F: what is added has mean 0" if mechanism.adds else "E xi(x) = 1 at every site"
 
 
 def _coherence(field: _Field | None, found: GateNumbers) -> tuple[str, str]:
@@ -186,3 +190,42 @@ def _well_posedness(field: _Field | None, height: int, width: int) -> tuple[str,
         EXACTLY,
         f"the smallest eigenvalue of the field's precision is {precision:.4g} > 0, with |U| = {field.entropy.sites} free sites",
     )
+
+
+def _free_parameters(law: Mechanism, field: _Field | None, found: GateNumbers, height: int, width: int) -> list[Parameter]:
+    """The parameters of a law and its kernel that the desiderata leave free on a height x width map."""
+    of_kernel = [] if field is None else _of_kernel(field.kernel, height, width, field.energy)
+    now = "" if found.gate_variance is None else f"the gate variance, now {found.gate_variance.text}; "
+    return of_kernel + law.free_parameters(height, width, now)
+
+
+def _of_kernel(kernel: Kernel, height: int, width: int, energy: float) -> list[Parameter]:
+    """The energy budget and the beta that belongs to it, and the mass of a massive field."""
+    beta = _beta(kernel, height, width)
+    given = (
+        "match_variance=true, which makes the mean of Var psi 1"
+        if kernel.match_variance
+        else "the option energy"
+        if getattr(kernel, "energy", None) is not None
+        else "the option beta"
+    )
+    if isinstance(kernel, MassiveGreen) and given == "the option energy":
+        given += ", which is the budget of E[1/2 <psi, (L + mass^2) psi>]"
+    exact = type(kernel) is DirichletGreen
+    relation = "beta = |U|/(2 energy)" if exact else "proportional to 1/beta"
+    parameters = [
+        Parameter("energy", energy, f"the budget E[1/2 <psi, L psi>] on this map: {relation}; given by {given}"),
+        Parameter("beta", beta, f"the inverse temperature: {'the energy budget fixes it, ' if exact else ''}given by {given}"),
+    ]
+    if isinstance(kernel, MassiveGreen):
+        words = "the correlation length, about 1/mass sites; a second budget, for the mean of psi^2, would fix it"
+        parameters.append(Parameter("mass", kernel.mass, words))
+    return parameters
+
+
+def _beta(kernel: Kernel, height: int, width: int) -> float:
+    """The beta with which the kernel has its variance on this map, however that is given."""
+    options = {"energy": None} if isinstance(kernel, DirichletGreen) else {}
+    at_one = replace(kernel, beta=1.0, match_variance=False, **options).variance(height, width).sum()
+    own = kernel.variance(height, width).sum()
+    return float(at_one / own) if own > 0 else kernel.beta

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from gch_bench.checks import check_probability, check_whole_number
 from gch_bench.noise import theory
 from gch_bench.noise.draws import Draws, GlobalDraws
-from gch_bench.noise.mechanism import DENSE_COVARIANCE_SITES, Expected, Mechanism
+from gch_bench.noise.mechanism import MATCH, Mechanism, Parameter
 
 
 class Dropout(Mechanism):
@@ -18,6 +18,9 @@ class Dropout(Mechanism):
     Args:
         p: probability in [0, 1).
     """
+
+    strength, drops, independent_sites = "p", True, True
+    each, shared = "single value", "an xi for each value"  # what is drawn for itself
 
     def __init__(self, p: float = 0.1) -> None:
         super().__init__()
@@ -30,13 +33,23 @@ class Dropout(Mechanism):
     def _mask(self, draws: Draws, shape: Sequence[int]) -> Tensor:
         return draws.uniform(shape).ge_(self.p).mul_(1 / (1 - self.p))
 
-    @property
-    def is_off(self) -> bool:
-        return self.p == 0
+    def gate_mean(self, height: int, width: int) -> Tensor:
+        return torch.ones(height * width, dtype=torch.float64)
 
-    def expected(self, height: int, width: int) -> Expected:
-        variance = theory.iid_mask_distortion(self.p) ** 2
-        return Expected(self.p, self.p, variance, variance / (height * width))
+    def gate_variance(self, height: int, width: int) -> Tensor:
+        return torch.full((height * width,), theory.iid_mask_distortion(self.p) ** 2, dtype=torch.float64)
+
+    def correlation(self, sites: int) -> float:
+        return 0.0
+
+    def drop_probability(self, height: int, width: int) -> Tensor:
+        return torch.full((height * width,), self.p, dtype=torch.float64)
+
+    def words(self, height: int, width: int) -> str:
+        return f"Bernoulli: xi = 0 with probability p, else 1/(1-p), drawn for each {self.each}"
+
+    def free_parameters(self, height: int, width: int, now: str) -> list[Parameter]:
+        return [Parameter("p", self.p, f"the drop rate; {now}{MATCH}")]
 
     def extra_repr(self) -> str:
         return f"p={self.p:g}"
@@ -45,11 +58,14 @@ class Dropout(Mechanism):
 class SpatialDropout(Dropout):
     """Sets whole channels to zero independently with probability p and scales the others, like torch.nn.Dropout2d."""
 
+    independent_sites = False
+    each, shared = "channel", "one xi for a channel"
+
     def draw(self, features: Tensor, draws: Draws) -> Tensor:
         return self._mask(draws, (*features.shape[:2], 1, 1))
 
-    def expected(self, height: int, width: int) -> Expected:
-        return super().expected(height, width)._replace(pooled_distortion=theory.iid_mask_distortion(self.p) ** 2)
+    def correlation(self, sites: int) -> float:
+        return 1.0
 
 
 class SampleDropout(SpatialDropout):
@@ -59,6 +75,7 @@ class SampleDropout(SpatialDropout):
     """
 
     on_prefix_tokens = True
+    each, shared = "sample", "one xi for a sample"
 
     def draw(self, features: Tensor, draws: Draws) -> Tensor:
         return self._mask(draws, (len(features), 1, 1, 1))
@@ -76,6 +93,7 @@ class KeyDropout(Mechanism):
     """
 
     place = "attention"
+    strength, drops = "p", True
 
     def __init__(self, p: float = 0.1) -> None:
         super().__init__()
@@ -96,12 +114,17 @@ class KeyDropout(Mechanism):
             kind = torch.get_autocast_dtype(device)  # the attention turns queries, keys and this mask into it
         return torch.zeros(dropped.shape, dtype=kind, device=dropped.device).masked_fill_(dropped, torch.finfo(kind).min / 2)
 
-    @property
-    def is_off(self) -> bool:
-        return self.p == 0
+    def drop_rate(self, height: int, width: int) -> float:
+        return self.p
 
-    def expected(self, height: int, width: int) -> Expected:
-        return Expected(self.p, self.p)
+    def words(self, height: int, width: int) -> str:
+        return "Bernoulli: each key of an attention is dropped with probability p, for each query and head"
+
+    def injection_words(self) -> str:
+        return "attention: the logit of a dropped key becomes -infinity before the softmax"
+
+    def free_parameters(self, height: int, width: int, now: str) -> list[Parameter]:
+        return [Parameter("p", self.p, "the probability of a dropped key; nothing here would fix it: there is no gate")]
 
     def extra_repr(self) -> str:
         return f"p={self.p:g}"
@@ -118,6 +141,9 @@ class DropBlock(Mechanism):
         block_size: side of a block in sites, >= 1; it is cut to the map's size.
         per_channel: whether every channel has blocks of its own.
     """
+
+    strength, drops = "p", True
+    why_biased = "E xi(x), averaged over the sites, is 1, but it is larger at the map's edge"
 
     def __init__(self, p: float = 0.1, block_size: int = 7, per_channel: bool = False) -> None:
         super().__init__()
@@ -136,18 +162,29 @@ class DropBlock(Mechanism):
         blocks = blocks[..., (rows + 1) % 2 :, (columns + 1) % 2 :]  # blocks of an even side give one row or column too many
         return (1 - blocks).mul_(1 / _share_kept(self.p, self.block_size, height, width))
 
-    @property
-    def is_off(self) -> bool:
-        return self.p == 0
+    def gate_mean(self, height: int, width: int) -> Tensor:
+        kept_N = 1 - self.drop_probability(height, width)
+        return kept_N / kept_N.mean()
 
-    def expected(self, height: int, width: int) -> Expected:
-        kept_HW = theory.dropblock_kept(self.p, self.block_size, height, width)
-        share = float(kept_HW.mean())
-        variance = float((kept_HW * (1 - kept_HW)).mean()) / share**2
-        if height * width > DENSE_COVARIANCE_SITES:
-            return Expected(self.p, 1 - share, variance)
-        covariance_NN = theory.dropblock_covariance(self.p, self.block_size, height, width)
-        return Expected(self.p, 1 - share, variance, theory.pooled_distortion(covariance_NN))
+    def gate_variance(self, height: int, width: int) -> Tensor:
+        kept_N = 1 - self.drop_probability(height, width)
+        return kept_N * (1 - kept_N) / kept_N.mean() ** 2
+
+    def covariance(self, height: int, width: int) -> Tensor:
+        return theory.dropblock_covariance(self.p, self.block_size, height, width)
+
+    def drop_probability(self, height: int, width: int) -> Tensor:
+        return 1 - theory.dropblock_kept(self.p, self.block_size, height, width).flatten()
+
+    def words(self, height: int, width: int) -> str:
+        return "DropBlock: xi(x) = 0 on square blocks with random centres, 1/E(share of kept sites) elsewhere"
+
+    def free_parameters(self, height: int, width: int, now: str) -> list[Parameter]:
+        words = "the side of a block, cut to the map's size: the correlation length; no desideratum fixes it"
+        return [
+            Parameter("p", self.p, f"the drop rate, here {self.drop_rate(height, width):.4g}; {now}{MATCH}"),
+            Parameter("block size", self.block_size, words),
+        ]
 
     def extra_repr(self) -> str:
         return f"p={self.p:g}, block_size={self.block_size}{', per_channel' if self.per_channel else ''}"

@@ -14,13 +14,8 @@ import torch
 from torch import Tensor
 
 from gch_bench.noise import theory
-from gch_bench.noise.dropout import DropBlock, Dropout, KeyDropout
-from gch_bench.noise.gates import Gate, Gaussian, HardMask
-from gch_bench.noise.injection import Additive, TokenRemoval
-from gch_bench.noise.kernels import Kernel, PeriodicGreen, White
-from gch_bench.noise.laws import sites_kept
-from gch_bench.noise.mechanism import Mechanism
-from gch_bench.noise.moments import gate_moments
+from gch_bench.noise.kernels import Kernel
+from gch_bench.noise.mechanism import FieldNoise, Mechanism
 from gch_bench.noise.strength import FEWEST_DRAWS, VALUES
 from gch_bench.rng import generator, own_draws
 
@@ -93,102 +88,56 @@ def gate_numbers(mechanism: Mechanism, height: int, width: int) -> GateNumbers:
     """The numbers of `mechanism` on a height x width map.
 
     Raises:
-        ValueError: the map is too small for the mechanism's kernel, or the mechanism is of no law of the table.
+        ValueError: the map is too small for the mechanism's kernel.
     """
-    if isinstance(mechanism, KeyDropout):
+    if mechanism.place == "attention":
         return GateNumbers(None, None, None, None, None)
-    sample = Sample(mechanism, height, width)
-    law = law_of(mechanism)
-    bias = _exact_bias(law, height, width)
+    sample, law = Sample(mechanism, height, width), mechanism.law
+    mean_N, share = law.gate_mean(height, width), law.nonpositive_share(height, width)
     return GateNumbers(
-        bias=sample.bias() if bias is None else Number(bias),
-        nonpositive=Number(nonpositive_share(law, height, width)),
+        bias=sample.bias() if mean_N is None else Number(float((mean_N - 1).abs().max())),
+        nonpositive=sample.mean(lambda group_BHW: (group_BHW <= 0).double().mean()) if share is None else Number(share),
         neighbours=_neighbours(law, sample),
         gate_variance=gate_variance(mechanism, height, width, sample),
         log_variance=log_variance(mechanism, height, width, sample),
     )
 
 
-def law_of(mechanism: Mechanism) -> Mechanism:
-    """The mechanism that draws xi: the one inside additive noise or a removal of tokens, else the mechanism itself."""
-    inside = (
-        mechanism.gate if isinstance(mechanism, Additive) else mechanism.mask if isinstance(mechanism, TokenRemoval) else None
-    )
-    law = mechanism if inside is None else inside
-    if not isinstance(law, Gate | Gaussian | HardMask | Dropout | DropBlock | KeyDropout):
-        raise ValueError(f"the mechanism must be of a law in gch_bench/noise/table.py, got {type(law).__name__}")
-    return law
-
-
-def has_log(mechanism: Mechanism) -> bool:
-    """Whether the noise multiplies by a gate that is always positive."""
-    return isinstance(mechanism, Gate)
-
-
 def gate_variance(mechanism: Mechanism, height: int, width: int, sample: Sample | None = None) -> Number | None:
     """Var xi(x), averaged over the sites; None for noise inside an attention, which has no gate on a map."""
-    if isinstance(mechanism, KeyDropout):
+    if mechanism.place == "attention":
         return None
-    exact = mechanism.expected(height, width).gate_variance
-    if exact is not None:
-        return Number(exact)
+    exact_N = mechanism.law.gate_variance(height, width)
+    if exact_N is not None:
+        return Number(float(exact_N.mean()))
     return (sample or Sample(mechanism, height, width)).mean(lambda group_BHW: group_BHW.var(0).mean())
 
 
 def log_variance(mechanism: Mechanism, height: int, width: int, sample: Sample | None = None) -> Number | None:
     """Var log xi(x), averaged over the sites; None unless the noise multiplies by a positive gate."""
-    if not has_log(mechanism):
+    if not mechanism.positive:
         return None
-    assert isinstance(mechanism, Gate)
-    if mechanism.normalization == "wick":
-        return Number(mechanism.gamma**2 * float(mechanism.kernel.variance(height, width).mean()))
-
-    def of_fields(psi_BHW: Tensor) -> Tensor:  # log xi - log N, which no gamma makes infinite
-        return (mechanism.gamma * psi_BHW.flatten(1)).log_softmax(1).var(0).mean()
-
-    return _mean(of_fields, (sample or Sample(mechanism, height, width)).fields(mechanism.kernel))
-
-
-def alike(law: Gate | HardMask, height: int, width: int) -> bool:
-    """Whether a symmetry of the field carries every site to every other, so that E xi(x) is the same at all sites."""
-    return isinstance(law.kernel, White | PeriodicGreen) or max(height, width) <= 2
-
-
-def nonpositive_share(law: Mechanism, height: int, width: int) -> float:
-    """P(xi(x) <= 0), averaged over the sites: 0 for an exponential, the drop rate of a mask."""
-    if isinstance(law, Gaussian):
-        sd_HW = law.sigma * law.kernel.variance(height, width).sqrt()
-        return float(torch.special.erfc(1 / (math.sqrt(2) * sd_HW)).mean()) / 2  # Phi(-1 / sd), exact in the tail; sd 0: 0
-    return law.expected(height, width).drop_rate or 0.0
-
-
-def _exact_bias(law: Mechanism, height: int, width: int) -> float | None:
-    """The largest |E xi(x) - 1| over the sites, in closed form; None where none is known."""
-    if isinstance(law, DropBlock):
-        kept_HW = theory.dropblock_kept(law.p, law.block_size, height, width)
-        return float((kept_HW / kept_HW.mean() - 1).abs().max())
-    if isinstance(law, HardMask):
-        keeps_all = sites_kept(height * width, law.p) == height * width
-        return 0.0 if keeps_all or alike(law, height, width) else None
-    if isinstance(law, Gate) and law.normalization == "samplewise":
-        return 0.0 if law.is_off or alike(law, height, width) else None
-    return 0.0
+    exact_N = mechanism.log_variance(height, width)
+    if exact_N is not None:
+        return Number(float(exact_N.mean()))
+    sample = sample or Sample(mechanism, height, width)
+    if not isinstance(mechanism, FieldNoise):
+        return sample.mean(lambda group_BHW: group_BHW.log().var(0).mean())
+    log_transform = mechanism.log_transform
+    return _mean(lambda psi_BHW: log_transform(psi_BHW).var(0).mean(), sample.fields(mechanism.kernel))
 
 
 def _neighbours(law: Mechanism, sample: Sample) -> Number | None:
     """The correlation of xi at neighbouring sites; None on one site, and for a gate that is always one."""
     height, width = sample.height, sample.width
-    sites = height * width
-    if sites == 1 or law.is_off or (isinstance(law, HardMask) and sites_kept(sites, law.p) == sites):
+    if height * width == 1 or law.is_off:
         return None
-    moments = gate_moments(law, height, width)
+    moments = law.moments(height, width)
     if moments is not None:
         covariance_NN = moments.covariance_NN
         variance_HW = covariance_NN.diagonal().view(height, width)
-        right_N, down_N = covariance_NN.diagonal(1).clone(), covariance_NN.diagonal(width)
-        right_N[width - 1 :: width] = 0  # the last site of a row and the first of the next one are no neighbours
         over = _edges(variance_HW.sqrt())
-        return Number(float((right_N.sum() + down_N.sum()) / over)) if over > 0 else None
+        return Number(float(theory.sum_over_edges(covariance_NN, width) / over)) if over > 0 else None
     found = sample.mean(_correlation)
     return found if math.isfinite(found.value) else None
 

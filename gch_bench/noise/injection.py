@@ -15,10 +15,28 @@ from gch_bench.errors import FieldError
 from gch_bench.noise.draws import Draws
 from gch_bench.noise.gates import HardMask
 from gch_bench.noise.laws import sites_kept
-from gch_bench.noise.mechanism import Expected, FieldNoise, Mechanism
+from gch_bench.noise.mechanism import Expected, FieldNoise, Mechanism, Moments
 
 
-class Additive(Mechanism):
+class Injected(Mechanism):
+    """Base of the ways of injection that hold the law of xi inside: what is known of xi is known from that law."""
+
+    @property
+    def strength(self) -> str:  # type: ignore[override]
+        return self.law.strength
+
+    @property
+    def is_off(self) -> bool:
+        return self.law.is_off
+
+    def moments(self, height: int, width: int) -> Moments | None:
+        return self.law.moments(height, width)
+
+    def expected(self, height: int, width: int) -> Expected:
+        return self.law.expected(height, width)
+
+
+class Additive(Injected):
     """Adds what a gate differs from one: F~ = F + r (xi - 1). For a Gaussian gate this is F + r sigma psi.
 
     Args:
@@ -44,23 +62,30 @@ class Additive(Mechanism):
     def apply_noise(self, features: Tensor, draws: Draws | None = None) -> Tensor:
         noise = self.drawn(features, draws)
         if self.relative:
-            over = (2, 3) if self.channel_rms else (1, 2, 3)
-            noise = noise * features.detach().float().square().mean(over, keepdim=True).sqrt()
+            noise = noise * self.units(features.detach().float())
         return features + noise.to(features.dtype)
 
-    @property
-    def is_off(self) -> bool:
-        return self.gate.is_off
+    def units(self, features: Tensor) -> Tensor:
+        """r, which multiplies xi - 1, of features (B, C, H, W): (B, 1, 1, 1), or (B, C, 1, 1) with channel_rms."""
+        if not self.relative:
+            return torch.ones_like(features[:, :1, :1, :1])
+        return features.square().mean((2, 3) if self.channel_rms else (1, 2, 3), keepdim=True).sqrt()
 
-    def expected(self, height: int, width: int) -> Expected:
-        return self.gate.expected(height, width)
+    @property
+    def law(self) -> Mechanism:
+        return self.gate
+
+    def injection_words(self) -> str:
+        of = "each channel's root mean square" if self.channel_rms else "the root mean square of the sample's features"
+        unit = f"r (xi(x) - 1), r = {of}" if self.relative else "(xi(x) - 1)"
+        return f"additive: F~(c,x) = F(c,x) + {unit}; {self.gate.shared}"
 
     def __repr__(self) -> str:
         unit = " x channel RMS" if self.channel_rms else " x feature RMS" if self.relative else ""
         return f"Additive({self.gate}{unit})"
 
 
-class TokenRemoval(Mechanism):
+class TokenRemoval(Injected):
     """Removes the patch tokens that a hard mask drops, and keeps the order of the others (PatchDropout, arXiv 2208.07220).
 
     On a map, and in `draw`, the tokens are set to zero and the others scaled by N / kept: the mean over sites then is the mean
@@ -89,11 +114,14 @@ class TokenRemoval(Mechanism):
         return torch.cat([tokens_BNC[:, :prefix], patches], 1)
 
     @property
-    def is_off(self) -> bool:
-        return self.mask.is_off
+    def law(self) -> Mechanism:
+        return self.mask
 
-    def expected(self, height: int, width: int) -> Expected:
-        return self.mask.expected(height, width)
+    def drop_probability(self, height: int, width: int) -> Tensor | None:
+        return self.mask.drop_probability(height, width)
+
+    def injection_words(self) -> str:
+        return "removal: tokens with xi = 0 leave the sequence; the others stay as they are"
 
     def __repr__(self) -> str:
         return f"TokenRemoval({self.mask})"

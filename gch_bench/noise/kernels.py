@@ -68,6 +68,20 @@ class Kernel:
         check_number("beta", self.beta, 0, strict=True)
 
     pinned = 0  # how many rings of sites at the map's edge are pinned to psi = 0
+    independent_sites = False  # whether the values of different sites are independent
+    homogeneous = False  # whether a symmetry of the field carries every site to every other, on every map
+
+    def alike_sites(self, height: int, width: int) -> bool:
+        """Whether a symmetry of the field carries every site of this map to every other."""
+        return self.homogeneous or max(height, width) <= 2
+
+    @property
+    def words(self) -> str:
+        """The covariance of the field psi in words, with its formula."""
+        return self._formula() + (", scaled to a mean variance of 1" if self.match_variance else "")
+
+    def _formula(self) -> str:
+        return type(self).__name__
 
     # Every kernel defines this: the spectrum of G, which is Cov psi at beta = 1, on the free sites of a height x width map.
     def _green(self, height: int, width: int) -> Spectrum:
@@ -140,9 +154,14 @@ class Kernel:
 class White(Kernel):
     """Independent sites: Cov psi = I / beta."""
 
+    independent_sites = homogeneous = True
+
     def _green(self, height: int, width: int) -> Spectrum:
         eye = lambda n: torch.eye(n, dtype=torch.float64)  # noqa: E731
         return Spectrum(eye(height), eye(width), torch.ones(height, width, dtype=torch.float64))
+
+    def _formula(self) -> str:
+        return "white: Cov psi = 1/beta, independent sites"
 
 
 @dataclass(frozen=True)
@@ -197,6 +216,13 @@ class DirichletGreen(Kernel):
     def _beta(self, height: int, width: int) -> float:
         return self.beta if self.energy is None else math.prod(self._free(height, width)) / (2 * self.energy)
 
+    def _formula(self) -> str:
+        return f"Dirichlet Green: Cov psi = (beta L)^-1 {self._pinned_words()}"
+
+    def _pinned_words(self) -> str:
+        where = "just outside the map" if self.boundary == "outside" else "on the map's outermost ring"
+        return f"with the Laplacian L, psi = 0 {where}"
+
 
 @dataclass(frozen=True)
 class MassiveGreen(DirichletGreen):
@@ -214,6 +240,9 @@ class MassiveGreen(DirichletGreen):
     def _eigenvalues(self, eigen_H: Tensor, eigen_W: Tensor) -> Tensor:
         return super()._eigenvalues(eigen_H, eigen_W) + self.mass**2
 
+    def _formula(self) -> str:
+        return f"massive Green: Cov psi = (beta (L + mass^2))^-1 {self._pinned_words()}"
+
 
 @dataclass(frozen=True)
 class PeriodicGreen(Kernel):
@@ -222,11 +251,16 @@ class PeriodicGreen(Kernel):
     Every field therefore sums to 0. On a 1x1 grid, whose only mode is the zero mode, psi is 0.
     """
 
+    homogeneous = True
+
     def _green(self, height: int, width: int) -> Spectrum:
         (basis_HH, eigen_H), (basis_WW, eigen_W) = hartley_basis(height), hartley_basis(width)
         eigen_HW = eigen_H[:, None] + eigen_W[None, :]
         eigen_HW[0, 0] = math.inf  # gives the zero mode the amplitude 0
         return Spectrum(basis_HH, basis_WW, eigen_HW.rsqrt())
+
+    def _formula(self) -> str:
+        return "periodic Green: Cov psi = (beta L)^+ with the Laplacian L of the torus, without its constant mode"
 
 
 KERNELS: dict[str, type[Kernel]] = {

@@ -1,7 +1,7 @@
 """The strength at which a mechanism reaches a target: the variance of its gate, or of the logarithm of its gate, on a map.
 
 Nominal strengths are not comparable (docs/definitions.md, "Realised strength"): mechanisms are compared where their gates have
-equal variance. The strength of a law is its option gamma, sigma or p. Both quantities are averaged over the sites, and grow
+equal variance. The strength of a law is an option, `Mechanism.strength`. Both quantities are averaged over the sites, and grow
 with the strength, so that one strength reaches the target. Closed forms are used where they are known; a sample-wise gate, or
 a hard mask of a correlated field, is measured by seeded draws, the same at every step.
 """
@@ -13,17 +13,15 @@ from typing import Any, NamedTuple
 from scipy.optimize import brentq
 
 from gch_bench.checks import check_choice, check_number
-from gch_bench.noise.dropout import KeyDropout
-from gch_bench.noise.gate_numbers import Number, gate_variance, has_log, log_variance
+from gch_bench.noise.gate_numbers import Number, gate_variance, log_variance
 from gch_bench.noise.laws import sites_kept
 from gch_bench.noise.mechanism import Mechanism
-from gch_bench.noise.table import LAWS, make_mechanism
+from gch_bench.noise.table import make_mechanism
 
 QUANTITIES: dict[str, Callable[[Mechanism, int, int], Number | None]] = {
     "gate_variance": gate_variance,
     "log_variance": log_variance,
 }
-STRENGTHS = ("gamma", "sigma", "p")
 HIGHEST_P = 0.9999
 HIGHEST_VALUE = 1e300  # in place of infinity
 HIGHEST = 1e6  # of gamma and sigma, which have no bound of their own
@@ -38,18 +36,11 @@ class Match(NamedTuple):
     why_not: str = ""  # in words, why there is no strength
 
 
-def strength_option(law: str, options: Mapping[str, Any]) -> str:
-    """The option that holds the strength of a law: gamma, sigma or p. Gaussian noise that is given by p stays so."""
-    names = LAWS[law].options
-    given = [name for name in STRENGTHS if name in names and options.get(name) is not None]
-    return (given or [name for name in STRENGTHS if name in names])[0]
-
-
 def not_applicable(mechanism: Mechanism, quantity: str) -> str:
     """In words, why a mechanism has no such quantity; "" if it has one."""
-    if isinstance(mechanism, KeyDropout):
+    if mechanism.place == "attention":
         return "noise inside an attention has no gate on a map"
-    if quantity == "log_variance" and not has_log(mechanism):
+    if quantity == "log_variance" and not mechanism.positive:
         return "noise that is added has no gate to take a logarithm of" if mechanism.adds else "its gate is not always positive"
     return ""
 
@@ -81,7 +72,7 @@ def match_strength(
     check_choice("quantity", quantity, QUANTITIES)
     check_number("target", target, 0, strict=True)
     mechanism = make_mechanism(law, kernel, options, injection)
-    option = strength_option(law, options)
+    option = mechanism.strength
     reason = not_applicable(mechanism, quantity)
     if reason:
         return Match(option, None, None, f"not applicable: {reason}")
@@ -91,7 +82,7 @@ def match_strength(
         assert found is not None, "not_applicable has excluded it"
         return found
 
-    return _mask_share(at, target, height * width) if law == "hard_mask" else _root(at, target, option)
+    return _mask_share(at, target, height * width) if mechanism.law.strength_in_steps else _root(at, target, option)
 
 
 def _root(at: Callable[[float], Number], target: float, option: str) -> Match:

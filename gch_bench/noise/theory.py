@@ -54,9 +54,14 @@ def edge_roughness(kernel: Kernel, height: int, width: int, gamma: float, normal
     """
     second_NN = log_ratio_variance(kernel, height, width, gamma)
     second_NN = second_NN + log_ratio_mean(kernel, height, width, gamma, normalization).square()
-    right_N = second_NN.diagonal(1).clone()  # x and x + 1 in row-major order
+    return float(sum_over_edges(second_NN, width))
+
+
+def sum_over_edges(matrix_NN: Tensor, width: int) -> Tensor:
+    """The sum of a matrix's elements (x, y) over the edges of a map with rows of `width` sites: (N, N) -> ()."""
+    right_N = matrix_NN.diagonal(1).clone()  # x and x + 1 in row-major order
     right_N[width - 1 :: width] = 0  # the last site of a row and the first of the next one are no neighbours
-    return float(right_N.sum() + second_NN.diagonal(width).sum())
+    return right_N.sum() + matrix_NN.diagonal(width).sum()
 
 
 def roughness(kernel: DirichletGreen, height: int, width: int, gamma: float) -> float:

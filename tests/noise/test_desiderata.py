@@ -10,8 +10,9 @@ from test_mechanism import NOISY, build
 from torch import Tensor
 
 from gch_bench.noise import DirichletGreen, Gate, Gaussian, HardMask, Mechanism, PeriodicGreen, White, describe, make_mechanism
-from gch_bench.noise.desiderata import DESIDERATA, FAILS, IN_MEAN, NOT_APPLICABLE, OWN, PER_SAMPLE, Description
-from gch_bench.noise.gate_numbers import law_of
+from gch_bench.noise.desiderata import DESIDERATA, EXACTLY, FAILS, IN_MEAN, NOT_APPLICABLE, OWN, PER_SAMPLE, Description
+from gch_bench.noise.draws import Draws
+from gch_bench.noise.gate_numbers import Number
 from gch_bench.noise.kernels import MassiveGreen
 from gch_bench.noise.mechanism import FieldNoise
 from gch_bench.noise.table import LAWS
@@ -56,7 +57,7 @@ def test_positivity(name: str) -> None:
     assert share is not None
     assert share.error is None
     assert within((gates_BHW <= 0).double().mean((1, 2)), share.value)
-    law = law_of(mechanism)
+    law = mechanism.law
     if isinstance(law, Gaussian):
         sd_HW = gates_BHW.std(0)
         tail = math.log(norm.cdf(-1 / sd_HW.numpy()).mean())
@@ -126,14 +127,14 @@ def neighbours(gates_BHW: Tensor) -> Tensor:
     return covariance[one, other].sum() / (deviation[one] * deviation[other]).sum()
 
 
-FIELDS = {name: each for name, each in MECHANISMS.items() if isinstance(law_of(each), FieldNoise)}
+FIELDS = {name: each for name, each in MECHANISMS.items() if isinstance(each.law, FieldNoise)}
 
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_fields(name: str) -> None:
     """D1, D4, D5: against the covariance of drawn fields on their free sites, and L as a dense matrix."""
     found = describe(FIELDS[name])
-    law = law_of(FIELDS[name])
+    law = FIELDS[name].law
     assert isinstance(law, FieldNoise)
     ring = getattr(law.kernel, "pinned", 0)
     random = torch.Generator().manual_seed(5)
@@ -163,11 +164,11 @@ def dense_laplacian(side: int) -> Tensor:
     return (torch.kron(path, eye) + torch.kron(eye, path)).double()
 
 
-@pytest.mark.parametrize("name", [name for name in FIELDS if isinstance(law_of(FIELDS[name]).kernel, White | MassiveGreen)])
+@pytest.mark.parametrize("name", [name for name in FIELDS if isinstance(FIELDS[name].law.kernel, White | MassiveGreen)])
 def test_entropy_gap_is_the_divergence_from_the_green_field(name: str) -> None:
     """KL of two Gaussians of equal energy, from dense matrices."""
     found = describe(FIELDS[name])
-    covariance = law_of(FIELDS[name]).kernel.covariance(7, 7)
+    covariance = FIELDS[name].law.kernel.covariance(7, 7)
     precision = dense_laplacian(7)
     precision = precision * 49 / torch.trace(precision @ covariance)
     gap = -float(torch.logdet(covariance) + torch.logdet(precision)) / 2 / 49
@@ -225,3 +226,36 @@ def test_what_small_maps_change() -> None:
         describe(Gate(White()), 0, 3)
     with pytest.raises(ValueError, match="the mechanism must be of a law in"):
         describe(Mechanism())
+
+
+class Uniform(Mechanism):
+    """A law that states nothing but its words and its strength: xi(x) = 1 + sigma u(x), u uniform on [-1, 1]."""
+
+    strength = "sigma"
+
+    def __init__(self, sigma: float) -> None:
+        super().__init__()
+        self.sigma = sigma
+
+    def draw(self, features: Tensor, draws: Draws) -> Tensor:
+        return 1 + self.sigma * (2 * draws.uniform((len(features), 1, *features.shape[2:])) - 1)
+
+    def words(self, height: int, width: int) -> str:
+        return "uniform"
+
+
+def test_a_law_that_states_no_closed_form_is_measured() -> None:
+    weak = describe(Uniform(0.9), 4, 4)
+    assert within_errors(weak.numbers.gate_variance, 0.27)
+    assert within_errors(weak.numbers.neighbours, 0.0)
+    assert (holds(weak)["D2"], holds(weak)["D3"]) == (EXACTLY, IN_MEAN)
+    strong = describe(Uniform(2.0), 4, 4)
+    assert within_errors(strong.numbers.nonpositive, 0.25)
+    assert holds(strong)["D2"] == FAILS
+    assert [each.name for each in strong.parameters] == ["sigma"]
+
+
+def within_errors(found: Number | None, value: float) -> bool:
+    assert found is not None
+    assert found.error is not None
+    return abs(found.value - value) <= 5 * found.error

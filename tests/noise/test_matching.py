@@ -7,7 +7,7 @@ import torch
 from test_mechanism import NOISY, preset
 from torch import Tensor
 
-from gch_bench.noise.matching import Match, match_strength, strength_option
+from gch_bench.noise.matching import Match, match_strength
 from gch_bench.noise.mechanism import Mechanism
 from gch_bench.noise.table import LAWS, make_mechanism, option_defaults
 
@@ -113,14 +113,15 @@ def test_not_applicable() -> None:
 
 @pytest.mark.parametrize("law", LAWS)
 def test_every_law_has_a_strength(law: str) -> None:
-    option = strength_option(law, {})
+    kernel = "white" if LAWS[law].takes_kernel else ""
+    option = make_mechanism(law, kernel, {}).strength
     assert option in option_defaults(law, "white")
-    assert make_mechanism(law, "white" if LAWS[law].takes_kernel else "", {option: 0.0}).is_off
+    assert make_mechanism(law, kernel, {option: 0.0}).is_off
 
 
 def test_gaussian_noise_keeps_the_option_that_is_given() -> None:
-    assert strength_option("gaussian", {"p": 0.1}) == "p"
-    assert strength_option("gaussian", {"sigma": 0.1}) == "sigma"
+    assert make_mechanism("gaussian", "white", {"p": 0.1}).strength == "p"
+    assert make_mechanism("gaussian", "white", {"sigma": 0.1}).strength == "sigma"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from test_mechanism import NOISY, build, preset
 
 from gch_bench.noise import HardMask, Mechanism, White, make_mechanism
-from gch_bench.noise.moments import both_kept_probability, distortion, drop_probability, gate_moments
+from gch_bench.noise.moments import both_kept_probability, distortion
 from gch_bench.rng import own_draws
 
 DRAWS, CHANNELS, HEIGHT, WIDTH = 40_000, 3, 4, 3
@@ -29,7 +29,7 @@ def gates(name: str) -> torch.Tensor:
 @pytest.mark.parametrize("name", NOISY)
 def test_moments_are_those_of_draws(name: str) -> None:
     """Means and covariances within 5.5 standard errors."""
-    moments = gate_moments(strong(name), HEIGHT, WIDTH)
+    moments = strong(name).moments(HEIGHT, WIDTH)
     if name in UNKNOWN:
         assert moments is None
         return
@@ -44,7 +44,7 @@ def test_moments_are_those_of_draws(name: str) -> None:
 @pytest.mark.parametrize("name", NOISY)
 def test_probabilities_of_masks_are_those_of_draws(name: str) -> None:
     mechanism = strong(name)
-    dropped, both = drop_probability(mechanism, HEIGHT, WIDTH), both_kept_probability(mechanism, HEIGHT, WIDTH)
+    dropped, both = mechanism.drop_probability(HEIGHT, WIDTH), both_kept_probability(mechanism, HEIGHT, WIDTH)
     xi = gates(name)
     if dropped is None:
         assert name == "hard_mask" or (xi != 0).all()
@@ -70,7 +70,7 @@ def test_distortions_are_those_of_draws(name: str) -> None:
         "pooled": (noisy.mean((2, 3)) - pooled[..., 0, 0]).square().sum(1) / pooled.square().sum(),
         "contrast": spread.square().sum((1, 2, 3)) / (clean - pooled).square().sum(),
     }
-    expected = distortion(mechanism, gate_moments(mechanism, HEIGHT, WIDTH), features[0].flatten(1).T)
+    expected = distortion(mechanism, mechanism.moments(HEIGHT, WIDTH), features[0].flatten(1).T)
     for key, values in measured.items():
         error = float(values.std()) / math.sqrt(DRAWS)
         assert abs(float(values.mean()) - getattr(expected, key)) <= 5 * error + 1e-6, key
@@ -78,7 +78,18 @@ def test_distortions_are_those_of_draws(name: str) -> None:
     assert ((second.mean(0) - expected.second_C).abs() <= 5 * second.std(0) / math.sqrt(DRAWS) + 1e-6).all()
 
 
+@pytest.mark.parametrize("name", [name for name in NOISY if name not in UNKNOWN])
+def test_facts_on_a_law_agree_with_one_another(name: str) -> None:
+    """The variances and the strength are those of the covariance matrix, from which they are not computed."""
+    mechanism = strong(name)
+    moments, expected = mechanism.moments(HEIGHT, WIDTH), mechanism.expected(HEIGHT, WIDTH)
+    torch.testing.assert_close(mechanism.law.gate_variance(HEIGHT, WIDTH), moments.covariance_NN.diagonal())
+    torch.testing.assert_close(mechanism.law.gate_mean(HEIGHT, WIDTH), moments.mean_N)
+    assert expected.gate_variance == pytest.approx(float(moments.covariance_NN.diagonal().mean()))
+    assert expected.pooled_distortion == pytest.approx(float(moments.covariance_NN.mean()), abs=1e-12)
+
+
 def test_large_maps_and_attentions_have_no_moments() -> None:
-    assert gate_moments(build("dropout"), 33, 32) is None
-    assert gate_moments(build("dropkey"), 4, 4) is None
-    assert gate_moments(HardMask(White(), 0.0), 1, 1).covariance_NN.tolist() == [[0.0]]
+    assert build("dropout").moments(33, 32) is None
+    assert build("dropkey").moments(4, 4) is None
+    assert HardMask(White(), 0.0).moments(1, 1).covariance_NN.tolist() == [[0.0]]

@@ -14,7 +14,7 @@ from scipy import stats
 from torch import Tensor
 
 from gch_bench.apps.compatibility.bench import Bench
-from gch_bench.apps.compatibility.gates import HEAVY, OVERFLOW, RATIO, heavy_tails, log_ratio_law
+from gch_bench.apps.compatibility.gates import HEAVY, OVERFLOW, RATIO, heavy_tails
 from gch_bench.apps.compatibility.measure import (
     RANK_IMAGES,
     TINY,
@@ -24,10 +24,9 @@ from gch_bench.apps.compatibility.measure import (
     effective_rank,
 )
 from gch_bench.noise import theory
-from gch_bench.noise.gates import Gate, Gaussian
 from gch_bench.noise.injection import Additive
 from gch_bench.noise.mechanism import Mechanism
-from gch_bench.noise.moments import distortion, drop_probability, gate_moments
+from gch_bench.noise.moments import distortion
 from gch_bench.results.compatibility import Row, mean_row, not_applicable, row, share_row, untested
 
 RANKING, DISTORTION, NORM = "ranking", "distortion", "norm"
@@ -47,34 +46,24 @@ class Flips(NamedTuple):
 
 def flips(mechanism: Mechanism, bench: Bench, pairs: Pairs) -> Flips:
     height, width = bench.map_MCHW.shape[2:]
-    law = log_ratio_law(mechanism, height, width)
-    if isinstance(mechanism, Gate) and law is not None:
+    law = mechanism.log_ratio(height, width)
+    if law is not None:
         mean, sd = (matrix[pairs.first, pairs.second] for matrix in law)
         probability = theory.flip_probability(pairs.margin, sd.clamp_min(TINY), mean)
         return Flips(probability, (pairs.margin + mean) / sd.clamp_min(1e-9))
-    gaussian = mechanism.gate if isinstance(mechanism, Additive) else mechanism
-    moments = gate_moments(mechanism, height, width)
-    if isinstance(gaussian, Gaussian) and moments is not None:
-        one, two = (pairs.larger, pairs.smaller) if gaussian is mechanism else _units(mechanism, bench.map_MCHW, pairs)
+    moments = mechanism.moments(height, width)
+    if mechanism.law.gaussian and moments is not None:
+        one, two = pairs.larger, pairs.smaller
+        if isinstance(mechanism, Additive):  # what the added noise of a pair's channel is multiplied by, twice
+            units_MC = mechanism.units(bench.map_MCHW).double().flatten(1).expand(bench.map_MCHW.shape[:2])
+            one = two = units_MC.gather(1, pairs.channel)
         covariance = moments.covariance_NN
         variance = one**2 * covariance[pairs.first, pairs.first] + two**2 * covariance[pairs.second, pairs.second]
         sd = (variance - 2 * one * two * covariance[pairs.first, pairs.second]).clamp_min(TINY).sqrt()
         standard = (pairs.larger - pairs.smaller) / sd
         return Flips(torch.special.ndtr(-standard), standard)
-    dropped_N = drop_probability(mechanism, height, width)
+    dropped_N = mechanism.drop_probability(height, width)
     return Flips(None if dropped_N is None else dropped_N[pairs.first], None)
-
-
-def _units(mechanism: Mechanism, map_MCHW: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """What the added noise of a pair's channel is multiplied by, twice."""
-    assert isinstance(mechanism, Additive)
-    if not mechanism.relative:
-        one = torch.ones_like(pairs.larger)
-    elif mechanism.channel_rms:
-        one = map_MCHW.square().mean((2, 3)).sqrt().double().gather(1, pairs.channel)
-    else:
-        one = map_MCHW.square().mean((1, 2, 3)).sqrt().double()[:, None].expand_as(pairs.larger)
-    return one, one
 
 
 def feature_rows(mechanism: Mechanism, bench: Bench, pairs: Pairs, measured: Measured) -> Iterator[Row]:
@@ -91,7 +80,7 @@ def feature_rows(mechanism: Mechanism, bench: Bench, pairs: Pairs, measured: Mea
 def _ratio_row(mechanism: Mechanism, bench: Bench, pairs: Pairs, measured: Measured) -> Row:
     """The squared change of log-ratios over its expectation, averaged over pairs, which must be one."""
     quantity = "variance on features / theory"
-    law = log_ratio_law(mechanism, *bench.map_MCHW.shape[2:])
+    law = mechanism.log_ratio(*bench.map_MCHW.shape[2:])
     if law is None:
         return not_applicable(RATIO, quantity, "the log-ratio has no Gaussian law here")
     assert measured.ratio is not None
@@ -166,7 +155,7 @@ def _distortion_rows(mechanism: Mechanism, bench: Bench, measured: Measured) -> 
     assert measured.pooled is not None
     assert measured.contrast is not None
     size = bench.map_MCHW.shape[2:]
-    moments, heavy = gate_moments(mechanism, *size), heavy_tails(mechanism, *size)
+    moments, heavy = mechanism.moments(*size), heavy_tails(mechanism, *size)
     exact = None
     if moments is not None:
         exact = [distortion(mechanism, moments, each.flatten(1).T) for each in bench.map_MCHW]

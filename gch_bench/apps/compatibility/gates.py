@@ -11,12 +11,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from gch_bench.noise import theory
-from gch_bench.noise.gates import Gate, Gaussian
-from gch_bench.noise.injection import Additive
-from gch_bench.noise.kernels import DirichletGreen, White
-from gch_bench.noise.mechanism import DENSE_COVARIANCE_SITES, Mechanism
-from gch_bench.noise.moments import Moments, both_kept_probability, drop_probability, gate_moments
+from gch_bench.noise.mechanism import DENSE_COVARIANCE_SITES, FieldNoise, Mechanism, Moments
+from gch_bench.noise.moments import both_kept_probability
 from gch_bench.results.compatibility import Row, mean_row, not_applicable, p_value, row, untested, variance_row
 from gch_bench.rng import generator
 
@@ -60,14 +56,6 @@ def gate_rows(mechanism: Mechanism, gates_BHW: Tensor) -> Iterator[Row]:
     yield from _mean_rows(mechanism, gates_BHW)
 
 
-def log_ratio_law(mechanism: Mechanism, height: int, width: int) -> tuple[Tensor, Tensor] | None:
-    """Mean and standard deviation (N, N) of the Gaussian log xi(x)/xi(y); None for a law without this statement."""
-    if not isinstance(mechanism, Gate) or height * width > DENSE_COVARIANCE_SITES:
-        return None
-    mean_NN = theory.log_ratio_mean(mechanism.kernel, height, width, mechanism.gamma, mechanism.normalization)
-    return mean_NN, theory.log_ratio_variance(mechanism.kernel, height, width, mechanism.gamma).clamp_min(0).sqrt()
-
-
 def _ratio_rows(mechanism: Mechanism, gates_BHW: Tensor) -> Iterator[Row]:
     _, height, width = gates_BHW.shape
     gates_BN = gates_BHW.flatten(1)
@@ -77,12 +65,12 @@ def _ratio_rows(mechanism: Mechanism, gates_BHW: Tensor) -> Iterator[Row]:
     named = named_pairs(height, width)
     others = random_pairs(height * width, RANDOM_PAIRS).tolist()
     pairs = {**named, **{f"sites {x} and {y}": (x, y) for x, y in others}}
-    law = log_ratio_law(mechanism, height, width)
+    law = mechanism.log_ratio(height, width)
     if mechanism.adds:
         why = "the noise is added, so that what it does to a ratio of features depends on the features"
         yield not_applicable(RATIO, "variance", why)
     elif law is None:
-        yield not_applicable(RATIO, "variance", _no_law(mechanism))
+        yield not_applicable(RATIO, "variance", _no_law(mechanism, height, width))
     else:
         mean_NN, sd_NN = law
         for name, (x, y) in pairs.items():
@@ -102,10 +90,12 @@ def _ratio_rows(mechanism: Mechanism, gates_BHW: Tensor) -> Iterator[Row]:
     yield from _singular_rows(mechanism, gates_BN, torch.tensor(others), height, width)
 
 
-def _no_law(mechanism: Mechanism) -> str:
-    if isinstance(mechanism, Gate):
+def _no_law(mechanism: Mechanism, height: int, width: int) -> str:
+    if height * width > DENSE_COVARIANCE_SITES and mechanism.positive:
         return f"the map has more than {DENSE_COVARIANCE_SITES} sites"
-    if isinstance(mechanism, Gaussian):
+    if mechanism.positive:
+        return "no closed form of the law of a ratio is known"
+    if mechanism.law.gaussian:
         return "a Gaussian gate may be negative, and its log is not Gaussian"
     return "a mask sets sites to zero, where a ratio is 0, infinite or undefined"
 
@@ -140,12 +130,11 @@ def _singular_rows(mechanism: Mechanism, gates_BN: Tensor, pairs_K2: Tensor, hei
 
 
 def _singular_share(mechanism: Mechanism, pairs_K2: Tensor, height: int, width: int) -> float | None:
-    if isinstance(mechanism, Gate):
+    if mechanism.positive:
         return 0.0
-    if isinstance(mechanism, Gaussian) and isinstance(mechanism.kernel, White):
-        sd = mechanism.sigma * float(mechanism.kernel.variance(height, width)[0, 0]) ** 0.5
-        positive = float(stats.norm.cdf(1 / sd)) if sd > 0 else 1.0
-        return 1 - positive**2
+    share = mechanism.nonpositive_share(height, width)
+    if mechanism.independent_sites and share is not None:
+        return 1 - (1 - share) ** 2
     both_NN = both_kept_probability(mechanism, height, width)
     return None if both_NN is None else 1 - float(both_NN[pairs_K2[:, 0], pairs_K2[:, 1]].mean())
 
@@ -159,27 +148,15 @@ def _roughness_rows(mechanism: Mechanism, gates_BHW: Tensor) -> Iterator[Row]:
         return
     log_BHW = gates_BHW.log()
     edges = (log_BHW.diff(dim=1).square().sum((1, 2)) + log_BHW.diff(dim=2).square().sum((1, 2))) / (height * width)
-    expected = _roughness(mechanism, height, width)
+    whole = mechanism.roughness(height, width)
+    expected = None if whole is None else whole / (height * width)
     yield mean_row(ROUGH, name, edges, expected, at=f"{height}x{width} map", x=float(height * width))
-
-
-def _roughness(mechanism: Mechanism, height: int, width: int) -> float | None:
-    """Expected roughness per site over the edges of the map; None where no closed form is known."""
-    if not isinstance(mechanism, Gate):
-        return None
-    kernel, gamma = mechanism.kernel, mechanism.gamma
-    if height * width <= DENSE_COVARIANCE_SITES:
-        return theory.edge_roughness(kernel, height, width, gamma, mechanism.normalization) / (height * width)
-    samplewise = mechanism.normalization == "samplewise"
-    if samplewise and isinstance(kernel, DirichletGreen) and type(kernel) is DirichletGreen and not kernel.pinned:
-        return theory.roughness(kernel, height, width, gamma) / (height * width)
-    return None
 
 
 def _mean_rows(mechanism: Mechanism, gates_BHW: Tensor) -> Iterator[Row]:
     draws, height, width = gates_BHW.shape
     gates_BN = gates_BHW.flatten(1)
-    moments, expected = gate_moments(mechanism, height, width), mechanism.expected(height, width)
+    moments, expected = mechanism.moments(height, width), mechanism.expected(height, width)
     heavy = heavy_tails(mechanism, height, width)
     yield _tested(_worst_site(mechanism, gates_BN, moments, width), heavy)
     pooled_B = gates_BN.mean(1)
@@ -192,7 +169,7 @@ def _mean_rows(mechanism: Mechanism, gates_BHW: Tensor) -> Iterator[Row]:
     squares_B = (pooled_B - 1).square()
     yield _tested(mean_row(MEAN, "pooled distortion", squares_B, expected.pooled_distortion, at="constant map"), heavy)
     if not mechanism.adds:
-        dropped_N = drop_probability(mechanism, height, width)
+        dropped_N = mechanism.drop_probability(height, width)
         rate = expected.drop_rate if dropped_N is None else float(dropped_N.mean())
         nominal = f"nominal p = {expected.nominal_drop_rate:g}" if expected.nominal_drop_rate else ""
         yield mean_row(MEAN, "drop rate", (gates_BN == 0).double().mean(1), rate, note=nominal)
@@ -202,10 +179,8 @@ def _mean_rows(mechanism: Mechanism, gates_BHW: Tensor) -> Iterator[Row]:
 def heavy_tails(mechanism: Mechanism, height: int, width: int) -> bool:
     """Whether the gate is log-normal with gamma^2 Var psi > 1 somewhere: the mean and the variance of so few draws are then far
     from normal, so that neither has a test."""
-    inner = mechanism.gate if isinstance(mechanism, Additive) else mechanism
-    if not isinstance(inner, Gate) or inner.normalization != "wick":
-        return False
-    return bool(inner.gamma**2 * inner.kernel.variance(height, width).max() > 1 + 1e-9)
+    variance_N = mechanism.law.log_variance(height, width)
+    return variance_N is not None and bool(variance_N.max() > 1 + 1e-9)
 
 
 def _tested(made: Row, heavy: bool) -> Row:
@@ -242,13 +217,14 @@ def _correlation_rows(mechanism: Mechanism, gates_BHW: Tensor) -> Iterator[Row]:
         yield not_applicable(MEAN, quantity, "the gate is the same at all sites")
         return
     line = torch.arange(height // 2 * width + width // 2, height // 2 * width + width)
-    moments = gate_moments(mechanism, height, width)
+    moments = mechanism.moments(height, width)
     theory_of_gate = None if moments is None else _length_of(moments.covariance_NN[line][:, line])
     line_BW = gates_BHW[:, height // 2, width // 2 :].numpy()
     yield _length_row("correlation length", line_BW, theory_of_gate, "sites")
-    if isinstance(mechanism, Gate) and (line_BW > 0).all() and height * width <= DENSE_COVARIANCE_SITES:
+    small = height * width <= DENSE_COVARIANCE_SITES
+    if mechanism.positive and isinstance(mechanism, FieldNoise) and (line_BW > 0).all() and small:
         of_field = _length_of(mechanism.kernel.covariance(height, width)[line][:, line])
-        wick = mechanism.normalization == "wick"
+        wick = not mechanism.mean_one_per_sample
         kernels = "none" if of_field is None else f"{of_field:.2f}"
         note = "sites" if wick else f"sites; the kernel's is {kernels}, and log xi is gamma psi less what all sites share"
         yield _length_row("correlation length of log xi", np.log(line_BW), of_field if wick else None, note)

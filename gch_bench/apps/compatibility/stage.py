@@ -12,9 +12,8 @@ from gch_bench.apps.compatibility.bench import Bench, noisy_passes, norm_varianc
 from gch_bench.apps.compatibility.features import DISTORTION, INSIDE, NORM, RANKING, feature_rows
 from gch_bench.apps.compatibility.gates import MEAN, RATIO, ROUGH, gate_rows
 from gch_bench.apps.compatibility.measure import Measured, Pairs, coherence_and_positivity, measure
-from gch_bench.noise.gates import Gate
 from gch_bench.noise.mechanism import Mechanism
-from gch_bench.noise.moments import distortion, gate_moments
+from gch_bench.noise.moments import distortion
 from gch_bench.noise.placement import MINIMUM_CHANGE
 from gch_bench.noise.strength import draw_gates
 from gch_bench.results.compatibility import Row, frame, mean_row, not_applicable, row
@@ -109,7 +108,7 @@ def _channel_inflation(bench: Bench, mechanism: Mechanism, measured: Measured) -
     if not float(variance.sum()) > 1e-9 * float(clean.square().mean()):
         return not_applicable(NORM, quantity, "no channel varies")
     inflation = float((measured.second - measured.mean.square()).sum() / variance.sum())
-    moments = gate_moments(mechanism, *bench.map_MCHW.shape[2:])
+    moments = mechanism.moments(*bench.map_MCHW.shape[2:])
     theory = math.nan
     if moments is not None:
         second = torch.stack([distortion(mechanism, moments, each.flatten(1).T).second_C for each in bench.map_MCHW]).mean(0)
@@ -147,7 +146,7 @@ def _summary(table: pd.DataFrame, mechanism: Mechanism) -> dict[str, Any]:
         return float(found.iloc[0]) if len(found) else math.nan
 
     return {
-        "positive": float(isinstance(mechanism, Gate)) if mechanism.place == "output" else math.nan,
+        "positive": float(mechanism.positive) if mechanism.place == "output" else math.nan,
         "singular_share": value(RATIO, "singular share"),
         "largest_site_bias": value(MEAN, "mean at a site") - 1,
         "pooled_bias": value(MEAN, "mean over sites") - 1,

@@ -11,7 +11,6 @@ from scipy import stats
 from tinynet import tinynet
 from torch import nn
 
-from gch_bench.apps.compatibility import gates as gates_module
 from gch_bench.apps.compatibility.bench import Bench, noisy_passes, open_stage
 from gch_bench.apps.compatibility.gates import gate_rows, named_pairs
 from gch_bench.apps.compatibility.measure import effective_rank, measure, pairs_of
@@ -26,6 +25,7 @@ from gch_bench.noise import (
     Mechanism,
     White,
     make_mechanism,
+    theory,
 )
 from gch_bench.noise.dropout import DropBlock, Dropout, SpatialDropout
 from gch_bench.noise.strength import draw_gates
@@ -94,8 +94,8 @@ def test_measurements_agree_with_theory(name: str, bench: Bench) -> None:
 )
 def test_a_wrong_closed_form_is_flagged(function: str, names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A factor of 1.25 on one closed form, at 4,096 draws."""
-    right = getattr(gates_module.theory, function)
-    monkeypatch.setattr(gates_module.theory, function, lambda *arguments: 1.25 * right(*arguments))
+    right = getattr(theory, function)
+    monkeypatch.setattr(theory, function, lambda *arguments: 1.25 * right(*arguments))
     for name in names:
         mechanism = MECHANISMS[name]
         table = judged(frame(gate_rows(mechanism, draw_gates(mechanism, 6, 6, 4096))))
@@ -104,12 +104,9 @@ def test_a_wrong_closed_form_is_flagged(function: str, names: list[str], monkeyp
 
 def test_wrong_moments_are_flagged(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The network's noise is dropout with p = 0.3, theory is asked about p = 0.33."""
-    right = gates_module.gate_moments
-    for module in ("features", "stage", "gates"):
-        monkeypatch.setattr(
-            f"gch_bench.apps.compatibility.{module}.gate_moments", lambda mechanism, *of: right(Dropout(0.33), *of)
-        )
-    monkeypatch.setattr("gch_bench.apps.compatibility.features.drop_probability", lambda *of: torch.full((36,), 0.33).double())
+    right, other = Dropout.moments, Dropout(0.33)
+    monkeypatch.setattr(Dropout, "moments", lambda mechanism, *of: right(other, *of))
+    monkeypatch.setattr(Dropout, "drop_probability", lambda *of: torch.full((36,), 0.33).double())
     table = judged(run(bench, Dropout(0.3), passes=60).rows)
     wrong = set(table[table["verdict"] == DISAGREES]["quantity"])
     assert {"squared distortion of the map", "squared distortion of the pooled feature", "order lost"} <= wrong
