@@ -32,7 +32,6 @@ from gch_bench.model.packaged import packaged_name
 from gch_bench.noise.mechanism import Mechanism
 from gch_bench.noise.placement import MINIMUM_CHANGE
 from gch_bench.noise.table import make_mechanism
-from gch_bench.provenance import provenance
 from gch_bench.report.figure_style import DOUBLE, save, styled
 
 TRAINED = "efficientnet_lite0"
@@ -127,16 +126,17 @@ def main() -> None:
     table = pd.DataFrame(places)
     write_csv(arguments.output / "atlas.csv", table)
     save({"atlas": figure_of(table)}, arguments.output)
-    facts = provenance()
     refused = table[table["logit_change"] < MINIMUM_CHANGE]
     by_network = refused.groupby("network", sort=False)["stage"].count().to_dict()
     text = f"""# Placement atlas
 
 ![atlas](atlas.png)
 
-`python scripts/placement_atlas.py`, commit {facts["commit"]}, {machine(torch.device("cpu"))}. {arguments.images} photographs,
-{arguments.passes} noisy passes, {len(mechanisms)} mechanisms at the strength of their presets. [atlas.csv](atlas.csv) has all
-numbers, with the module of each stage, the change of the stage's own map, and why a mechanism cannot act.
+`python scripts/placement_atlas.py`, {machine(torch.device("cpu"))}.
+
+{arguments.images} photographs, {arguments.passes} noisy passes, {len(mechanisms)} mechanisms at the strength of their presets.
+[atlas.csv](atlas.csv) has all numbers, with the module of each stage, the change of the stage's own map, and why a mechanism cannot
+act. The networks with random weights say where noise can act, not what it does to a trained network.
 
 Noise that does nothing (a relative change of the logits under {MINIMUM_CHANGE:g}), of {len(table)} places:
 {", ".join(f"{count} in {network}" for network, count in by_network.items()) or "none"}.
