@@ -135,8 +135,8 @@ def main() -> None:
 `python scripts/placement_atlas.py`, {machine(torch.device("cpu"))}.
 
 {arguments.images} photographs, {arguments.passes} noisy passes, {len(mechanisms)} mechanisms at the strength of their presets.
-[atlas.csv](atlas.csv) has all numbers, with the module of each stage, the change of the stage's own map, and why a mechanism cannot
-act. The networks with random weights say where noise can act, not what it does to a trained network.
+[atlas.csv](atlas.csv) has all numbers, with the module of each stage, the change of the stage's own map, and why a mechanism
+cannot act. The networks with random weights say where noise can act, not what it does to a trained network.
 
 Noise that does nothing (a relative change of the logits under {MINIMUM_CHANGE:g}), of {len(table)} places:
 {", ".join(f"{count} in {network}" for network, count in by_network.items()) or "none"}.
