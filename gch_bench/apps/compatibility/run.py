@@ -13,11 +13,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from gch_bench import distributed, files
+from gch_bench import files
 from gch_bench.apps.compatibility.bench import Bench, open_stage
 from gch_bench.apps.compatibility.measure import Pairs, pairs_of
 from gch_bench.apps.compatibility.stage import StageResult, examine
-from gch_bench.apps.diagnosis.folder import Layout, check_folder, check_identity, move, obeying_sigterm
+from gch_bench.apps.diagnosis.folder import Layout, as_job, check_folder, check_identity, move
 from gch_bench.apps.diagnosis.images import prepared, spread_images
 from gch_bench.apps.diagnosis.mechanisms import chosen_noise, mechanism_of
 from gch_bench.apps.diagnosis.subjects import Subject, one_network
@@ -29,7 +29,6 @@ from gch_bench.data.transforms import normalise
 from gch_bench.display import Display
 from gch_bench.errors import UserError
 from gch_bench.loggers import open_logger
-from gch_bench.memory import keep_freed_memory
 from gch_bench.noise.mechanism import Mechanism
 from gch_bench.provenance import provenance
 from gch_bench.report import compatibility as report
@@ -37,7 +36,6 @@ from gch_bench.report.compatibility_figures import all_figures
 from gch_bench.report.figure_style import save
 from gch_bench.results.compatibility import judged
 from gch_bench.results.runfacts import differences
-from gch_bench.threads import torch_threads
 from gch_bench.training.batchnorm import batchnorms, reestimate
 from gch_bench.training.freeze import NOTHING
 
@@ -62,11 +60,7 @@ def compatibility(config: DiagnoseConfig) -> None:
     Raises:
         UserError: if the user made a mistake; the message says which in one line.
     """
-    keep_freed_memory(config.memory)
-    with distributed.group(config.device) as world, torch_threads(config.threads):
-        if world.main:
-            with obeying_sigterm():
-                _run(config, world.device)
+    as_job(config, _run)
 
 
 def _run(config: DiagnoseConfig, device: torch.device) -> None:

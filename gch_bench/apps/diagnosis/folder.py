@@ -1,18 +1,24 @@
-"""The folder of a diagnosis: what it may hold, and how a new result takes the place of an earlier one, whole or not at all."""
+"""What the jobs of diagnose.py share: how they run, and the folder of a diagnosis: what it may hold, and how a new result takes
+the place of an earlier one, whole or not at all."""
 
 import json
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gch_bench import files
+import torch
+
+from gch_bench import distributed, files
+from gch_bench.config.diagnosis import DiagnoseConfig
 from gch_bench.errors import UserError
+from gch_bench.memory import keep_freed_memory
 from gch_bench.results.runfacts import differences
+from gch_bench.threads import torch_threads
 
 
 class Layout(NamedTuple):
@@ -74,8 +80,17 @@ def move(scratch: Path, folder: Path, layout: Layout) -> list[str]:
     return written
 
 
+def as_job(config: DiagnoseConfig, run: Callable[[DiagnoseConfig, torch.device], None]) -> None:
+    """Call `run` with the configuration and its device, with the memory and the threads that it asks for, in one process."""
+    keep_freed_memory(config.memory)
+    with distributed.group(config.device) as world, torch_threads(config.threads):
+        if world.main:
+            with _obeying_sigterm():
+                run(config, world.device)
+
+
 @contextmanager
-def obeying_sigterm() -> Iterator[None]:
+def _obeying_sigterm() -> Iterator[None]:
     """Inside, SIGTERM, which schedulers send, ends the job with exit code 143; like Ctrl-C it leaves nothing behind."""
 
     def leave(number: int, frame: Any) -> None:

@@ -16,11 +16,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from gch_bench import distributed, files
+from gch_bench import files
 from gch_bench.apps.diagnosis import chains
 from gch_bench.apps.diagnosis.analysis import analyse, weight_table
 from gch_bench.apps.diagnosis.chains import Chain, Factor
-from gch_bench.apps.diagnosis.folder import Layout, check_folder, check_identity, move, obeying_sigterm
+from gch_bench.apps.diagnosis.folder import Layout, as_job, check_folder, check_identity, move
 from gch_bench.apps.diagnosis.images import prepared, spread_images
 from gch_bench.apps.diagnosis.subjects import Subject, subjects
 from gch_bench.config.diagnosis import DiagnoseConfig
@@ -30,7 +30,6 @@ from gch_bench.data.transforms import normalise
 from gch_bench.display import Display
 from gch_bench.errors import UserError
 from gch_bench.loggers import open_logger
-from gch_bench.memory import keep_freed_memory
 from gch_bench.noise.stages import feature_stages
 from gch_bench.provenance import provenance
 from gch_bench.report import geometry, geometry_compare, geometry_figures
@@ -39,7 +38,6 @@ from gch_bench.report.runs import read_run
 from gch_bench.report.study import Run
 from gch_bench.results.geometry import MEASURED, ChainReport
 from gch_bench.spectral.jacobian import network_jacobians
-from gch_bench.threads import torch_threads
 
 CSV = ("summary", "factors", "interfaces", "weights", "comparison", "correlations")
 TABLES = (*CSV, "channels", "columns", "edges", "spectra")  # the long ones, of a row per channel or value, are Parquet alone
@@ -64,11 +62,7 @@ def diagnose(config: DiagnoseConfig) -> None:
     Raises:
         UserError: if the user made a mistake; the message says which in one line.
     """
-    keep_freed_memory(config.memory)
-    with distributed.group(config.device) as world, torch_threads(config.threads):
-        if world.main:
-            with obeying_sigterm():
-                _run(config, world.device)
+    as_job(config, _run)
 
 
 def _run(config: DiagnoseConfig, device: torch.device) -> None:
