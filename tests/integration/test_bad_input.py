@@ -45,7 +45,9 @@ WRONG = {  # overrides -> what the one line must say
     ("noise=gch", "noise.mc_samples=8"): ["noise.mc_samples", "noise.eval=true"],
     ("noise=gch", "noise.gama=1"): ["'noise.gama'", "--help"],
     ("noise=gch", "+noise.gama=1"): ["noise.gama", "gamma"],
-    ("noise=dropout", "noise.gamma=1"): ["noise.gamma has no meaning for law bernoulli, which takes p"],
+    ("noise=dropout", "noise.gamma=1"): [
+        "noise.gamma has no meaning for law bernoulli, injection multiplicative, which take p"
+    ],
     ("seed=-1",): ["seed", ">= 0", "-1"],
     ("recipe.epochs=0",): ["recipe.epochs", ">= 1", "0"],
     ("recipe.amp=fp8",): ["recipe.amp", "bf16", "'fp8'"],

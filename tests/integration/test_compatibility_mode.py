@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, configuration
 from hydra import compose, initialize_config_dir
 
-from gch_bench.apps.cli import diagnosis_config, reported
+from gch_bench.apps.cli import argument, diagnosis_config, reported
 from gch_bench.apps.diagnosis.modes import MODES
+from gch_bench.apps.run import train_and_evaluate
 from gch_bench.noise.placement import MINIMUM_CHANGE
 from gch_bench.results.compatibility import DISAGREES
 
@@ -141,21 +142,26 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", TUTORIAL, re.DOTALL)
 
 
-def test_the_tutorial_as_typed(tmp_path: Path, cli: Callable) -> None:
+def test_the_tutorial(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """All commands of docs/compatibility.md in order, and its Python; the training is one epoch long and not five."""
+    monkeypatch.chdir(tmp_path)
     commands = [shlex.split(line.replace("recipe.epochs=5", "recipe.epochs=1")) for line in blocks("bash")]
-    assert [command[1] for command in commands] == ["train.py", *["diagnose.py"] * 4]
+    assert [command[:2] for command in commands] == [["python", "train.py"], *[["python", "diagnose.py"]] * 4]
     for command in commands:
-        done = cli(*command[1:], "threads=1")
-        assert done.returncode == 0, done.stderr
-        assert done.stderr == ""
+        overrides = [argument(text, noise_list=True) for text in (*command[2:], "threads=1")]
+        capsys.readouterr()
+        if command[1] == "train.py":
+            train_and_evaluate(configuration(*overrides))
+        else:
+            run(*overrides)
+        printed = capsys.readouterr().out
         if "mode=describe" in command and "grid=[4,4]" not in command:
-            assert "map: 4x4, stage L4 (layer4)" in done.stdout
-            assert [line.split()[-2] for line in done.stdout.splitlines() if re.match(r"│ D[1245]", line)] == ["exactly"] * 4
-            assert re.search(r"D3 .* per sample", done.stdout)
+            assert "map: 4x4, stage L4 (layer4)" in printed
+            assert [line.split()[-2] for line in printed.splitlines() if re.match(r"│ D[1245]", line)] == ["exactly"] * 4
+            assert re.search(r"D3 .* per sample", printed)
         if "mode=match" in command:
-            assert "noise=dropout noise.p=0.224 " in done.stdout
-            assert "noise=dropblock noise.p=0.0918 " in done.stdout
+            assert "noise=dropout noise.p=0.224 " in printed
+            assert "noise=dropblock noise.p=0.0918 " in printed
     summary = pd.read_parquet(tmp_path / "runs" / "tutorial-compatibility" / "summary.parquet").query("stage == 'L4'")
     by_name = summary.set_index("mechanism")
     assert np.ptp(by_name.loc[["gch", "dropout", "dropblock"], "gate_variance"]) < 0.02, "matched in step 3"
