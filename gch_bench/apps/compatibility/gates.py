@@ -26,16 +26,19 @@ GROUPS = 16  # parts of the draws that the jackknife of a correlation length lea
 
 def named_pairs(height: int, width: int) -> dict[str, tuple[int, int]]:
     """Pairs of sites that every report shows, as far as the map has them: name -> two sites in row-major order."""
-    at = lambda i, j: i * width + j  # noqa: E731
-    centre = at(height // 2, width // 2)
+    middle_row, middle = (height // 2) * width, width // 2
+    centre, last = middle_row + middle, height * width - 1
     pairs = {
-        "centre and its neighbour": (centre, at(height // 2, max(width // 2 - 1, 0))),
-        "corner and its neighbour": (at(0, 0), at(0, min(1, width - 1))),
-        "centre and corner": (centre, at(0, 0)),
-        "opposite corners": (at(0, 0), at(height - 1, width - 1)),
+        "centre and its neighbour": (centre, middle_row + max(middle - 1, 0)),
+        "corner and its neighbour": (0, min(1, width - 1)),
+        "centre and corner": (centre, 0),
+        "opposite corners": (0, last),
     }
-    seen: dict[tuple[int, int], str] = {}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and seen.setdefault(pair, name) == name}
+    found: dict[str, tuple[int, int]] = {}
+    for name, (x, y) in pairs.items():
+        if x != y and (x, y) not in found.values():
+            found[name] = (x, y)
+    return found
 
 
 def random_pairs(sites: int, count: int) -> Tensor:
@@ -160,7 +163,7 @@ def _mean_rows(mechanism: Mechanism, gates_BHW: Tensor) -> Iterator[Row]:
     heavy = heavy_tails(mechanism, height, width)
     yield _tested(_worst_site(mechanism, gates_BN, moments, width), heavy)
     pooled_B = gates_BN.mean(1)
-    exact = expected.pooled_distortion == 0
+    exact = mechanism.law.mean_one_per_sample
     spread = math.sqrt((expected.pooled_distortion or 0.0) / draws)
     note = "one in every sample" if exact else "one on average"
     yield _tested(mean_row(MEAN, "mean over sites", pooled_B, 1.0, spread, note=note), heavy)
