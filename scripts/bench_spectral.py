@@ -29,10 +29,11 @@ from measure import machine, positive, seconds
 from safetensors.torch import save_file
 from torch import nn
 
-from gch_bench.apps.diagnosis.analysis import analyse, weight_table
-from gch_bench.apps.diagnosis.chains import chain_factors, find_chains, load_chain, weight_matrices
 from gch_bench.apps.diagnosis.subjects import SafetensorsWeights
 from gch_bench.config.diagnosis import AlignmentConfig, SpectralConfig
+from gch_bench.geometry.analysis import analyse, weight_table
+from gch_bench.geometry.chain_format import load_chain
+from gch_bench.geometry.chains import chain_factors, find_chains, weight_matrices
 from gch_bench.report.geometry_figures import all_figures
 from gch_bench.spectral.linalg import gram_values
 

@@ -29,6 +29,7 @@ ALLOWED = {
     "noise": LOW,
     "corruptions": LOW,
     "spectral": GROUND,
+    "geometry": LOW | {"spectral", "results"},
     "data": LOW | {"corruptions"},
     "model": LOW | {"noise", "data"},
     "results": LOW | {"corruptions"},
@@ -38,8 +39,8 @@ ALLOWED = {
     "training": LOW | {"noise", "data", "model", "results"},
     "evaluation": LOW | {"noise", "corruptions", "data", "model", "results"},
     "apps": {
-        *LOW, "noise", "corruptions", "spectral", "data", "model", "results", "loggers", "display", "report", "training",
-        "evaluation",
+        *LOW, "noise", "corruptions", "spectral", "geometry", "data", "model", "results", "loggers", "display", "report",
+        "training", "evaluation",
     },
 }  # fmt: skip
 LIGHT = {"display": {"torch", "timm"}, "loggers": {"torch", "timm"}, "report": {"timm"}, "config": {"torch", "timm", "numpy"}}

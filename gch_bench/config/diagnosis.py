@@ -22,11 +22,16 @@ class SpectralConfig:
     # matrices are truncated to the R_eta of the fitted charts.
     eta: float = 0.95
     exponent_uncertainty: float = 0.1  # half the width of the exponent's interval from which a rank window is computed
+    # Scale of the branch in a residual block: identity + residual_scale x branch. A pre-norm network divides the branch's
+    # input by the residual stream's size, which static weights do not know; 1 means that the stream has RMS 1.
+    residual_scale: float = 1.0
     weights: bool = True  # also analyse every weight by itself, convolutions one kernel position at a time
 
     def __post_init__(self) -> None:
         check(0 < self.eta <= 1, "eta", "in (0, 1]", self.eta)
         check(self.exponent_uncertainty >= 0, "exponent_uncertainty", ">= 0", self.exponent_uncertainty)
+        scale = self.residual_scale
+        check(0 < scale < float("inf"), "residual_scale", "> 0", scale)
 
 
 @dataclass(frozen=True)

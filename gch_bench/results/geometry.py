@@ -9,6 +9,7 @@ from torch import Tensor
 STATIC, MEASURED = "static weights", "measured Jacobian"
 PICTURE = 128  # largest number of rows or columns of a picture's array
 PHYSICAL, SOURCE = "physical", "source_mode"
+BLOCK, BRANCH = "block", "branch"  # forms of an interface: two factors of the chain; what one branch writes and the next reads
 
 
 class Picture(NamedTuple):
@@ -29,7 +30,8 @@ class ChainReport:
     kind: str  # STATIC or MEASURED
     description: str
     factors: pd.DataFrame = field(default_factory=pd.DataFrame)
-    interfaces: pd.DataFrame = field(default_factory=pd.DataFrame)
+    interfaces: pd.DataFrame = field(default_factory=pd.DataFrame)  # a row per interface and form (BLOCK, BRANCH)
+    certificates: pd.DataFrame = field(default_factory=pd.DataFrame)  # certified shares of every interface over eta
     channels: pd.DataFrame = field(default_factory=pd.DataFrame)  # a row per row of the physical alignment matrices
     columns: pd.DataFrame = field(default_factory=pd.DataFrame)  # a row per column of these matrices: supports and hubs
     edges: pd.DataFrame = field(default_factory=pd.DataFrame)  # a row per edge of the incidence graph, with its SRS set's size

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from gch_bench.apps.diagnosis.chains import chain_blocks, find_chains
+from gch_bench.geometry.chains import chain_blocks, find_chains
 from gch_bench.spectral.jacobian import CHANNELS_FIRST, CHANNELS_LAST, TOKEN, Layout, block_jacobian, network_jacobians
 
 

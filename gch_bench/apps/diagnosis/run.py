@@ -17,9 +17,6 @@ import torch
 from torch import Tensor
 
 from gch_bench import files
-from gch_bench.apps.diagnosis import chains
-from gch_bench.apps.diagnosis.analysis import analyse, weight_table
-from gch_bench.apps.diagnosis.chains import Chain, Factor
 from gch_bench.apps.diagnosis.folder import Layout, as_job, check_folder, check_identity, move
 from gch_bench.apps.diagnosis.images import prepared, spread_images
 from gch_bench.apps.diagnosis.subjects import Subject, subjects
@@ -29,6 +26,10 @@ from gch_bench.data.sets import load_data
 from gch_bench.data.transforms import normalise
 from gch_bench.display import Display
 from gch_bench.errors import UserError
+from gch_bench.geometry import chains
+from gch_bench.geometry.analysis import analyse, weight_table
+from gch_bench.geometry.chain_format import Chain, builtin_chains, load_chain
+from gch_bench.geometry.chains import Factor
 from gch_bench.loggers import open_logger
 from gch_bench.noise.stages import feature_stages
 from gch_bench.provenance import provenance
@@ -99,7 +100,7 @@ def _compare(runs: list[Run], found: list[Diagnosed], seed: int) -> geometry_com
 
 def _load_chain(name: str) -> Chain:
     try:
-        return chains.load_chain(name)
+        return load_chain(name)
     except ValueError as error:
         raise UserError(f"chain: {error}") from error
 
@@ -128,7 +129,7 @@ def _diagnose_subject(
     if not wanted:
         warnings.append(
             f"no built-in chain fits these weights: only the weights themselves were looked at; give chain=FILE.yaml, or one of"
-            f" {', '.join(chains.builtin_chains())}"
+            f" {', '.join(builtin_chains())}"
         )
     reports, fitting = [], []
     for chain in wanted:

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
-from gch_bench.apps.diagnosis.analysis import analyse, weight_table
-from gch_bench.apps.diagnosis.chains import Factor
 from gch_bench.config.diagnosis import AlignmentConfig, SpectralConfig
+from gch_bench.geometry.analysis import analyse, weight_table
+from gch_bench.geometry.chains import Factor
 from gch_bench.results.geometry import PHYSICAL, PICTURE, SOURCE, ChainReport
 from gch_bench.spectral import alignment, gibbs, radial, transport
 

@@ -13,8 +13,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from gch_bench.apps.diagnosis.chains import Factor
 from gch_bench.config.diagnosis import AlignmentConfig, SpectralConfig
+from gch_bench.geometry.chains import Factor
 from gch_bench.results.geometry import PHYSICAL, PICTURE, SOURCE, ChainReport, Picture
 from gch_bench.spectral import alignment as pam
 from gch_bench.spectral import gibbs, radial

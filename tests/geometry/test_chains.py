@@ -8,14 +8,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from gch_bench.apps.diagnosis.chains import (
-    builtin_chains,
-    chain_blocks,
-    chain_factors,
-    find_chains,
-    load_chain,
-    weight_matrices,
-)
+from gch_bench.geometry.chain_format import builtin_chains, load_chain
+from gch_bench.geometry.chains import chain_blocks, chain_factors, find_chains, weight_matrices
 
 
 def scrambled(network: nn.Module, seed: int = 0) -> nn.Module:
