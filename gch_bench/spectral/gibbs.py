@@ -15,6 +15,9 @@ from torch import Tensor
 from gch_bench.spectral.linalg import finite64
 
 
+FLAT = 1e-9  # nats from the uniform distribution, up to which a spectrum counts as flat
+
+
 class GibbsFit(NamedTuple):
     """The chart fitted to one spectrum."""
 
@@ -22,6 +25,7 @@ class GibbsFit(NamedTuple):
     slope: float  # least squares of log p_i on log i over the non-zero energies, -a on the chart; nan for fewer than two
     r_squared: float  # of the line that the slope is of; nan where it is not defined
     kl: float  # KL(p || p(a)), nats
+    explained_share: float  # 1 - KL(p || p(a)) / KL(p || uniform): 1 on the chart, nan for a flat spectrum, which needs no chart
     fisher: float  # I(a) = Var_a(log i)
     size: int  # d
 
@@ -72,7 +76,11 @@ def fit_exponent(singular_values: Tensor) -> GibbsFit:
     slope, r_squared = _line(log_i, p)
     # The logarithm of the chart is used, because the chart itself may underflow to 0 where p does not.
     kl = float((torch.special.xlogy(p, p) - torch.where(p > 0, p * _log_chart(exponent, len(p)), 0)).sum())
-    return GibbsFit(exponent, slope, r_squared, max(kl, 0.0), fisher_information(exponent, len(p)), len(p))
+    kl = max(kl, 0.0)
+    # Pythagoras: KL(p || uniform) = KL(p || p(a)) + KL(p(a) || uniform), exactly at the maximum-likelihood exponent.
+    from_uniform = float(torch.special.xlogy(p, p).sum()) + math.log(len(p))
+    share = 1 - kl / from_uniform if from_uniform > FLAT else math.nan
+    return GibbsFit(exponent, slope, r_squared, kl, share, fisher_information(exponent, len(p)), len(p))
 
 
 def _solve(mean_log_rank: float, log_i: Tensor) -> float:
@@ -175,8 +183,12 @@ def effective_rank(p: Tensor, eta: float) -> int:
 
 
 def rank_window(exponent: float, uncertainty: float, count: int, eta: float) -> tuple[int, int]:
-    """[R_eta(a + da), R_eta(a - da)] of the chart: its effective ranks for exponents within a finite ``uncertainty``."""
-    return tuple(effective_rank(chart(exponent + da, count), eta) for da in (uncertainty, -uncertainty))  # type: ignore[return-value]
+    """[R_eta(a + da), R_eta(a - da)] of the chart: its effective ranks for exponents within a finite ``uncertainty``.
+
+    Exponents below 0 count as 0, because energies are in descending order.
+    """
+    low, high = (effective_rank(chart(max(exponent + da, 0.0), count), eta) for da in (uncertainty, -uncertainty))
+    return low, high
 
 
 def tail_bound(exponent: float, rank: int, count: int) -> float:

@@ -6,6 +6,7 @@ The eigenvalues of the Gram matrix cost a quarter of an SVD or less. Their error
 value s_i is about d 1e-16 s_1^2 / s_i. Hence the Gram matrix is used if s_d > GRAM_FLOOR s_1, and LAPACK's SVD otherwise.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -35,6 +36,22 @@ def finite64(values: Tensor, name: str) -> Tensor:
     if not bool(torch.isfinite(values.sum())) and (bad := int((~torch.isfinite(values)).sum())):
         raise ValueError(f"{name} must be finite, got {bad} NaN or infinite values")
     return values
+
+
+def numerical_rank(values: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> int:
+    """The number of singular ``values`` (d,), descending, that rounding to ``dtype`` could not have made, at least 1.
+
+    They exceed max(m, n) eps(dtype) s_1, as in NumPy and LAPACK. For 16-bit types this would cut whole matrices (it is 4 s_1
+    for 4096 columns of float16); there the cut is the largest singular value of rounding errors that are uniform and independent,
+    eps (sqrt m + sqrt n) ||A||_F / sqrt(12 m n) (definition of this project).
+    """
+    rows, columns = shape
+    eps = torch.finfo(dtype).eps
+    if eps < torch.finfo(torch.float16).eps:
+        cut = max(rows, columns) * eps * float(values[0])
+    else:
+        cut = eps * (math.sqrt(rows) + math.sqrt(columns)) * norm(values) / math.sqrt(12 * rows * columns)
+    return max(int((values > cut).sum()), 1)
 
 
 def gram_values(matrices: Tensor) -> Tensor:

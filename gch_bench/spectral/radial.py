@@ -5,7 +5,6 @@ normalisation, and rho_d(a) is the r of the chart with exponent a (gibbs.py).
 """
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,7 +27,8 @@ class Radial(NamedTuple):
 class Interface(NamedTuple):
     """Two adjacent factors, A_l then A_{l+1}, and the margin inequality |rho_{l+1} - rho_l| <= 2 g + slack + |e_{l+1} - e_l|.
 
-    The inequality holds for every pair of factors (2 g + slack = r_l + r_{l+1}), so that it holds is no evidence of alignment.
+    The inequality cannot fail: 2 g + slack = r_l + r_{l+1}, in which g cancels, and rho = r - e. It is an identity to test, not
+    evidence of alignment; that is the slack beside its null (nulls.py).
     """
 
     amplitude: float  # g = 1/2 log s_1(A_{l+1} A_l), both normalised; -inf where the product is zero
@@ -36,24 +36,10 @@ class Interface(NamedTuple):
     residual_change: float  # e_{l+1} - e_l, signed
     displacement: float  # |rho_{l+1} - rho_l|
     bound: float  # 2 g + slack + |e_{l+1} - e_l| >= displacement
-    dominant: str  # which term of the bound is the largest: "budget" (2 g), "slack" or "residual"
     exponent_change: float  # a_{l+1} - a_l
     exponent_bound: float  # bound / kappa >= |exponent_change| if both have the same d, else nan
     first: Radial
     second: Radial
-
-
-class DepthBudget(NamedTuple):
-    """Sums over a whole chain: how far its exponents moved, and the bounds of that movement."""
-
-    amplification: float  # sum of 2 g over the interfaces; inner factors count twice, so it is no log s_1 of the whole product
-    largest_amplitude: float  # the largest 2 g of an interface
-    total_slack: float
-    total_residual_change: float  # sum |e_{l+1} - e_l|
-    drift: float  # sum |a_{l+1} - a_l| over interfaces of equal d; exponents of different d are not comparable, rho is
-    net_drift: float  # a_L - a_1, last less first exponent, whatever their d
-    displacement: float  # sum |rho_{l+1} - rho_l|
-    bound: float  # sum of the interfaces' bounds >= displacement
 
 
 def chart_radial(exponent: float, count: int) -> float:
@@ -106,7 +92,6 @@ def interface_of(first: Radial, second: Radial, top: float) -> Interface:
     slack = both - log_top
     change = second.residual - first.residual
     bound = both + abs(change)  # 2 g + slack is r_l + r_{l+1}, also where both are infinite
-    terms = {"budget": log_top, "slack": slack, "residual": abs(change)}
     exponents = first.fit.exponent, second.fit.exponent
     kappa = mean_log_rank(max(exponents), counts[0]) / 2
     return Interface(
@@ -115,7 +100,6 @@ def interface_of(first: Radial, second: Radial, top: float) -> Interface:
         residual_change=change,
         displacement=abs(second.chart - first.chart),
         bound=bound,
-        dominant=max(terms, key=lambda name: terms[name]),
         exponent_change=_change(*exponents),
         exponent_bound=math.nan if counts[0] != counts[1] else bound / kappa if kappa > 0 else math.inf,
         first=first,
@@ -125,26 +109,6 @@ def interface_of(first: Radial, second: Radial, top: float) -> Interface:
 
 def _change(first: float, second: float) -> float:
     return 0.0 if first == second else second - first  # inf - inf would be nan
-
-
-def depth_budget(interfaces: Sequence[Interface]) -> DepthBudget:
-    """The sums over the ``interfaces`` of a chain, in order.
-
-    Raises:
-        ValueError: if there is no interface.
-    """
-    if not interfaces:
-        raise ValueError("a depth budget needs at least one interface, got none")
-    return DepthBudget(
-        amplification=sum(2 * one.amplitude for one in interfaces),
-        largest_amplitude=max(2 * one.amplitude for one in interfaces),
-        total_slack=sum(one.slack for one in interfaces),
-        total_residual_change=sum(abs(one.residual_change) for one in interfaces),
-        drift=sum(abs(one.exponent_change) for one in interfaces if one.first.fit.size == one.second.fit.size),
-        net_drift=_change(interfaces[0].first.fit.exponent, interfaces[-1].second.fit.exponent),
-        displacement=sum(one.displacement for one in interfaces),
-        bound=sum(one.bound for one in interfaces),
-    )
 
 
 def near_identity_radial(direction: Tensor, epsilon: float) -> float:

@@ -4,6 +4,7 @@ Legend: the factor A_l = U_l Sigma_l V_l^T (m, n) is applied first, then A_{l+1}
 modes; the windows k1 and k2 are the numbers of top modes that a truncation keeps.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ class Transport(NamedTuple):
     source_mode: Tensor  # A_{l+1} U_l Sigma_l (p, d1): output channels x source modes
     source_mode_truncated: Tensor  # A_{l+1}^(k2) U_l Sigma_l, zero outside the first k1 modes (p, d1)
     error: float  # ||A_{l+1} A_l - A_{l+1}^(k2) A_l^(k1)||_F, the same in all three forms
-    bound: float  # s_1(A_{l+1}) tail_F(l, k1) + s_1(A_l) tail_F(l+1, k2) >= error
+    bound: float  # ((s_1(A_{l+1}) tail_F(l, k1))^2 + (s_1(A_l) tail_F(l+1, k2))^2)^1/2 >= error; see ``transport_of``
     fitted_bound: float  # the bound with ``fitted_tail`` in place of the tails; >= bound
     rank_first: int  # k1
     rank_second: int  # k2
@@ -42,7 +43,11 @@ def transport(first: Tensor, second: Tensor, rank_first: int, rank_second: int) 
 
 
 def transport_of(first: Decomposition, second: Decomposition, rank_first: int, rank_second: int) -> Transport:
-    """``transport`` of two factors that are already decomposed, as in a chain, which decomposes each factor once."""
+    """``transport`` of two factors that are already decomposed, as in a chain, which decomposes each factor once.
+
+    The error is A_{l+1} (A_l - A_l^(k1)) + (A_{l+1} - A_{l+1}^(k2)) A_l^(k1). The rows of the two terms are orthogonal to each
+    other, because those of the modes of A_l are; hence their squared norms add up, and so do the squares of their bounds.
+    """
     for name, rank, of in (("rank_first", rank_first, first), ("rank_second", rank_second, second)):
         if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= len(of.values):
             raise ValueError(f"{name} must be a whole number in 1..{len(of.values)}, got {rank!r}")
@@ -65,8 +70,8 @@ def transport_of(first: Decomposition, second: Decomposition, rank_first: int, r
         source_mode=source_mode,
         source_mode_truncated=source_mode_truncated,
         error=norm(full - truncated),
-        bound=tops[1] * tails[0] + tops[0] * tails[1],
-        fitted_bound=tops[1] * fitted[0] + tops[0] * fitted[1],
+        bound=math.hypot(tops[1] * tails[0], tops[0] * tails[1]),
+        fitted_bound=math.hypot(tops[1] * fitted[0], tops[0] * fitted[1]),
         rank_first=rank_first,
         rank_second=rank_second,
     )
@@ -107,3 +112,10 @@ def principal_angles(first: Decomposition, second: Decomposition, rank_first: in
     left = _basis(first.outputs[:, :rank_first])
     right = _basis(second.inputs[:rank_second].mT)
     return torch.linalg.svdvals(right.mT @ left).clamp_(0, 1).arccos_()
+
+
+def mean_cosine_squared(first: Decomposition, second: Decomposition, rank_first: int, rank_second: int) -> float:
+    """The mean cos^2 of ``principal_angles``: their subspaces' projectors overlap by so much, on average over the angles."""
+    left = _basis(first.outputs[:, :rank_first])
+    right = _basis(second.inputs[:rank_second].mT)
+    return float((right.mT @ left).square().sum()) / min(rank_first, rank_second)

@@ -1,0 +1,167 @@
+"""A row of a table per factor: its spectrum and chart, each number beside that of Gaussian matrices of the same shape.
+
+Definitions: docs/geometry.md.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from gch_bench.config.diagnosis import SpectralConfig
+from gch_bench.geometry.chains import Factor
+from gch_bench.spectral import gibbs, nulls, radial
+from gch_bench.spectral.linalg import Decomposition, decompose, numerical_rank, top_value
+from gch_bench.spectral.power_law import power_law_tail, square_exponent
+
+ETAS = (0.5, 0.9, 0.95, 0.99)
+# A chart is adequate if it explains so much of the distance from a flat spectrum, and more than it does for every draw of a
+# Gaussian matrix of the same shape (of which it explains 0.6 to 0.8). Definition of this project.
+ADEQUATE = 0.9
+# Up to this spectral norm of A - I the first-order formula of r is shown; its error is of the order of the norm's square.
+NEAR_IDENTITY = 0.1
+
+
+class Analysed(NamedTuple):
+    """A factor, or one plain matrix of a branch, and what its spectrum shows."""
+
+    name: str
+    parts: Decomposition  # with all modes
+    radial: radial.Radial  # of the modes within the numerical rank
+    energies: Tensor  # float64 (numerical rank,), on the CPU
+    window: int  # modes that a truncation keeps: the effective rank of the chart
+    group_size: int | None  # rows per group, if they come in groups such as heads
+    classifier: bool  # whether the rows are classes
+
+
+class GaussianNumbers(NamedTuple):
+    """What spectra of Gaussian matrices of one shape show; float64 (draws,) each."""
+
+    tops: Tensor  # s_1 / ||A||_F
+    radials: Tensor  # r
+    explained_shares: Tensor
+    ranks: dict[float, Tensor]  # effective rank for every share in ETAS
+
+
+def analysed(name: str, matrix: Tensor, like: Factor, eta: float, group_size: int | None = None) -> Analysed:
+    """``matrix`` of the factor ``like``, decomposed.
+
+    Raises:
+        ValueError: if the matrix is zero or not finite.
+    """
+    try:
+        parts = decompose(matrix)
+        rank = numerical_rank(parts.values, tuple(matrix.shape), like.dtype)  # type: ignore[arg-type]
+        radius = radial.radial_of_values(parts.values[:rank])
+    except ValueError as error:
+        raise ValueError(f"factor {name}: {error}") from error
+    window = gibbs.effective_rank(gibbs.chart(radius.fit.exponent, radius.fit.size), eta)
+    energies = gibbs.energies(parts.values[:rank]).cpu()
+    return Analysed(name, parts, radius, energies, window, group_size, like.classifier)
+
+
+def factor_row(here: Analysed, options: SpectralConfig) -> dict[str, Any]:
+    """The columns of factors.csv for one factor."""
+    matrix, fit = here.parts.matrix, here.radial.fit
+    low, high = gibbs.rank_window(fit.exponent, options.exponent_uncertainty, fit.size, options.eta)
+    fitted = gibbs.chart(fit.exponent, fit.size)
+    return {
+        "name": here.name,
+        "rows": matrix.shape[0],
+        "columns": matrix.shape[1],
+        **spectrum_columns(here.radial, here.parts.values, here.energies, (matrix.shape[0], matrix.shape[1], 1)),
+        "square_exponent": square_exponent(matrix),
+        "chart_radial": here.radial.chart,
+        "residual": here.radial.residual,
+        **{f"chart_rank_{eta * 100:.0f}": gibbs.effective_rank(fitted, eta) for eta in ETAS},
+        "window_low": low,
+        "window_high": high,
+        "tail_share": max(1 - float(here.energies[: here.window].sum()), 0.0),
+        # The integral bounds the chart's own tail only for exponents >= 0.
+        "chart_tail_bound": float(fitted[0]) * gibbs.tail_bound(fit.exponent, here.window, fit.size)
+        if fit.exponent >= 0
+        else math.nan,
+        **_near_identity(matrix),
+    }
+
+
+def spectrum_columns(
+    radius: radial.Radial, values: Tensor, energies: Tensor, shape: tuple[int, int, int]
+) -> dict[str, Any]:
+    """What factors.csv and weights.csv both say of a spectrum: its chart, tops and ranks, beside Gaussian matrices.
+
+    Args:
+        radius, energies: of the modes within the numerical rank.
+        values: all singular values, descending.
+        shape: rows, columns, and the number of taps (matrices whose values are taken together).
+    """
+    fit, chance = radius.fit, gaussian_numbers(*shape)
+    share = nulls.compared(fit.explained_share, chance.explained_shares)
+    above = nulls.compared(radius.radial, chance.radials)
+    best = float(chance.explained_shares.max())
+    adequate = math.isnan(fit.explained_share) or (fit.explained_share >= ADEQUATE and fit.explained_share > best)
+    tail = power_law_tail(values.square())
+    whole = float(torch.linalg.vector_norm(values))
+    return {
+        "norm": radius.norm,
+        "top": float(values[0]),
+        "numerical_rank": fit.size,
+        "exponent": fit.exponent,
+        "slope": fit.slope,
+        "r_squared": fit.r_squared,
+        "kl": fit.kl,
+        "fisher": fit.fisher,
+        "explained_share": fit.explained_share,
+        "explained_share_null": share.mean,
+        "chart": "adequate" if adequate else "not adequate",
+        "spikes": int((values.cpu() / whole > chance.tops.max()).sum()),
+        "alpha": tail.alpha,
+        "alpha_of_chart": 1 + 1 / fit.exponent if fit.exponent > 0 else math.inf,
+        "radial": radius.radial,
+        "radial_null": above.mean,
+        "radial_z": above.z,
+        **{f"rank_{eta * 100:.0f}": gibbs.effective_rank(energies, eta) for eta in ETAS},
+        "rank_95_null": float(chance.ranks[0.95].mean()),
+    }
+
+
+@functools.lru_cache(maxsize=256)
+def gaussian_numbers(rows: int, columns: int, taps: int = 1) -> GaussianNumbers:
+    """What the spectra of Gaussian matrices (rows, columns) show, those of ``taps`` matrices taken together."""
+    spectra = nulls.gaussian_spectra(rows, columns, taps)
+    radii = [radial.radial_of_values(values) for values in spectra]
+    ranks = {eta: [gibbs.effective_rank(values.square(), eta) for values in spectra] for eta in ETAS}
+    return GaussianNumbers(
+        tops=spectra[:, 0],
+        radials=torch.tensor([each.radial for each in radii], dtype=torch.float64),
+        explained_shares=torch.tensor([each.fit.explained_share for each in radii], dtype=torch.float64).nan_to_num(0.0),
+        ranks={eta: torch.tensor(each, dtype=torch.float64) for eta, each in ranks.items()},
+    )
+
+
+def _near_identity(matrix: Tensor) -> dict[str, Any]:
+    """How far a factor A (d, d) is from the identity, the verdict, and its r to first order in A - I where it is near.
+
+    ||A - I||_2 is nan, and not computed, where ||A - I||_F / sqrt(d) <= ||A - I||_2 rules out that it is small.
+    """
+    row = {"identity_distance": math.nan, "identity_norm": math.nan, "near_identity": "no", "near_identity_radial": math.nan}
+    if matrix.shape[0] != matrix.shape[1]:
+        return row | {"near_identity": "not square"}
+    direction = matrix - torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    row["identity_distance"] = distance = float(torch.linalg.vector_norm(direction)) / math.sqrt(len(matrix))
+    if distance > NEAR_IDENTITY:
+        return row
+    row["identity_norm"] = spectral = top_value(direction)
+    if spectral <= NEAR_IDENTITY:
+        row |= {"near_identity": "yes", "near_identity_radial": radial.near_identity_radial(direction, 1.0)}
+    return row
+
+
+def spectrum_rows(index: int, here: Analysed) -> pd.DataFrame:
+    """The rows of spectra.parquet for one factor: all singular values, and the energies of those within the numerical rank."""
+    values, kept = here.parts.values.cpu(), len(here.energies)
+    energy = torch.cat([here.energies, torch.zeros(len(values) - kept, dtype=torch.float64)])
+    return pd.DataFrame({"index": index, "rank": range(1, len(values) + 1), "value": values.numpy(), "energy": energy.numpy()})
