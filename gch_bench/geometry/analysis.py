@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import pandas as pd
-import torch
 from torch import Tensor
 
 from gch_bench.config.diagnosis import AlignmentConfig, SpectralConfig
@@ -32,6 +31,10 @@ class Options(NamedTuple):
     seed: int = 0  # of the draws of the nulls
 
 
+OPTIONS = Options()
+TABLES = ("factors", "interfaces", "certificates", "channels", "columns", "edges", "spectra")
+
+
 class _Ends(NamedTuple):
     """One factor of a chain, and what its branch reads and writes; the same object where the factor is one plain matrix."""
 
@@ -41,7 +44,7 @@ class _Ends(NamedTuple):
 
 
 def analyse(
-    factors: Iterable[Factor], chain: str, description: str, options: Options = Options(), keep: Keep | None = None
+    factors: Iterable[Factor], chain: str, description: str, options: Options = OPTIONS, keep: Keep | None = None
 ) -> ChainReport:
     """The report on a chain.
 
@@ -77,9 +80,6 @@ def analyse(
     return report
 
 
-TABLES = ("factors", "interfaces", "certificates", "channels", "columns", "edges", "spectra")
-
-
 def _ends(factor: Factor, eta: float) -> _Ends:
     whole = analysed(factor.name, factor.matrix, factor, eta, factor.group_size)
     read = write = whole
@@ -106,7 +106,7 @@ def _add_interface(
 
 
 class _Product:
-    """The product of all factors of a chain, each with Frobenius norm sqrt(d), and its scale apart, so that it cannot overflow."""
+    """The product of all factors of a chain, each of norm sqrt(d); its scale is kept apart, lest it overflow."""
 
     def __init__(self) -> None:
         self.matrix: Tensor | None = None

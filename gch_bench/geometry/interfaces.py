@@ -1,4 +1,4 @@
-"""A row of a table per interface: how two factors are turned to each other, beside Haar rotations. Definitions: docs/geometry.md."""
+"""A row of a table per interface: how two factors are turned to each other, beside Haar rotations (docs/geometry.md)."""
 
 import math
 from typing import Any, NamedTuple

@@ -6,14 +6,14 @@ import math
 import numpy as np
 import pandas as pd
 
-from gch_bench.results.geometry import BRANCH, PHYSICAL, ChainReport
+from gch_bench.results.geometry import BRANCH, ChainReport
 from gch_bench.spectral import gibbs
 
 ALIGNED = 97.5  # percentile of the null from which an interface counts as aligned: by chance 2.5% of them do
 
 
 def summary_of(report: ChainReport) -> dict[str, float]:
-    """Name -> number. Interfaces count in their branch form where a chain has it: with a shortcut they mostly show the shortcut."""
+    """Name -> number. Interfaces count in their branch form where there is one: with a shortcut they mostly show the shortcut."""
     factors = report.factors
     summary = {
         "factors": float(len(factors)),
