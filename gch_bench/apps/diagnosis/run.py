@@ -116,7 +116,10 @@ def _images(config: DiagnoseConfig) -> Callable[[Subject], list[tuple[str, Tenso
 def _tables(found: list[Diagnosed]) -> dict[str, pd.DataFrame]:
     """Name -> table of all subjects; the first column says which subject a row is of."""
     parts = [
-        (item.facts["label"], frames(item.reports) | {"weights": item.weights, "over_images": item.over_images, "composition": item.composition})
+        (
+            item.facts["label"],
+            frames(item.reports) | {"weights": item.weights, "over_images": item.over_images, "composition": item.composition},
+        )
         for item in found
     ]
     tables = {}
