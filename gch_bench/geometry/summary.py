@@ -13,7 +13,7 @@ ALIGNED = 97.5  # percentile of the null from which an interface counts as align
 
 
 def summary_of(report: ChainReport) -> dict[str, float]:
-    """Name -> number. Interfaces count in their branch form where there is one: with a shortcut they mostly show the shortcut."""
+    """Name -> number. Of interfaces the branch form counts where there is one: with a shortcut they mostly show it."""
     factors = report.factors
     summary = {
         "factors": float(len(factors)),

@@ -1,4 +1,6 @@
-"""What the numbers of the geometry are by chance: Haar rotations at an interface, Gaussian matrices (definitions of this project).
+"""What the numbers of the geometry are by chance: Haar rotations at an interface, and Gaussian matrices.
+
+Definitions of this project (docs/geometry.md).
 
 An interface is the place where a factor A_l (m, n) meets the next one, A_{l+1} (p, m). Its null is A_{l+1} Q A_l with a
 Haar-random rotation Q of the m shared channels: both factors keep their spectra, and only how they are turned to each other is

@@ -16,6 +16,7 @@ from torch import Tensor
 from gch_bench import files
 from gch_bench.apps.diagnosis.folder import Layout, as_job, check_folder, check_identity, move
 from gch_bench.apps.diagnosis.images import prepared, spread_images
+from gch_bench.apps.diagnosis.measure import Diagnosed, Work, diagnose_subject, matrices_file
 from gch_bench.apps.diagnosis.subjects import Subject, subjects
 from gch_bench.config.diagnosis import DiagnoseConfig
 from gch_bench.config.parse import identity_of
@@ -24,6 +25,7 @@ from gch_bench.data.transforms import normalise
 from gch_bench.display import Display
 from gch_bench.errors import UserError
 from gch_bench.geometry.chain_format import Chain, load_chain
+from gch_bench.geometry.library import frames
 from gch_bench.loggers import open_logger
 from gch_bench.provenance import provenance
 from gch_bench.report import geometry, geometry_compare, geometry_figures
@@ -36,6 +38,7 @@ CSV = (
     "trajectory",
 )  # fmt: skip
 TABLES = (*CSV, "channels", "columns", "edges", "spectra")  # the long ones, of a row per channel or value, are Parquet alone
+PER_SUBJECT = ("weights", "over_images", "composition")
 LAYOUT = Layout(
     "diagnosis",
     ("run.json", "report.md", "metrics.csv", *(f"{name}.{kind}" for name in TABLES for kind in ("parquet", "csv"))),
@@ -116,11 +119,7 @@ def _images(config: DiagnoseConfig) -> Callable[[Subject], list[tuple[str, Tenso
 def _tables(found: list[Diagnosed]) -> dict[str, pd.DataFrame]:
     """Name -> table of all subjects; the first column says which subject a row is of."""
     parts = [
-        (
-            item.facts["label"],
-            frames(item.reports) | {"weights": item.weights, "over_images": item.over_images, "composition": item.composition},
-        )
-        for item in found
+        (item.facts["label"], frames(item.reports) | {name: getattr(item, name) for name in PER_SUBJECT}) for item in found
     ]
     tables = {}
     for name in dict.fromkeys(name for _, tables_of in parts for name in tables_of):
