@@ -18,14 +18,13 @@ from gch_bench.geometry.chains import Factor
 from gch_bench.results.geometry import PHYSICAL, PICTURE, SOURCE, ChainReport, Picture
 from gch_bench.spectral import alignment as pam
 from gch_bench.spectral import gibbs, radial
+from gch_bench.spectral import labels as icm
 from gch_bench.spectral.linalg import Decomposition, decompose, finite64, gram_values, top_value
 from gch_bench.spectral.transport import Transport, principal_angles, transport_of
 from gch_bench.threads import few_at_a_time
 
 ETAS = (0.9, 0.95, 0.99)
-TAU_WINDOW = (0.75, 0.95)  # least and largest share of block norms below the automatic tau
 NEAR_IDENTITY = 0.5  # largest ||A - I||_F / sqrt(d) at which a first-order formula is shown
-OMEGA_WINDOW = (0.25, 0.75)  # least and largest share of overlap strengths below the automatic omega
 
 
 class _Analysed(NamedTuple):
@@ -112,8 +111,10 @@ def _analyse_interface(
         (SOURCE, moved.source_mode, moved.source_mode_truncated),
     ):
         shown = _align(matrix, second.factor.group_size, options, title)
-        labels = pam.channel_labels(matrix, shown.alignment, options.kappa)
-        stable = pam.stable_labels(labels, shown.alignment, cut - matrix)
+        labels = icm.channel_labels(matrix, shown.alignment, options.kappa)
+        made, off = shown.alignment, cut - matrix
+        sure = pam.certify(matrix, pam.block_norms(off, made.group), made.group, *made.thresholds)
+        stable = icm.certify_labels(matrix, made, sure, icm.row_errors(off, made.group), options.kappa) != icm.NO_LABEL
         row |= {f"{form}_{key}": value for key, value in _alignment_row(shown, moved, labels, stable).items()}
         if form == PHYSICAL:
             rows["channels"].append(_channels(index, shown.alignment, labels, stable))
@@ -218,16 +219,12 @@ def _align(matrix: Tensor, group_size: int | None, options: AlignmentConfig, whe
     rms = float(norms.square().mean().sqrt())
     if rms == 0:
         raise ValueError(f"interface {where}: the product of its factors is zero, it carries nothing")
-    tau = options.tau * rms if options.tau else pam.widest_gap(norms, *TAU_WINDOW)
-    strengths = pam.overlap_strengths(norms, norms >= tau)
-    pairs = strengths[torch.triu(torch.ones_like(strengths, dtype=torch.bool), 1)]
-    whole = float(torch.linalg.vector_norm(norms))
-    automatic = pam.widest_gap(pairs, *OMEGA_WINDOW) if len(pairs) and float(pairs.max()) > 0 else whole
-    omega = options.omega * whole if options.omega else automatic
+    tau = pam.choose_tau(norms, options.density)
+    omega = pam.choose_omega(norms, tau, options.edge_density)
     return _Aligned(pam.align(matrix, groups, tau, omega, options.hub_degree, options.noise_budget), tau, omega)
 
 
-def _alignment_row(shown: _Aligned, moved: Transport, labels: pam.ChannelLabels, stable: Tensor) -> dict[str, Any]:
+def _alignment_row(shown: _Aligned, moved: Transport, labels: icm.ChannelLabels, stable: Tensor) -> dict[str, Any]:
     made = shown.alignment
     energy = made.core**2 + made.overlapping**2 + made.noise**2
     certified = "bound" if moved.bound < made.radius else "measured" if moved.error < made.radius else "no"
@@ -245,14 +242,14 @@ def _alignment_row(shown: _Aligned, moved: Transport, labels: pam.ChannelLabels,
         "active": float(made.supports.double().mean()),
         "edges": int(made.edges.sum()) // 2,
         "hubs": int(made.hubs.sum()),
-        **{name: int((labels.label == kind).sum()) for kind, name in enumerate(pam.LABELS)},
+        **{name: int((labels.label == kind).sum()) for kind, name in enumerate(icm.LABELS)},
         "stable_labels": int(stable.sum()) if certified != "no" else 0,  # a label is certain only if the masks are
     }
 
 
-def _channels(index: int, made: pam.Alignment, labels: pam.ChannelLabels, stable: Tensor) -> pd.DataFrame:
+def _channels(index: int, made: pam.Alignment, labels: icm.ChannelLabels, stable: Tensor) -> pd.DataFrame:
     columns = {name: values.cpu().numpy() for name, values in labels._asdict().items() if name != "label"}
-    names = [pam.LABELS[kind] for kind in labels.label.tolist()]
+    names = [icm.LABELS[kind] for kind in labels.label.tolist()]
     head = {"index": index, "channel": range(len(names)), "group": made.group.cpu().numpy(), "label": names}
     return pd.DataFrame(head | columns | {"margin_holds": stable.cpu().numpy()})
 
