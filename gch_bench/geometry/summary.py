@@ -6,10 +6,8 @@ import math
 import numpy as np
 import pandas as pd
 
-from gch_bench.results.geometry import BRANCH, PHYSICAL, ChainReport
+from gch_bench.results.geometry import ALIGNED, ChainReport, headline_interfaces
 from gch_bench.spectral import gibbs
-
-ALIGNED = 97.5  # percentile of the null from which an interface counts as aligned: by chance 2.5% of them do
 
 
 def summary_of(report: ChainReport) -> dict[str, float]:
@@ -31,13 +29,6 @@ def summary_of(report: ChainReport) -> dict[str, float]:
     if not len(report.interfaces):
         return summary
     return summary | _of_interfaces(headline_interfaces(report.interfaces)) | _of_depth(report.factors)
-
-
-def headline_interfaces(interfaces: pd.DataFrame) -> pd.DataFrame:
-    """One row per interface: that of its branch form, or of its only form."""
-    branches = interfaces[interfaces["form"] == BRANCH]
-    rest = interfaces[~interfaces["index"].isin(branches["index"])]
-    return pd.concat([branches, rest]).sort_values("index")
 
 
 def _of_interfaces(table: pd.DataFrame) -> dict[str, float]:
