@@ -225,7 +225,7 @@ def latex(table: Table) -> str:
     place, after = ("[p]", [r"\clearpage"]) if len(floats) > 1 else ("[t]", [])
     lines = [r"% needs \usepackage{booktabs,graphicx}"]
     for i, tabulars in enumerate(floats):
-        title = _latex_text(table.title)
+        title = latex_text(table.title)
         caption = (
             rf"\addtocounter{{table}}{{-1}}\caption{{{title}, continued.}}"
             if i
@@ -235,14 +235,14 @@ def latex(table: Table) -> str:
         lines += [line for tabular in tabulars for line in tabular]
         if i == len(floats) - 1:
             notes = " ".join(f"{note[:1].upper()}{note[1:]}." for note in [*table.notes, *legend(table, "bold")])
-            lines.append(rf"\parbox{{\linewidth}}{{\scriptsize {_latex_text(notes)}}}")
+            lines.append(rf"\parbox{{\linewidth}}{{\scriptsize {latex_text(notes)}}}")
         lines += [r"\end{table}", *after]
     return "\n".join(lines) + "\n"
 
 
 def _tabulars(table: Table, columns: Sequence[Column]) -> list[list[str]]:
     """Some columns of the table as LaTeX: one tabular or, with more than LONG lines, several."""
-    names = [_latex_text(text) for text in [table.first, *(column.header for column in columns)]]
+    names = [latex_text(text) for text in [table.first, *(column.header for column in columns)]]
     head = [r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"]
     head += [rf"\begin{{tabular}}{{l{'r' * len(columns)}}}", r"\toprule", " & ".join(names) + r" \\", r"\midrule"]
     foot = [r"\bottomrule", r"\end{tabular}}\par\medskip"]
@@ -253,7 +253,7 @@ def _bodies(table: Table, columns: Sequence[Column]) -> list[list[str]]:
     """The rows of each tabular: cut between sections where possible, and never within a row."""
     bodies: list[list[str]] = [[]]
     for section, rows in _sections(table, columns):
-        heading = [rf"\multicolumn{{{len(columns) + 1}}}{{l}}{{\textit{{{_latex_text(section)}}}}} \\"] if section else []
+        heading = [rf"\multicolumn{{{len(columns) + 1}}}{{l}}{{\textit{{{latex_text(section)}}}}} \\"] if section else []
         blocks = [_latex_row(row, columns) for row in rows]
         if bodies[-1] and len(bodies[-1]) + 2 + sum(map(len, blocks)) > LONG:
             bodies.append([])
@@ -269,8 +269,8 @@ def _bodies(table: Table, columns: Sequence[Column]) -> list[list[str]]:
 
 def _latex_row(row: Row, columns: Sequence[Column]) -> list[str]:
     """One line, or two where a cell has a difference under its value."""
-    cells = [_cell(row, column, _latex_number, r"\textbf{{{}}}".format, r"{}$^\dagger$".format) for column in columns]
-    lines = [[_latex_text(row.label), *(cell[0] if cell else "" for cell in cells)]]
+    cells = [_cell(row, column, latex_number, r"\textbf{{{}}}".format, r"{}$^\dagger$".format) for column in columns]
+    lines = [[latex_text(row.label), *(cell[0] if cell else "" for cell in cells)]]
     if any(len(cell) > 1 for cell in cells):
         lines.append(["", *(rf"{{\scriptsize {cell[1]}}}" if len(cell) > 1 else "" for cell in cells)])
     return [" & ".join(line) + r" \\" for line in lines]
@@ -344,10 +344,10 @@ _LATEX = {
 }  # fmt: skip
 
 
-def _latex_text(text: str) -> str:
+def latex_text(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in text)
 
 
-def _latex_number(text: str) -> str:
+def latex_number(text: str) -> str:
     """A number of a table: as other text, with a true minus sign, and a dash where there is none."""
-    return "--" if text == MISSING else _latex_text(text).replace("-", "$-$")
+    return "--" if text == MISSING else latex_text(text).replace("-", "$-$")

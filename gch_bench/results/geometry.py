@@ -10,16 +10,29 @@ STATIC, MEASURED = "static weights", "measured Jacobian"
 PICTURE = 128  # largest number of rows or columns of a picture's array
 PHYSICAL, SOURCE = "physical", "source_mode"
 BLOCK, BRANCH = "block", "branch"  # forms of an interface: two factors of the chain; what one branch writes and the next reads
+ALIGNED = 97.5  # percentile of the null from which an interface counts as aligned: by chance 2.5% of them do
 
 
 class Picture(NamedTuple):
-    """The arrays for the figure of one interface, whose Physical Alignment Matrix is M (m, n) with q groups of rows."""
+    """The arrays for the figures of one interface, whose Physical Alignment Matrix is M (m, n) with q groups of rows.
+
+    Rows are sorted by group, and within a group by their norm, largest first. Columns are sorted by the group that dominates
+    them, which is the one with their largest block norm, and within it by that norm, largest first.
+    """
 
     interface: int  # its number in the chain
+    form: str  # BLOCK or BRANCH
+    matrix: str  # PHYSICAL or SOURCE
     title: str
-    energy: Tensor  # (<= PICTURE, <= PICTURE): root mean square of |M| in each cell of a coarse grid
-    norms: Tensor  # (q, n): block norms, with the columns in descending order of their largest norm
-    tau: float  # block norm from which a block is active
+    energy: Tensor  # (r, c), both <= PICTURE: root mean square of the sorted |M| in each cell of a coarse grid
+    row_ends: Tensor  # float64 (q,): where each group's rows end, in cells
+    column_ends: Tensor  # float64 (q,): where the columns that each group dominates end, in cells
+    blocks: Tensor  # (q, q): mean square of M in a group's rows and the columns that a group dominates, over that of all of M
+    sizes: Tensor  # int64 (q,): number of rows of each group
+    strengths: Tensor  # (q, q): overlap strengths of two groups, in units of ||M||
+    edges: Tensor  # int8 (q, q): 1 certainly an edge, 0 undecided, -1 certainly none
+    hubs: int  # number of hub columns
+    columns: int  # n
 
 
 @dataclass
@@ -38,3 +51,10 @@ class ChainReport:
     spectra: pd.DataFrame = field(default_factory=pd.DataFrame)
     pictures: list[Picture] = field(default_factory=list)
     summary: dict[str, float] = field(default_factory=dict)
+
+
+def headline_interfaces(interfaces: pd.DataFrame) -> pd.DataFrame:
+    """One row per interface: that of its branch form, or of its only form."""
+    branches = interfaces[interfaces["form"] == BRANCH]
+    rest = interfaces[~interfaces["index"].isin(branches["index"])]
+    return pd.concat([branches, rest]).sort_values("index", ignore_index=True)

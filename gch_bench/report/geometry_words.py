@@ -1,0 +1,162 @@
+"""The verdict on a chain in plain words, from its numbers and from what they are by chance."""
+
+import math
+from typing import NamedTuple
+
+import pandas as pd
+from scipy import stats
+
+from gch_bench.report.geometry_headline import column, facts, interfaces_of
+from gch_bench.results.geometry import ALIGNED, BRANCH, PHYSICAL, STATIC, ChainReport
+
+LEVEL = 0.01  # of the binomial test of how many interfaces lie in a tail that holds 2.5% of them by chance
+FAR = 4.0  # standard deviations; a median farther from the null's mean needs no other interface to tell
+NEAR = 2.0  # nearer than this, and without too many interfaces in a tail, nothing can be told from chance
+
+
+class _Alignment(NamedTuple):
+    """One of the three numbers that say how two factors are turned to each other, and the sentences on it."""
+
+    name: str
+    sign: int  # of the side on which aligned factors lie
+    beyond: str  # said if they are
+    opposite: str  # said if they lie on the other side
+    chance: str  # said if they cannot be told from chance
+    form: str  # of the number
+
+
+ALIGNMENTS = (
+    _Alignment(
+        "energy_gain", 1,
+        "neighbouring {what} are aligned: at {count} the energy that passes exceeds that of 97.5% of random rotations",
+        "neighbouring {what} avoid each other: at {count} less energy passes than under 97.5% of random rotations",
+        "the energy that passes between neighbouring {what} is indistinguishable from that under a random rotation: it exceeds"
+        " that of 97.5% of rotations at {count}",
+        "median energy gain {value:.2f} (chance: 1; z {z:+.1f})",
+    ),
+    _Alignment(
+        "angle_excess", 1,
+        "their leading directions lie nearer to each other than by chance at {count}",
+        "their leading directions lie farther from each other than by chance at {count}",
+        "the angles between their leading directions are those of a random rotation: nearer at {count}",
+        "median excess of cos^2 {value:+.3f} (chance: 0; z {z:+.1f})",
+    ),
+    _Alignment(
+        "slack_ratio", -1,
+        "their largest gains meet: at {count} the product loses less of them than under 97.5% of rotations",
+        "their largest gains miss each other: at {count} the product loses more of them than under 97.5% of rotations",
+        "what the product loses of their largest gains is what a random rotation loses: less at {count}",
+        "median slack ratio {value:.2f} (chance: {null:.2f}; z {z:+.1f})",
+    ),
+)  # fmt: skip
+
+
+def verdict(report: ChainReport) -> str:
+    """One paragraph: alignment, spectra, certificates, and of what the statements hold."""
+    sentences = [*_alignment(report), *_spectra(report), *_certificates(report)]
+    where = "static weights are diagnostics only" if report.kind == STATIC else "these numbers are measured at these images"
+    return " ".join(f"{each[:1].upper()}{each[1:]}." for each in [*sentences, where])
+
+
+def _alignment(report: ChainReport) -> list[str]:
+    table = interfaces_of(report)
+    if not len(table):
+        return ["the chain is one factor, so there is no interface to look at"]
+    what = "branches" if (table["form"] == BRANCH).any() else "factors"
+    found = [text for each in ALIGNMENTS if (text := _sentence(each, table, what))]
+    return [found[0].replace(" interfaces", " interfaces (by chance 2.5% of them)", 1), *found[1:]] if found else []
+
+
+class _Found(NamedTuple):
+    """How one number stands to chance."""
+
+    side: int  # 1 where aligned factors lie, -1 on the other side, 0 where chance explains it
+    count: int  # interfaces in that tail of the null, which holds 2.5% of them by chance; those of aligned factors for side 0
+    total: int  # interfaces
+    value: float  # medians over them
+    null: float
+    z: float
+
+
+def _found(each: _Alignment, table: pd.DataFrame) -> _Found | None:
+    """None where no interface has the number."""
+    rows = table[column(table, each.name).notna()]
+    if not len(rows):
+        return None
+    percentile = column(rows, f"{each.name}_percentile")
+    above, below = int((percentile >= ALIGNED).sum()), int((percentile <= 100 - ALIGNED).sum())
+    towards, away = (above, below) if each.sign > 0 else (below, above)
+    value, null, z = (float(column(rows, f"{each.name}{end}").median()) for end in ("", "_null", "_z"))
+    side = _side(towards, away, len(rows), each.sign * z)
+    return _Found(side, away if side < 0 else towards, len(rows), value, null, z)
+
+
+def _sentence(each: _Alignment, table: pd.DataFrame, what: str) -> str:
+    """The sentence on one number; "" where no interface has it."""
+    found = _found(each, table)
+    if found is None:
+        return ""
+    words = {1: each.beyond, -1: each.opposite, 0: each.chance}[found.side]
+    hint = "; this is no clear result" if found.side == 0 and abs(found.z) >= NEAR else ""
+    numbers = each.form.format(value=found.value, z=found.z, null=found.null)
+    return f"{words.format(what=what, count=f'{found.count} of {found.total} interfaces')}, {numbers}{hint}"
+
+
+def short_verdict(report: ChainReport) -> str:
+    """The same in one line, for the terminal."""
+    own, table = facts(report), interfaces_of(report)
+    gain = _found(ALIGNMENTS[0], table) if len(table) else None
+    words = {1: "aligned beyond chance", -1: "aligned less than by chance", 0: "alignment indistinguishable from chance"}
+    parts = [words[gain.side]] if gain else ["no interface"]
+    if math.isfinite(own["chart_adequate"]):
+        parts.append(f"power law adequate for {own['chart_adequate']:.0f} of {own['factors']:.0f} factors")
+    if math.isfinite(own["certified_share"]):
+        parts.append(f"{own['certified_share']:.0%} of the blocks certified")
+    return "; ".join(parts)
+
+
+def _side(towards: int, away: int, total: int, z: float) -> int:
+    """1 if the interfaces lie on the side of ``towards`` beyond chance, -1 on the other side, 0 if chance explains it."""
+    if _unlikely(towards, total) or z >= FAR:
+        return 1
+    return -1 if _unlikely(away, total) or z <= -FAR else 0
+
+
+def _unlikely(count: int, total: int) -> bool:
+    """Whether so many of the interfaces in a tail of 2.5% are too many for chance: their rotations are independent."""
+    return bool(stats.binom.sf(count - 1, total, 1 - ALIGNED / 100) < LEVEL)
+
+
+def _spectra(report: ChainReport) -> list[str]:
+    own = facts(report)
+    if not math.isfinite(own["chart_adequate"]):
+        return []
+    total, adequate = int(own["factors"]), int(own["chart_adequate"])
+    if adequate == total:
+        text = f"the power-law chart is adequate for {'all factors' if total > 1 else 'the factor'}, mean exponent {own['mean_exponent']:.2f}"
+    elif adequate == 0:
+        text = f"the power-law chart is adequate for none of the {total} factors, so their exponents describe nothing"
+    else:
+        text = f"the power-law chart is adequate for {adequate} of {total} factors; exponents of the others describe nothing"
+    spikes = own["spikes"]
+    if not math.isfinite(spikes):
+        return [text]
+    above = f"{spikes:.1f} singular values per factor stand above all those of Gaussian matrices of its shape"
+    none = "no singular value stands above those of Gaussian matrices of the same shape"
+    return [text, above if spikes > 0 else none]
+
+
+def _certificates(report: ChainReport) -> list[str]:
+    own, table = facts(report), interfaces_of(report)
+    if not math.isfinite(own["certified_share"]):
+        return []
+    energy = own["energy_certified_share"]
+    weighted = f", which hold {energy:.0%} of the energy," if math.isfinite(energy) else ""
+    text = f"at the charts' windows {own['certified_share']:.0%} of the blocks{weighted} are certified to keep their status"
+    name = f"{PHYSICAL}_certified"
+    if name in table:
+        text += f"; the strict all-or-nothing certificate holds at {int((table[name] != 'no').sum())} of {len(table)}"
+        " interfaces"
+    if math.isfinite(own["certified_rank"]):
+        text += f"; 95% of the blocks are decided once {own['certified_rank']:.0%} of the ranks are kept"
+    return [text]
