@@ -1,9 +1,9 @@
 """Rank correlations of few runs, also given a third quantity, with intervals, permutation tests and false discovery rates.
 
-How often these tests err was measured by simulation of n independent normal rows, 600 repetitions each: p <= .05 in 6.7%
-(n = 6), 4.8% (n = 10) and 4.5% (n = 20). If the control drives both quantities (Pearson correlation .89 with each), in 6 to 9%, because
-ranks are not linear in ranks. The 95% intervals cover, at Spearman correlations of 0 to .79: the plain one in 95 to 98%, the
-partial one in 95 to 99%; at .89 and n = 6 the plain one in 88%.
+How often these tests err was measured by simulation of n independent normal rows, 600 repetitions each: p <= .05 in 6.7% (n
+= 6), 4.8% (n = 10) and 4.5% (n = 20). If the control drives both quantities (Pearson correlation .89 with each), in 6 to 9%,
+because ranks are not linear in ranks. The 95% intervals cover, at Spearman correlations of 0 to .79: the plain one in 95 to
+98%, the partial one in 95 to 99%; at .89 and n = 6 the plain one in 88%.
 """
 
 import itertools
