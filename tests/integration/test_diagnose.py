@@ -199,8 +199,8 @@ def test_runs_against_their_reliability(tmp_path: Path, refused) -> None:
     text = (tmp_path / "out" / "report.md").read_text()
     assert "WARNING: n = 3 is small" in text
     assert (tmp_path / "out" / "figures" / "comparison.png").exists()
-    drift = pd.read_csv(tmp_path / "out" / "summary.csv").set_index("subject")["drift"]
-    assert table["drift"][1] == drift["gch-0"]
+    displacement = pd.read_csv(tmp_path / "out" / "summary.csv").set_index("subject")["displacement"]
+    assert table["displacement"][1] == displacement["gch-0"]
     # a checkpoint inside a run knows its image size and classes
     run(*[item for item in tiny if item.startswith("model")], f"checkpoint={folders[0]}/checkpoints/last.pt", "logger=none",
         f"output={tmp_path / 'one'}")  # fmt: skip

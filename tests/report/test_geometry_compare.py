@@ -54,7 +54,7 @@ def test_correlations_by_their_formulas(count: int, seed: int, ties: bool) -> No
 
 
 def freedman_lane(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> float:
-    """The test as its paper has it: permuted residuals are added to the fit, and the statistic is that of the full regression."""
+    """The test as its paper has it: permuted residuals are added to the fit; the statistic is that of the full regression."""
     x, y, z = map(rankdata, (x, y, z))
     full, reduced = np.column_stack([np.ones(len(x)), z, x]), np.column_stack([np.ones(len(x)), z])
     fit = OLS(y, reduced).fit()

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
+from gch_bench.apps.diagnosis.patterns import epoch_of, expanded
 from gch_bench.config.diagnosis import DiagnoseConfig
 from gch_bench.config.run import ModelConfig
 from gch_bench.data.transforms import Normalisation
@@ -39,6 +40,7 @@ class Subject(NamedTuple):
     head_dim: int | None  # rows of an attention head; None if unknown
     warnings: list[str]
     trained: bool = True  # False: random weights
+    epoch: int | None = None  # number of finished epochs of the training, as far as the file of weights or its name says
 
 
 class SafetensorsWeights(Mapping[str, Tensor]):
@@ -121,6 +123,7 @@ def subjects(config: DiagnoseConfig) -> Iterator[Subject]:
     Raises:
         UserError: if the configuration names no weights, or names a file that does not exist or does not fit the model.
     """
+    config, notes = expanded(config)
     if config.source:
         weights = SafetensorsWeights(config.source)
         digest, head_dim = weights.digest(), config.head_dim or weights.head_dim()
@@ -142,9 +145,11 @@ def subjects(config: DiagnoseConfig) -> Iterator[Subject]:
             classes = config.num_classes or facts.get("classes") or _classes(model)
             stride = model.output_stride or facts.get("output_stride")
             try:
-                yield _of_model(replace(model, output_stride=stride), label, size, classes, config.head_dim)
+                subject = _of_model(replace(model, output_stride=stride), label, size, classes, config.head_dim)
             except FieldError as error:  # the file may come from `checkpoint` or from `model.checkpoint`
                 raise error.in_group("" if paths else "model") from error
+            subject.warnings.extend(notes.get(model.checkpoint or "", []))
+            yield subject
 
 
 def one_network(config: DiagnoseConfig) -> Subject:
@@ -153,6 +158,7 @@ def one_network(config: DiagnoseConfig) -> Subject:
     Raises:
         UserError: the configuration names several networks, or a file of weights without network.
     """
+    config = expanded(config).config
     if config.source or len(config.checkpoints) > 1 or len(config.runs) > 1:
         raise UserError(
             f"mode={config.mode} looks at one network: give checkpoint=FILE, runs=[FOLDER] or model.pretrained=true, or nothing"
@@ -190,7 +196,8 @@ def _of_model(model: ModelConfig, label: str, size: int, classes: int, head_dim:
     state = network.state_dict()
     own = (getattr(module, "head_dim", None) for module in network.modules())
     head_dim = head_dim or next((size for size in own if isinstance(size, int)), None)
-    return Subject(label, origin, state, weights_digest(network), network, size, normalisation(network), head_dim, warnings)
+    digest, epoch = weights_digest(network), epoch_of(model.checkpoint) if model.checkpoint else None
+    return Subject(label, origin, state, digest, network, size, normalisation(network), head_dim, warnings, epoch=epoch)
 
 
 def _of_run(folder: Path, label: str, head_dim: int | None) -> Subject:
