@@ -29,7 +29,8 @@ GAUSSIANS = 20
 DENSE = 96  # up to this dimension every rotation is a Haar matrix of its own
 BASES = 4  # above it, so many Haar matrices, one alone above 1024, whose rows and columns are permuted anew for every rotation
 STEPS = 120  # most Lanczos steps for the largest singular value of a rotated product
-CONVERGED = 1e-4  # relative change of that value in five steps
+CONVERGED = 1e-4  # relative change of that value in ten steps
+EXHAUSTED = 1e-5  # share of a vector that single precision cannot tell from 0
 
 
 class Null(NamedTuple):
@@ -135,7 +136,8 @@ class _Rotations(NamedTuple):
         x, y = self._placed(first, self.columns), self._placed(second, self.rows)
         if len(self.bases[0]) <= DENSE:
             products = y.mT[..., :, None] * self.bases[:, None] * x.mT[..., None, :]
-            return torch.linalg.matrix_norm(products.double().flatten(0, 1), 2)
+            products = products.double().flatten(0, 1)
+            return torch.linalg.eigvalsh(products.mT @ products)[:, -1].clamp(min=0).sqrt()
         return _lanczos(self.bases, x, y.square()).sqrt()
 
 
@@ -146,31 +148,39 @@ def _lanczos(bases: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """
     generator = torch.Generator().manual_seed(0)
     vector = torch.randn(x.shape, generator=generator) * (x > 0)
-    basis = [vector / torch.linalg.vector_norm(vector, dim=1, keepdim=True)]
+    basis = torch.empty(len(x), STEPS, *x.shape[1:])  # (b, steps, m, k / b)
+    basis[:, 0] = vector / torch.linalg.vector_norm(vector, dim=1, keepdim=True)
     diagonal, beside, top = [], [], torch.zeros(())
     for step in range(1, STEPS + 1):
-        image = x * (bases.mT @ (y * (bases @ (x * basis[-1]))))
-        diagonal.append((image * basis[-1]).sum(1))
-        known = torch.stack(basis, 1)  # (b, steps, m, k / b)
-        image = image - torch.einsum("bsmk,bsk->bmk", known, torch.einsum("bsmk,bmk->bsk", known, image))
+        last = basis[:, step - 1]
+        image = x * (bases.mT @ (y * (bases @ (x * last))))
+        diagonal.append((image * last).sum(1))
+        size = torch.linalg.vector_norm(image, dim=1, keepdim=True)
+        known = basis[:, :step]
+        for _ in range(2):  # once is not enough in single precision
+            image = image - torch.einsum("bsmk,bsk->bmk", known, torch.einsum("bsmk,bmk->bsk", known, image))
         length = torch.linalg.vector_norm(image, dim=1, keepdim=True)
-        if step % 5 == 0 or step == STEPS:
+        # Where nothing but rounding is left, the Krylov space is exhausted, and its largest eigenvalue is found.
+        going = length > EXHAUSTED * size
+        if step % 10 == 0 or step == STEPS or not bool(going.any()):
             before, top = top, _largest(diagonal, beside)
-            if bool(((top - before) <= CONVERGED * top).all()):
+            if bool(((top - before) <= CONVERGED * top).all()) or not bool(going.any()):
                 break
-        # Where the Krylov space is exhausted, the next vector is zero, and its couplings are, too.
-        beside.append(length[:, 0])
-        basis.append(image / length.clamp(min=torch.finfo(image.dtype).tiny))
+        beside.append(torch.where(going, length, 0)[:, 0])
+        basis[:, step] = torch.where(going, image / torch.where(going, length, 1), 0)
     return top.flatten()
 
 
 def _largest(diagonal: list[Tensor], beside: list[Tensor]) -> Tensor:
     """float64 (b, k / b): the largest eigenvalues of tridiagonal matrices from their diagonals and those beside them."""
-    a, b = torch.stack(diagonal, -1).double(), torch.stack(beside, -1).double() if beside else None
-    matrices = torch.diag_embed(a)
-    if b is not None:
-        matrices = matrices + torch.diag_embed(b, 1) + torch.diag_embed(b, -1)
-    return torch.linalg.eigvalsh(matrices)[..., -1]
+    a = torch.stack(diagonal, -1).double()
+    b = torch.stack(beside, -1).double() if beside else a[..., :0]
+    last, shape = a.shape[-1] - 1, a.shape[:-1]
+    if last == 0:
+        return a[..., 0]
+    pairs = zip(a.flatten(0, 1).numpy(), b.flatten(0, 1).numpy(), strict=True)
+    found = [eigh_tridiagonal(on, off, True, "i", (last, last))[0] for on, off in pairs]
+    return torch.tensor(found, dtype=torch.float64).reshape(shape)
 
 
 @functools.lru_cache(maxsize=4)
