@@ -83,8 +83,8 @@ def _columns(matrix: Tensor) -> Tensor:
 def _tops(matrix: Tensor, group: Tensor) -> Tensor:
     """(q,): an upper bound of the largest singular value of each group's rows of ``matrix`` (p, k); 0 where k = 0.
 
-    For a Gram matrix G with r rows s_1 <= ||G^n||_F^(1 / 2n) <= r^(1 / 4n) s_1. With n = 2^SQUARINGS that is 2% too much at most
-    for 256 rows, and takes a fraction of the time of eigenvalues.
+    For a Gram matrix G with r rows s_1 <= ||G^n||_F^(1 / 2n) <= r^(1 / 4n) s_1. With n = 2^SQUARINGS that is 2% too much at
+    most for 256 rows, and takes a fraction of the time of eigenvalues.
     """
     found = torch.zeros(int(group.max()) + 1, dtype=matrix.dtype, device=matrix.device)
     if matrix.shape[1] == 0:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,11 +66,13 @@ def _whole(numbers_1d: Any) -> Tensor:
 
 
 def cluster_rows(matrix: Tensor, count: int, seed: int = 0) -> Tensor:
-    """int64 (m,): ``count`` non-empty clusters of the rows of ``matrix`` (m, n) by profile; m clusters if m is smaller.
+    """int64 (m,): ``count`` clusters of the rows of ``matrix`` (m, n) by profile; m clusters if m is smaller.
 
     The profile of a row is |M_ij| over the row's norm: two rows are alike if their energy lies in the same columns, whatever
-    the signs. K-means is applied to the leading 2 ``count`` principal components of the profiles, found by a random sketch. The
-    clusters are numbered in the order of their first rows; equal input and ``seed`` give equal clusters.
+    the signs. K-means is applied to the leading 2 ``count`` principal components of the profiles, found by a random sketch.
+    Rows are then given to the nearest centres, those first to which it makes the largest difference, such that all clusters are
+    of equal size or differ by one row: block norms grow with a group's size, and one tau is to serve all groups. Clusters are
+    numbered in the order of their first rows; equal input and ``seed`` give equal clusters.
 
     The clusters are chosen on the matrix whose supports are then counted, so that an excess over the range of permuted rows is
     partly by construction; ``group_nulls.reclustered_share`` is the fairer null. Definition of this project.
@@ -83,7 +86,8 @@ def cluster_rows(matrix: Tensor, count: int, seed: int = 0) -> Tensor:
         raise ValueError(f"count must be a whole number >= 1, got {count!r}")
     if count == 1 or count >= rows:
         return torch.arange(rows) if count > 1 else torch.zeros(rows, dtype=torch.int64)
-    return _numbered(_k_means(_profile_scores(matrix, 2 * count, seed), count, seed), count)
+    members = _equal_sizes(_centre_distances(_profile_scores(matrix, 2 * count, seed), count, seed))
+    return row_groups(sorted(members, key=lambda rows_of: rows_of[0]), rows)
 
 
 def _profile_scores(matrix: Tensor, components: int, seed: int) -> Tensor:
@@ -101,21 +105,25 @@ def _profile_scores(matrix: Tensor, components: int, seed: int) -> Tensor:
     return ((basis @ left) * values)[:, :components]
 
 
-def _k_means(scores: Tensor, count: int, seed: int) -> Tensor:
-    """int64 (m,): a cluster of each row of ``scores``; fewer than ``count`` where rows are equal."""
-    from sklearn.cluster import KMeans
+def _centre_distances(scores: Tensor, count: int, seed: int) -> np.ndarray:
+    """(m, q): the distance of each row of ``scores`` to each of ``count`` centres found by k-means."""
+    from sklearn.cluster import KMeans  # it is slow to import
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different rows than clusters: _numbered splits a cluster
-        fitted = KMeans(count, n_init=STARTS, random_state=seed).fit(scores.cpu().numpy())
-    return torch.from_numpy(fitted.labels_).to(torch.int64)
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different rows than centres: some centres are equal
+        return KMeans(count, n_init=STARTS, random_state=seed).fit_transform(scores.cpu().numpy())
 
 
-def _numbered(cluster: Tensor, count: int) -> Tensor:
-    """The clusters numbered by their first rows; while there are fewer than ``count``, the largest one is halved."""
-    members = [(cluster == each).nonzero().flatten() for each in cluster.unique()]
-    while len(members) < count:
-        largest = members.pop(max(range(len(members)), key=lambda at: len(members[at])))
-        members += [largest[: len(largest) // 2], largest[len(largest) // 2 :]]
-    return row_groups(sorted(members, key=lambda rows: int(rows[0])), len(cluster))
+def _equal_sizes(distances: np.ndarray) -> list[list[int]]:
+    """The rows of each cluster, ascending, from the rows' distances (m, q) to the centres; sizes differ by one at most."""
+    rows, count = distances.shape
+    size, larger = divmod(rows, count)  # so many clusters have one row more
+    two = np.partition(distances, 1, axis=1)
+    preferred = distances.argsort(axis=1, kind="stable").tolist()
+    members: list[list[int]] = [[] for _ in range(count)]
+    for row in np.argsort(two[:, 0] - two[:, 1], kind="stable").tolist():
+        at = next(each for each in preferred[row] if len(members[each]) < size + (larger > 0))
+        larger -= len(members[at]) == size
+        members[at].append(row)
+    return [sorted(each) for each in members]

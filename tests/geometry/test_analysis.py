@@ -11,7 +11,7 @@ from gch_bench.config.diagnosis import AlignmentConfig, SpectralConfig
 from gch_bench.geometry.analysis import analyse, weight_table
 from gch_bench.geometry.chains import Factor
 from gch_bench.results.geometry import PHYSICAL, PICTURE, SOURCE, ChainReport
-from gch_bench.spectral import alignment, gibbs, radial, transport
+from gch_bench.spectral import alignment, gibbs, labels, radial, transport
 
 SHAPES = [(12, 9), (10, 12), (10, 10), (300, 10)]
 
@@ -55,7 +55,7 @@ def test_rows_equal_the_public_functions() -> None:
             assert row[f"{form}_certified"] == how
             assert row[f"{form}_missing"] == pytest.approx(max(moved.error - shown.radius, 0))
             assert sum(row[f"{form}_{part}_share"] for part in ("core", "overlap", "noise")) == pytest.approx(1)
-            assert sum(row[f"{form}_{label}"] for label in alignment.LABELS) == len(matrix)
+            assert sum(row[f"{form}_{label}"] for label in labels.LABELS) == len(matrix)
             assert 0.05 <= row[f"{form}_active"] <= 0.25  # the automatic tau
 
 
@@ -66,19 +66,19 @@ def test_nothing_truncated_is_certified_and_every_label_kept() -> None:
         assert (made.interfaces[f"{form}_certified"] == "bound").all()
         assert (made.interfaces[f"{form}_missing"] == 0).all()
     assert made.summary["certified_share"] == 1.0
-    labels = made.channels.groupby("index")["label"].count()
-    assert list(labels) == [10, 10, 300]
+    counts = made.channels.groupby("index")["label"].count()
+    assert list(counts) == [10, 10, 300]
     assert (made.interfaces["physical_stable_labels"] > 0).all()
 
 
 def test_thresholds_in_the_units_that_the_options_name() -> None:
-    made = report(options=AlignmentConfig(groups=5, tau=1.5, omega=0.25, hub_degree=3, noise_budget=0.1))
+    made = report(options=AlignmentConfig(groups=5, density=0.2, edge_density=0.4, hub_degree=3, noise_budget=0.1))
     row = made.interfaces.iloc[0]
     first, second, *_ = factors()
     matrix = second.matrix @ first.matrix
     norms = alignment.block_norms(matrix, 5)
-    assert row["physical_tau"] == pytest.approx(1.5 * float(norms.square().mean().sqrt()))
-    assert row["physical_omega"] == pytest.approx(0.25 * float(torch.linalg.vector_norm(matrix)))
+    assert row["physical_tau"] == pytest.approx(alignment.choose_tau(norms, 0.2))
+    assert row["physical_omega"] == pytest.approx(alignment.choose_omega(norms, row["physical_tau"], 0.4))
     assert row["physical_hubs"] == int(((norms >= row["physical_tau"]).sum(0) >= 3).sum())
     assert row["physical_limit"] == "noise budget"
     assert row["physical_radius"] < 0
@@ -118,7 +118,7 @@ def test_columns_and_edges_say_which_sets_are_shared() -> None:
 
 
 def test_no_edge_leaves_a_table_with_its_columns() -> None:
-    made = analyse(factors(), "test", "", SpectralConfig(), AlignmentConfig(tau=1e-6, omega=1e9))
+    made = analyse(factors(), "test", "", SpectralConfig(), AlignmentConfig(groups=1))
     assert len(made.edges) == 0
     assert list(made.edges.columns) == list(report().edges.columns)
 

@@ -1,4 +1,4 @@
-"""Static channels of theory 3: against plain loops, and what the certificate and the stable labels promise."""
+"""Static channels of theory 3: against plain loops, and what the strict certificate promises."""
 
 import math
 from collections.abc import Sequence
@@ -14,16 +14,12 @@ from torch import Tensor
 
 from gch_bench.spectral.alignment import (
     CORE,
-    LABELS,
     NOISE,
     OVERLAP,
     Alignment,
     align,
     block_norms,
-    channel_labels,
     overlap_strengths,
-    profiles,
-    stable_labels,
 )
 
 FAMILY = ("supports", "degree", "edges", "hubs", "masks")  # what the certificate is about, with the SRS sets
@@ -246,100 +242,3 @@ def test_scale_and_rotations(case: Case, factor: float, seed: int) -> None:
     )
     order = torch.randperm(turned.shape[1], generator=generator)
     assert torch.equal(case.align(case.matrix[:, order]).masks, before.masks[:, order])
-
-
-def reference_labels(case: Case, made: Alignment, matrix: Tensor, kappa: float) -> list[dict[str, float | str]]:
-    """Label, parts and cosine of each row, by loops."""
-    m, supports, degree = matrix.tolist(), made.supports.tolist(), made.degree.tolist()
-    found = []
-    for i, row in enumerate(m):
-        g, mates = case.group[i], [k for k in range(len(m)) if case.group[k] == case.group[i]]
-        columns = range(len(row))
-        profile = [sum(m[k][j] for k in mates) / len(mates) if supports[g][j] else 0.0 for j in columns]
-        core = math.hypot(*(row[j] for j in columns if supports[g][j] and degree[j] == 1))
-        overlap = math.hypot(*(row[j] for j in columns if supports[g][j] and degree[j] >= 2))
-        noise = math.hypot(*(row[j] for j in columns if not supports[g][j]))
-        lengths = math.hypot(*row) * math.hypot(*profile)
-        cosine = sum(a * b for a, b in zip(row, profile, strict=True)) / lengths if lengths else 0.0
-        label = "ST"
-        if abs(cosine) >= kappa and max(core, overlap, noise) == core:
-            label = "SC"
-        elif abs(cosine) >= kappa and max(core, overlap, noise) == overlap:
-            label = "SA"
-        gap = sorted((core, overlap, noise))[2] - sorted((core, overlap, noise))[1]
-        found.append({"label": label, "core": core, "overlap": overlap, "noise": noise, "cosine": cosine, "gap": gap,
-                      "row": math.hypot(*row), "profile": math.hypot(*profile)})  # fmt: skip
-    return found
-
-
-kappas = st.one_of(st.just(0.5), st.floats(0.01, 1))
-
-
-@settings(max_examples=200, deadline=None)
-@given(case=cases(), kappa=kappas)
-def test_labels_against_plain_loops(case: Case, kappa: float) -> None:
-    made = case.align()
-    got, top = channel_labels(case.matrix, made, kappa), float(case.matrix.abs().max())
-    for i, expected in enumerate(reference_labels(case, made, case.matrix, kappa)):
-        for name in ("core", "overlap", "noise", "row", "profile", "gap"):
-            assert float(getattr(got, name)[i]) == pytest.approx(expected[name], rel=1e-12, abs=1e-13 * top)
-        if min(expected["row"], expected["profile"]) > 1e-8 * top:
-            assert float(got.cosine[i]) == pytest.approx(expected["cosine"], abs=1e-7)
-            assert float(got.cosine_margin[i]) == pytest.approx(abs(abs(expected["cosine"]) - kappa), abs=1e-7)
-            if expected["gap"] > 1e-12 * top and got.cosine_margin[i] > 1e-6:
-                assert LABELS[got.label[i]] == expected["label"]
-
-
-@settings(max_examples=300, deadline=None)
-@given(case=cases(), kappa=kappas, share=st.floats(1e-6, 0.999), seed=seeds)
-def test_stable_labels_never_change(case: Case, kappa: float, share: float, seed: int) -> None:
-    before = case.align()
-    assume(before.radius > 1e-9 * float(case.matrix.abs().max()))
-    labels = channel_labels(case.matrix, before, kappa)
-    for k in range(6):
-        error = random_like(case.matrix, share * before.radius, seed + k)
-        stable = stable_labels(labels, before, error)
-        after = channel_labels(case.matrix + error, case.align(case.matrix + error), kappa)
-        assert torch.equal(after.label[stable], labels.label[stable])
-
-
-@settings(max_examples=150, deadline=None)
-@given(case=cases(), kappa=kappas, size=st.floats(-4, 0), seed=seeds)
-def test_stable_labels_are_their_formula(case: Case, kappa: float, size: float, seed: int) -> None:
-    made, m = case.align(), case.matrix
-    labels = channel_labels(m, made, kappa)
-    error = random_like(m, 10**size * float(m.norm()), seed)
-    stable = stable_labels(labels, made, error).tolist()
-    for i, row in enumerate(error):
-        mates = [k for k in range(len(m)) if case.group[k] == case.group[i]]
-        mean = error[mates].mean(0) * made.supports[case.group[i]]
-        lengths = float(labels.row[i]), float(labels.profile[i])
-        gap, margin = float(labels.gap[i]) - 2 * float(row.norm()), -INF
-        if min(lengths) > 0:
-            margin = float(labels.cosine_margin[i]) - 2 * float(row.norm()) / lengths[0] - 2 * float(mean.norm()) / lengths[1]
-        if abs(gap) > 1e-12 * float(m.norm()) and abs(margin) > 1e-9:
-            assert stable[i] == (gap > 0 and margin > 0)
-    assert not stable_labels(labels, made, 1e6 * float(m.norm()) * torch.ones_like(m)).any()
-
-
-def test_all_labels_occur_and_may_be_stable() -> None:
-    """Rows on columns of their own, on shared columns, below tau, and against their group."""
-    m = torch.tensor([[9.0, 0, 1, 0], [8.0, 0, 1, 0], [0, 0, 9.0, 0.5], [0, 9.0, 9.5, 0], [0, 0.3, 0.4, 0.5]]).double()
-    case = Case(m, [0, 0, 1, 2, 3], 1.2, 2.0, 2, None)
-    made = case.align()
-    assert made.edges.nonzero().tolist() == [[1, 2], [2, 1]]
-    labels = channel_labels(m, made)
-    assert [LABELS[kind] for kind in labels.label.tolist()] == ["SC", "SC", "SA", "SA", "ST"]
-    assert stable_labels(labels, made, torch.full_like(m, 1e-3)).tolist() == [True, True, True, True, False]
-    opposed = torch.tensor([[9.0, 0.1], [-8.9, 4.0], [1.0, 0.0]]).double()
-    turned = channel_labels(opposed, align(opposed, [0, 0, 0], 5.0, 1.0), kappa=0.99)
-    assert [LABELS[kind] for kind in turned.label.tolist()] == ["SC", "ST", "SC"]
-
-
-@settings(max_examples=50, deadline=None)
-@given(case=cases())
-def test_profiles_are_means_on_the_support(case: Case) -> None:
-    made = case.align()
-    for g, row in enumerate(profiles(case.matrix, made)):
-        mean = case.matrix.numpy()[np.array(case.group) == g].mean(0) * made.supports[g].numpy()
-        np.testing.assert_allclose(row, mean, rtol=1e-12, atol=1e-14 * float(case.matrix.abs().max()))

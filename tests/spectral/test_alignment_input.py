@@ -1,5 +1,6 @@
 """Static channels: forms of a partition, automatic thresholds, odd and bad input."""
 
+import math
 import re
 
 import numpy as np
@@ -10,15 +11,8 @@ from hypothesis import strategies as st
 from matrices import BAD_MATRICES, INF, NAN, ODD, ODD_FORMS, partition, refusal, seeds
 from torch import Tensor
 
-from gch_bench.spectral.alignment import (
-    LABELS,
-    align,
-    block_norms,
-    channel_labels,
-    row_groups,
-    stable_labels,
-    widest_gap,
-)
+from gch_bench.spectral.alignment import align, block_norms, choose_omega, choose_tau, row_groups
+from gch_bench.spectral.labels import LABELS, channel_labels, row_errors
 
 
 @settings(max_examples=100, deadline=None)
@@ -86,38 +80,43 @@ def test_what_is_no_partition_is_refused(groups, message: str) -> None:
         assert re.match(message, refusal(*call))
 
 
-QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares that are whole numbers of 4 k values
-
-
-@settings(max_examples=200, deadline=None)
-@given(quarter=st.integers(1, 6), window=st.sampled_from([(a, b) for a in QUARTERS for b in QUARTERS if a < b]), seed=seeds)
-def test_widest_gap_against_a_loop(quarter: int, window: tuple[float, float], seed: int) -> None:
-    rng, count = np.random.default_rng(seed), 4 * quarter
+@settings(max_examples=150, deadline=None)
+@given(count=st.integers(2, 40), density=st.floats(0.01, 0.99), seed=seeds)
+def test_tau_cuts_at_the_density(count: int, density: float, seed: int) -> None:
+    """Between two values, midway, and as near to the density as unequal values allow."""
+    rng = np.random.default_rng(seed)
     values = rng.choice([rng.uniform(size=count), rng.lognormal(0, 2, count), rng.integers(0, 5, count).astype(float)])
-    ordered, gaps = sorted(values.tolist()), []
-    for below in range(1, count):
-        if window[0] <= below / count <= window[1]:
-            gaps.append((ordered[below] - ordered[below - 1], (ordered[below] + ordered[below - 1]) / 2))
-    assume(gaps and max(gaps)[0] > 0)
-    found = widest_gap(torch.from_numpy(values).reshape(4, quarter), *window)
-    widest = [middle for width, middle in gaps if width >= max(gaps)[0] * (1 - 1e-12)]
-    assert min(abs(found - middle) for middle in widest) <= 1e-12 * max(1, ordered[-1])
-    below = sum(each < found for each in ordered)
-    assert window[0] * count <= below <= window[1] * count
+    ordered = sorted(set(values.tolist()))
+    assume(len(ordered) > 1)
+    tau = choose_tau(torch.from_numpy(values).reshape(1, -1), density)
+    at = sum(each < tau for each in ordered)
+    assert tau == pytest.approx((ordered[at - 1] + ordered[at]) / 2)
+    shares = [float((values > each).mean()) for each in ordered[:-1]]
+    assert abs(float((values >= tau).mean()) - density) <= min(abs(share - density) for share in shares) + 1e-9
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 100])
 @pytest.mark.parametrize("value", [3.0, 1e-8, 1e8])
-def test_widest_gap_of_equal_values_is_half_of_them(value: float, count: int) -> None:
-    for window in ((0.0, 1.0), (0.75, 0.95), (0.5, 0.5)):
-        assert widest_gap(torch.full((count,), value, dtype=torch.float64), *window) == value / 2
-    assert widest_gap(torch.full((1, 1), value, dtype=torch.float64), 0.25, 0.75) == value / 2
+def test_tau_of_equal_values_is_half_of_them(value: float, count: int) -> None:
+    nearly = value * (1 + 1e-15 * torch.arange(count, dtype=torch.float64))
+    assert choose_tau(nearly) == pytest.approx(value / 2)
 
 
-def test_widest_gap_is_the_largest_margin_of_a_threshold() -> None:
-    values = torch.tensor([5.0, 1.0, 1.2, 5.1, 1.1, 5.3, 1.3, 20.0])
-    assert widest_gap(values, 0.25, 0.75) == pytest.approx((1.3 + 5.0) / 2)
-    assert widest_gap(values, 0.0, 1.0) == pytest.approx((5.3 + 20) / 2)
+def test_omega_cuts_the_positive_strengths() -> None:
+    norms = torch.tensor([[3.0, 0.0, 0.0], [2.0, 4.0, 0.0], [1.0, 3.0, 0.0], [0.0, 0.0, 5.0]]).double()
+    pairs = sorted([2.0, 1.0, math.hypot(1, 3)])  # the fourth group shares no column
+    assert choose_omega(norms, 0.5, 0.34) == pytest.approx((pairs[1] + pairs[2]) / 2)
+    assert choose_omega(norms, 0.5, 0.67) == pytest.approx((pairs[0] + pairs[1]) / 2)
+    alone = torch.eye(3).double()
+    assert choose_omega(alone, 0.5) == pytest.approx(math.sqrt(3))
+    assert not align(alone, 3, 0.5, choose_omega(alone, 0.5)).edges.any()
+
+
+def test_thresholds_refuse_what_they_cannot_cut() -> None:
+    assert refusal(choose_tau, torch.zeros(2, 2)) == "norms must have a positive one, got 4 values, none of them positive"
+    assert refusal(choose_tau, torch.zeros(0)).startswith("norms must have a positive one, got 0 values")
+    for density in (0.0, 1.0, -1.0, NAN):
+        assert refusal(choose_tau, torch.ones(2), density) == f"density must be in (0, 1), got {density!r}"
 
 
 @pytest.mark.parametrize("form", ODD_FORMS)
@@ -143,7 +142,6 @@ def test_degenerate_matrices() -> None:
     labels = channel_labels(torch.zeros(3, 4), zero)
     assert [LABELS[kind] for kind in labels.label.tolist()] == ["ST"] * 3
     assert labels.cosine.tolist() == [0.0] * 3
-    assert not stable_labels(labels, zero, torch.zeros(3, 4)).any()
     one = align(torch.tensor([[-2.0]]), 1, 0.5, 1.0)
     assert (one.radius, one.limit, one.core) == (1.5, "support", 2.0)
     assert one.edges.tolist() == [[False]]
@@ -159,10 +157,9 @@ def test_degenerate_matrices() -> None:
 def test_bad_matrices_are_refused(case: str) -> None:
     bad, message = BAD_MATRICES[case]
     made = align(torch.eye(2), 2, 0.5, 0.5)
-    labels = channel_labels(torch.eye(2), made)
     for call in ((align, bad, 1, 1.0, 1.0), (block_norms, bad, 1), (channel_labels, bad, made)):
         assert re.match("matrix " + message, refusal(*call))
-    assert re.match("error " + message, refusal(stable_labels, labels, made, bad))
+    assert re.match("error " + message, refusal(row_errors, bad, made.group))
 
 
 def test_what_else_is_refused() -> None:
@@ -176,8 +173,8 @@ def test_what_else_is_refused() -> None:
     for hub in (0, -1, 1.5, True):
         assert refusal(align, matrix, 2, 1.0, 1.0, hub_degree=hub) == f"hub_degree must be a whole number >= 1, got {hub!r}"
     made = align(matrix, 2, 0.5, 0.5)
-    for kappa in (0, -0.5, 1.01, NAN):
-        assert refusal(channel_labels, matrix, made, kappa) == f"kappa must be in (0, 1], got {kappa!r}"
+    for kappa in (0, -0.5, INF, NAN):
+        assert refusal(channel_labels, matrix, made, kappa) == f"kappa must be > 0 and finite, got {kappa!r}"
     message = refusal(channel_labels, torch.ones(2, 3), made)
     assert message == "matrix must have the alignment's shape (2, 2), got (2, 3)"
 
@@ -187,30 +184,6 @@ def test_groups_of_numpy_integers_are_the_rows_groups() -> None:
     for groups in (np.array([1, 0, 1]), list(np.array([1, 0, 1])), (1, 0, 1), torch.tensor([1, 0, 1], dtype=torch.int8)):
         assert torch.equal(row_groups(groups, 3), expected)
     assert torch.equal(row_groups([np.array([1]), range(0, 3, 2)], 3), expected)
-
-
-def test_an_error_of_another_shape_is_refused() -> None:
-    matrix = torch.randn(4, 6)
-    made = align(matrix, 2, 1.0, 1.0)
-    labels = channel_labels(matrix, made)
-    for shape in ((4, 1), (1, 6), (3, 6)):
-        with pytest.raises(ValueError, match=r"error must have the alignment's shape \(4, 6\), got"):
-            stable_labels(labels, made, torch.zeros(shape))
-
-
-@pytest.mark.parametrize(
-    ("values", "low", "high", "expected"),
-    [
-        ([1, 5, 5.1, 5.2, 5.3, 5.4, 5.9, 6, 6.1, 6.2], 0.15, 0.65, 5.65),  # not 3, which leaves a tenth below
-        ([1, 1, 1, 5, 5, 5, 5, 5, 5, 9], 0.25, 0.5, 3.0),
-        ([1, 2, 4], 0.4, 0.6, 3.0),  # no gap inside: the widest of all
-        ([9] * 9 + [10], 0.2, 0.5, 9.5),  # flat inside: the widest of all
-        ([2, 2, 2], 0.2, 0.5, 1.0),  # equal values: half
-        ([3], 0.2, 0.5, 1.5),
-    ],
-)
-def test_widest_gap_leaves_the_share_below_that_was_asked_for(values: list, low: float, high: float, expected: float) -> None:
-    assert widest_gap(torch.tensor(values, dtype=torch.float64), low, high) == pytest.approx(expected)
 
 
 def test_huge_and_tiny_matrices() -> None:

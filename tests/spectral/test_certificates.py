@@ -59,7 +59,7 @@ def fitted(direction: Tensor, case: Bounded, share: Tensor | float = 1.0) -> Ten
 
 
 def errors(case: Bounded, seed: int) -> list[Tensor]:
-    """Errors within the bounds: random ones, and ones that push each block straight out or in, all or a random choice of them."""
+    """Errors within the bounds: random ones, and ones that push blocks straight out or in, all or a random choice of them."""
     rng = np.random.default_rng(seed)
     shape, blocks = case.matrix.shape, case.bounds.shape
     found = [fitted(torch.from_numpy(rng.normal(size=shape)), case, float(share)) for share in rng.uniform(size=3)]
