@@ -98,8 +98,9 @@ def chain_composition(product: Product, whole: Tensor) -> ChainComposition:
     if product.matrix.shape != whole.shape:
         raise ValueError(f"whole must have the product's shape {tuple(product.matrix.shape)}, got {tuple(whole.shape)}")
     top, of_whole, size = log_top(product.matrix) + product.log_scale, log_top(whole), norm(whole)
-    # The product may be far larger than the whole, but both are compared in units of the whole, which is what counts.
-    missing = whole / size - product.matrix * _exp(product.log_scale - math.log(size)) if size > 0 else whole
+    # The product's scale may be beyond the range of numbers; in units of the whole it is within it.
+    ratio = _exp(product.log_scale - math.log(size)) if size > 0 else math.nan
+    missing = whole / size - product.matrix * ratio if size > 0 else whole
     return ChainComposition(
         log_top_normalised=top - product.log_gain if top > -math.inf else top,
         log_top_product=top,
