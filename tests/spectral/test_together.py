@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import timm
@@ -94,7 +95,7 @@ def test_neighbours_and_chains_equal_reverse_mode_through_the_whole_network(fami
     found = list(network_jacobians(network, blocks, image, chunk_bytes=2**20))
     assert [call.layout.kind for call in _calls(network, blocks, image, None)] == [layout] * len(blocks)
     assert found[0].together is None
-    for before, here in zip(found, found[1:], strict=False):
+    for before, here in pairwise(found):
         inputs, function = ends(network, before.name, here.name, image)
         torch.testing.assert_close(here.together, reduced(function, inputs, layout, token), rtol=1e-8, atol=1e-11)
         assert here.together is not None
@@ -149,7 +150,7 @@ def test_token_mlps_compose_and_attention_does_not() -> None:
     mlps = nn.Sequential(*[nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4), nn.GELU()) for _ in range(3)]).double()
     tokens = torch.randn(1, 5, 4, dtype=torch.float64)
     found = list(network_jacobians(mlps, ["0", "1", "2"], tokens))
-    for before, here in zip(found, found[1:], strict=False):
+    for before, here in pairwise(found):
         assert here.together is not None
         assert composition_defect(before.matrix, here.matrix, here.together) < 1e-12
     product = None
