@@ -23,6 +23,10 @@ from gch_bench.spectral.composition import (
 
 KEYS = {"factors": ["index", "name"], "interfaces": ["index", "form", "first", "second"], "summary": []}
 COMPOSITION, CHAIN = "composition", "chain"
+INTERFACE_COLUMNS = (
+    "index", "first", "second", "image", "composition_defect", "composition_defect_null", "composition_defect_other_image",
+    "log_top_together", "log_top_product",
+)  # fmt: skip
 COLUMNS = ("table", "index", "form", "name", "first", "second", "quantity", "mean", "sd", "images")
 
 
@@ -83,9 +87,7 @@ class Compositions:
         * composition_defect_other_image: with J_l of the image before in place of this image's; nan for the first image;
         * log_top_together, log_top_product: log s_1 of T and of J_{l+1} J_l.
         """
-        names = ("index", "first", "second", "image", "composition_defect", "composition_defect_null")
-        names += ("composition_defect_other_image", "log_top_together", "log_top_product")
-        return pd.DataFrame(self._interfaces, columns=list(names))
+        return pd.DataFrame(self._interfaces, columns=list(INTERFACE_COLUMNS))
 
     def chains(self) -> pd.DataFrame:
         """A row per image: image, and the fields of ``ChainComposition`` for the chain as a whole."""

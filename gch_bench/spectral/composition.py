@@ -98,14 +98,15 @@ def chain_composition(product: Product, whole: Tensor) -> ChainComposition:
     if product.matrix.shape != whole.shape:
         raise ValueError(f"whole must have the product's shape {tuple(product.matrix.shape)}, got {tuple(whole.shape)}")
     top, of_whole, size = log_top(product.matrix) + product.log_scale, log_top(whole), norm(whole)
-    # The product may be far larger than the whole, but both are compared in units of the whole, which is what counts.
-    missing = whole / size - product.matrix * _exp(product.log_scale - math.log(size)) if size > 0 else whole
+    # Compared in units of the whole, since the product alone may be beyond the range of numbers.
+    ratio = _exp(product.log_scale - math.log(size)) if size > 0 else math.nan
+    defect = norm(whole / size - product.matrix * ratio) if math.isfinite(ratio) else ratio
     return ChainComposition(
         log_top_normalised=top - product.log_gain if top > -math.inf else top,
         log_top_product=top,
         log_top_together=of_whole,
         log_top_difference=of_whole - top,
-        composition_defect=norm(missing) if size > 0 else math.nan,
+        composition_defect=defect,
         composition_defect_null=math.hypot(1.0, _exp(product.log_null - math.log(size))) if size > 0 else math.nan,
     )
 
