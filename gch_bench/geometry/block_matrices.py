@@ -196,6 +196,8 @@ class _BlockWeights:
                 )
             if entry.norm:
                 gain = self._norm_gain(entry, self._norm(entry))
+                if len(gain) != len(weight):
+                    raise ValueError(f"{key} has {len(weight)} outputs, and its batch norm {entry.norm} {len(gain)} gains")
                 weight = gain * weight if weight.ndim == 1 else gain[:, None] * weight
             found.append(weight)
             outputs, heads = len(weight), entry.heads
