@@ -10,6 +10,7 @@ A chain file (chain_files/*.yaml, or a user's own) has a `name`, a `description`
           - {key: 'conv2\\.weight', norm: bn2}
         shortcut:                       # added to the product: `identity`, or a product (identity if a key of it is missing)
           - {key: 'downsample\\.0\\.weight', norm: downsample.1}
+        behind: [gain]                  # applied to the sum of product and shortcut, such as the gain of a norm there
         group_size: 64                  # rows per group, or `head_dim`; default: rows are divided into alignment.groups groups
         skip_vectors: true              # modules whose weight is a vector (norms) are left out
         where: 'bn3\\.weight'            # only if the weights have such a key, or all keys of a list
@@ -94,6 +95,7 @@ class Unit:
     group_size: int | str | None = None
     skip_vectors: bool = False
     where: tuple[str, ...] = ()
+    behind: tuple[Entry, ...] = ()
     copies: int = 1
     concatenated: bool = False
     head_dim: int | None = None
@@ -176,6 +178,8 @@ def _unit(content: dict[str, Any]) -> Unit:
     options["product"] = _entries(content["product"])
     if isinstance(content.get("shortcut"), list):
         options |= {"shortcut": IDENTITY, "projection": _entries(content["shortcut"])}
+    if "behind" in content:
+        options["behind"] = _entries(content["behind"])
     if "order" in content:
         options["order"] = tuple(content["order"])
     if "where" in content:

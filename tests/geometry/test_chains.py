@@ -143,6 +143,27 @@ def test_qwen_has_the_keys_of_a_llama_and_gains_before_its_branches(model: str) 
     assert (mlp.dtype, attention.dtype, attention.read_group_size) == (torch.bfloat16, torch.bfloat16, head_dim)
 
 
+@pytest.mark.parametrize("prefix", ["", "bert."])
+def test_bert_has_the_gain_of_its_norm_behind_the_block(prefix: str) -> None:
+    state = {}
+    for i in (0, 1):
+        shapes = {"attention.self.query": (16, 16), "attention.self.value": (16, 16), "attention.output.dense": (16, 16),
+                  "attention.output.LayerNorm": (16,), "intermediate.dense": (64, 16), "output.dense": (16, 64),
+                  "output.LayerNorm": (16,)}  # fmt: skip
+        state |= {f"{prefix}encoder.layer.{i}.{key}.weight": torch.randn(shape) for key, shape in shapes.items()}
+    assert [chain.name for chain in find_chains(state)] == ["bert_mlp", "bert_ov"]
+    own = {key.removeprefix(f"{prefix}encoder.layer.1."): value.double() for key, value in state.items()}
+    for chain, first, last, norm in (
+        ("bert_mlp", "intermediate.dense", "output.dense", "output.LayerNorm"),
+        ("bert_ov", "attention.self.value", "attention.output.dense", "attention.output.LayerNorm"),
+    ):
+        factor = list(chain_factors(state, load_chain(chain), head_dim=8, residual_scale=2.0))[1]
+        gain = torch.diag(own[f"{norm}.weight"])
+        write = gain @ own[f"{last}.weight"]
+        torch.testing.assert_close((factor.read, factor.write), (own[f"{first}.weight"], write))
+        torch.testing.assert_close(factor.matrix, gain + 2 * factor.write @ factor.read)
+
+
 @pytest.mark.parametrize("diffusers", [True, False])
 def test_dit(diffusers: bool) -> None:
     state = dit(3, 16, diffusers)
