@@ -70,6 +70,9 @@ def block_matrices(reader: Reader, block: Block, inputs: int | None) -> BlockMat
         if next(entry.heads for entry in unit.product if weights.is_matrix(entry)):
             read_group_size = weights.head_dim_of(ends[0])
     read, write = ends or (None, None)
+    for factor in weights.factors(unit.behind):
+        matrix = _multiplied([matrix, factor])
+        write = None if write is None else _multiplied([write, factor])
     size = weights.need_head_dim() if isinstance(unit.group_size, str) else unit.group_size
     coarsest = max(weights.dtypes, key=lambda dtype: torch.finfo(dtype).eps)
     return BlockMatrices(matrix, read, write, read_group_size, size, coarsest)
@@ -196,6 +199,8 @@ class _BlockWeights:
                 )
             if entry.norm:
                 gain = self._norm_gain(entry, self._norm(entry))
+                if len(gain) != len(weight):
+                    raise ValueError(f"{key} has {len(weight)} outputs, and its batch norm {entry.norm} {len(gain)} gains")
                 weight = gain * weight if weight.ndim == 1 else gain[:, None] * weight
             found.append(weight)
             outputs, heads = len(weight), entry.heads

@@ -10,6 +10,7 @@ A chain file (chain_files/*.yaml, or a user's own) has a `name`, a `description`
           - {key: 'conv2\\.weight', norm: bn2}
         shortcut:                       # added to the product: `identity`, or a product (identity if a key of it is missing)
           - {key: 'downsample\\.0\\.weight', norm: downsample.1}
+        behind: [gain]                  # applied to the sum of product and shortcut, such as the gain of a norm there
         group_size: 64                  # rows per group, or `head_dim`; default: rows are divided into alignment.groups groups
         skip_vectors: true              # modules whose weight is a vector (norms) are left out
         where: 'bn3\\.weight'            # only if the weights have such a key, or all keys of a list
@@ -20,16 +21,16 @@ A chain file (chain_files/*.yaml, or a user's own) has a `name`, a `description`
 A module belongs to the first unit that fits. `shortcut: identity_if_square` adds the identity only to a square product, and
 `shortcut_except: REGEX` to none of the modules with such a name. `copies: 4` is for inputs that are several copies of the
 module's own at DC (merged patches): the product's columns come in so many blocks, which are summed. `concatenated: true` is for
-        shortcut:                       # added to the product: `identity`, or a product (identity if one of its keys lacks)
-is the size of an attention head, if the caller knows none.
+inputs with a skip connection appended: only the columns for the outputs of the factor before it are taken. `head_dim: 32` is
+the size of an attention head, if the caller knows none.
 
 An entry of a product is a key, or a mapping with `key` and options. `norm` names a batch norm, also by a regular expression, to
 fold into the matrix with `eps` (1e-5; the network's own, where there is a network). `as: diagonal` reads a vector of gains,
 `as: depthwise` a convolution of each channel by itself, `as: batch_norm` the gain of a batch norm whose running_var is the key.
 `transpose: true` is for weights stored inputs x outputs, `part: [i, n]` takes the i-th of n equal parts of the rows, or, with
-        where: 'bn3\\.weight'            # only if the weights have such a key, or all keys of a list
-is repeated until the rows fill the next matrix. An entry with `optional: true` may be missing. With `root: true`, key and norm
-are names in the whole network, not in the module, and may contain the numbers \\1, \\2 that block captured, as may `where`.
+`interleaved: true`, of each head's rows. `heads: true` says that the rows come in attention heads; with grouped queries each is
+repeated until the rows fill the next matrix. An entry with `optional: true` may be missing. With `root: true`, key and norm are
+names in the whole network, not in the module, and may contain the numbers \\1, \\2 that block captured, as may `where`.
 Convolutions are taken at DC, their taps summed; a grouped one is a block-diagonal matrix.
 """
 
@@ -94,6 +95,7 @@ class Unit:
     group_size: int | str | None = None
     skip_vectors: bool = False
     where: tuple[str, ...] = ()
+    behind: tuple[Entry, ...] = ()
     copies: int = 1
     concatenated: bool = False
     head_dim: int | None = None
@@ -176,6 +178,8 @@ def _unit(content: dict[str, Any]) -> Unit:
     options["product"] = _entries(content["product"])
     if isinstance(content.get("shortcut"), list):
         options |= {"shortcut": IDENTITY, "projection": _entries(content["shortcut"])}
+    if "behind" in content:
+        options["behind"] = _entries(content["behind"])
     if "order" in content:
         options["order"] = tuple(content["order"])
     if "where" in content:

@@ -20,7 +20,8 @@ from gch_bench.results.geometry import STATIC
 # `chain=auto` takes the first family that has a chain in the weights; the last, `layers`, only if its shapes compose.
 FAMILIES = (
     ("resnet",), ("convnext",), ("mbconv",), ("swin_mlp", "swin_ov"), ("maxvit_mlp", "maxvit_ov"), ("vit_mlp", "vit_ov"),
-    ("mixer",), ("gpt2_mlp", "gpt2_ov"), ("llama_mlp", "llama_ov"), ("dit_mlp", "dit_ov"), ("unet2d",), ("layers",),
+    ("mixer",), ("gpt2_mlp", "gpt2_ov"), ("llama_mlp", "llama_ov"), ("bert_mlp", "bert_ov"), ("dit_mlp", "dit_ov"),
+    ("unet2d",), ("layers",),
 )  # fmt: skip
 
 

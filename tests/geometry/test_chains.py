@@ -1,10 +1,8 @@
-"""Chains read from state dicts with the real key names, against the operators themselves: modules run on constant maps."""
+"""Chains read from state dicts with the real key names of language and diffusion models, the format of chain files, errors."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -12,110 +10,11 @@ from gch_bench.geometry.chain_format import builtin_chains, load_chain
 from gch_bench.geometry.chains import chain_blocks, chain_factors, find_chains, weight_matrices
 
 
-def scrambled(network: nn.Module, seed: int = 0) -> nn.Module:
-    """In eval mode, with norms and running statistics that are not trivial."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, value in network.state_dict().items():
-        if value.ndim == 1 and value.is_floating_point():
-            low = 0.0 if name.endswith(("bias", "running_mean")) else 0.5
-            value.uniform_(low, low + 1.0, generator=generator)
-    return network.eval()
-
-
-def columns(function: Callable[[Tensor], Tensor], count: int) -> Tensor:
-    """(outputs, count): the matrix of an affine ``function`` of rows (B, count)."""
-    return (function(torch.eye(count, dtype=torch.float64)) - function(torch.zeros(1, count, dtype=torch.float64))).T
-
-
-def at_dc(conv: nn.Conv2d) -> Callable[[Tensor], Tensor]:
-    """The convolution on a constant infinite plane: cyclic padding on a plane as large as the kernel."""
-    side = conv.kernel_size[0] * 2 + 1
-
-    def apply(rows: Tensor) -> Tensor:
-        plane = rows[:, :, None, None].expand(-1, -1, side, side)
-        return nn.functional.conv2d(plane, conv.weight.double(), groups=conv.groups).mean((2, 3))
-
-    return apply
-
-
-def bn(norm: nn.BatchNorm2d) -> Callable[[Tensor], Tensor]:
-    return lambda rows: nn.functional.batch_norm(
-        rows, norm.running_mean.double(), norm.running_var.double(), norm.weight.double(), norm.bias.double(), eps=norm.eps
-    )
-
-
-def chained(*functions: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    def apply(rows: Tensor) -> Tensor:
-        for function in functions:
-            rows = function(rows)
-        return rows
-
-    return apply
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [("resnet18d", {"channels": [8, 16, 24, 32]}),
-     ("resnet18", {"channels": [8, 16, 24, 32]}), ("resnet26", {"channels": [8, 8, 16, 16]}),
-     ("resnext50_32x4d", {"layers": [1, 1, 1, 1], "channels": [16, 16, 32, 32], "cardinality": 4})],
-)  # fmt: skip
-def test_resnet_blocks_equal_their_modules_at_dc(name: str, options: dict) -> None:
-    network = scrambled(timm.create_model(name, num_classes=3, **options))
-    (chain,) = find_chains(network.state_dict())
-    assert chain.name == "resnet"
-    factors = list(chain_factors(network.state_dict(), chain))
-    assert [factor.name for factor in factors] == [f"layer{i}.{j}" for i in (1, 2, 3, 4) for j in range(len(network.layer1))]
-    for factor in factors:
-        block = network.get_submodule(factor.name)
-        steps = [step for i in (1, 2, 3) if hasattr(block, f"conv{i}")
-                 for step in (at_dc(getattr(block, f"conv{i}")), bn(getattr(block, f"bn{i}")))]  # fmt: skip
-        expected = columns(chained(*steps), block.conv1.in_channels)
-        if block.downsample is None:
-            expected = expected + torch.eye(len(expected))
-        else:  # a resnet-d averages first, which changes nothing at DC
-            conv, norm = (layer for layer in block.downsample if isinstance(layer, nn.Conv2d | nn.BatchNorm2d))
-            expected = expected + columns(chained(at_dc(conv), bn(norm)), block.conv1.in_channels)
-        torch.testing.assert_close(factor.matrix, expected, rtol=1e-9, atol=1e-9)
-
-
-def test_convnext_blocks_equal_their_modules_at_dc() -> None:
-    options = {"depths": (1, 2, 1, 1), "dims": (8, 8, 16, 16)}
-    network = scrambled(timm.create_model("convnext_atto", num_classes=3, use_grn=False, **options))
-    (chain,) = find_chains(network.state_dict())
-    factors = {factor.name: factor.matrix for factor in chain_factors(network.state_dict(), chain)}
-    expected_order = ["stages.0.blocks.0", "stages.1.downsample", "stages.1.blocks.0", "stages.1.blocks.1",
-                      "stages.2.downsample", "stages.2.blocks.0", "stages.3.downsample", "stages.3.blocks.0"]  # fmt: skip
-    assert list(factors)[-7:] == expected_order[-7:]
-    block = network.stages[1].blocks[1]
-    taps = block.conv_dw.weight.double().sum((1, 2, 3))
-    first, second = block.mlp.fc1.weight.double().flatten(1), block.mlp.fc2.weight.double().flatten(1)
-    expected = torch.eye(8) + torch.diag(block.gamma.double()) @ second @ first @ torch.diag(block.norm.weight.double() * taps)
-    torch.testing.assert_close(factors["stages.1.blocks.1"], expected)
-    down = network.stages[2].downsample
-    expected = down[1].weight.double().sum((2, 3)) @ torch.diag(down[0].weight.double())
-    torch.testing.assert_close(factors["stages.2.downsample"], expected)
-
-
-def test_vision_transformer_equals_its_linear_maps() -> None:
-    network = timm.create_model("vit_tiny_patch16_224", depth=2, embed_dim=32, num_heads=2, num_classes=3, img_size=32).double()
-    chains = find_chains(network.state_dict())
-    assert [chain.name for chain in chains] == ["vit_mlp", "vit_ov"]
-    mlp, attention = ([factor.matrix for factor in chain_factors(network.state_dict(), chain)] for chain in chains)
-    block = network.blocks[1]
-    torch.testing.assert_close(mlp[1], columns(chained(block.mlp.fc1, block.mlp.fc2), 32) + torch.eye(32))
-    # Attention over copies of one token gives each the value itself: the whole layer is then W_O W_V, softmax or not.
-    constant = columns(lambda rows: block.attn(rows[:, None].expand(-1, 5, -1))[:, 2], 32)
-    torch.testing.assert_close(attention[1], constant + torch.eye(32))
-    heads = list(chain_factors(network.state_dict(), load_chain("vit_heads"), head_dim=16))
-    torch.testing.assert_close(heads[3].matrix @ heads[2].matrix, attention[1] - torch.eye(32))
-    assert [factor.group_size for factor in heads] == [16, None, 16, None]
-
-
 def gpt2(layers: int, width: int, prefix: str) -> dict[str, Tensor]:
     state = {f"{prefix}wte.weight": torch.randn(11, width)}
     for i in range(layers):
         name = f"{prefix}h.{i}."
-        shapes = {"ln_1": (width,), "attn.c_attn": (width, 3 * width), "attn.c_proj": (width, width),
+        shapes = {"ln_1": (width,), "ln_2": (width,), "attn.c_attn": (width, 3 * width), "attn.c_proj": (width, width),
                   "mlp.c_fc": (width, 4 * width), "mlp.c_proj": (4 * width, width)}  # fmt: skip
         state |= {f"{name}{key}.weight": torch.randn(shape) for key, shape in shapes.items()}
     return state
@@ -163,7 +62,9 @@ def unet2d() -> dict[str, Tensor]:
     resnet("down_blocks.1.resnets.0", 4, 8)
     resnet("mid_block.resnets.0", 8, 8)
     resnet("mid_block.resnets.1", 8, 8)
-    resnet("up_blocks.0.resnets.0", 16, 8)
+    resnet("up_blocks.0.resnets.0", 8 + 8, 8)  # the second half of the inputs comes over a skip connection
+    resnet("up_blocks.0.resnets.1", 8 + 4, 8)
+    state["up_blocks.0.upsamplers.0.conv.weight"] = torch.randn(8, 8, 3, 3)
     return {key: state[key] for key in sorted(state)}  # as a safetensors file has them
 
 
@@ -176,9 +77,15 @@ def test_gpt2(prefix: str) -> None:
     state = gpt2(2, 64, prefix)
     assert [chain.name for chain in find_chains(state)] == ["gpt2_mlp", "gpt2_ov"]
     first, last = (state[f"{prefix}h.1.mlp.{name}.weight"].double() for name in ("c_fc", "c_proj"))
-    torch.testing.assert_close(matrices(state, "gpt2_mlp")[1], (first @ last).T + torch.eye(64))  # x W, as GPT-2 multiplies
+    gain = torch.diag(state[f"{prefix}h.1.ln_2.weight"].double())
+    torch.testing.assert_close(matrices(state, "gpt2_mlp")[1], (gain @ first @ last).T + torch.eye(64))  # x W, as in GPT-2
     value = state[f"{prefix}h.1.attn.c_attn.weight"].double()[:, 128:]
     out = state[f"{prefix}h.1.attn.c_proj.weight"].double()
+    gain = torch.diag(state[f"{prefix}h.1.ln_1.weight"].double())
+    torch.testing.assert_close(matrices(state, "gpt2_ov")[1], (gain @ value @ out).T + torch.eye(64))
+    torch.testing.assert_close(matrices(state, "gpt2_heads", 16)[2:], [(gain @ value).T, out.T])
+    for key in [key for key in state if "ln_" in key]:  # a checkpoint without gains
+        del state[key]
     torch.testing.assert_close(matrices(state, "gpt2_ov")[1], (value @ out).T + torch.eye(64))
     torch.testing.assert_close(matrices(state, "gpt2_heads", 16)[2:], [value.T, out.T])
 
@@ -194,11 +101,67 @@ def test_llama_with_grouped_queries(kv_heads: int, head_dim: int) -> None:
     heads = value.view(kv_heads, head_dim, width)
     expected = sum(out[:, h * head_dim : (h + 1) * head_dim] @ heads[h // (4 // kv_heads)] for h in range(4))
     torch.testing.assert_close(matrices(state, "llama_ov", head_dim)[1], expected + torch.eye(width))
+    factor = list(chain_factors(state, load_chain("llama_ov"), head_dim=head_dim))[1]
+    torch.testing.assert_close((factor.read, factor.write), (value, out))
+    assert factor.read_group_size == head_dim
     if kv_heads < 4:  # the weights alone do not say how large a head is
         with pytest.raises(ValueError, match="attention heads of a size that its weights do not say: give head_dim=SIZE"):
             matrices(state, "llama_ov")
         with pytest.raises(ValueError, match=r"no copies of .* rows in heads of 5"):
             matrices(state, "llama_ov", 5)
+
+
+@pytest.mark.parametrize("model", ["qwen2", "qwen3"])
+def test_qwen_has_the_keys_of_a_llama_and_gains_before_its_branches(model: str) -> None:
+    """Sizes of Qwen: queries wider than the residual stream in Qwen3, biases in Qwen2, norms of queries and keys in Qwen3."""
+    width, head_dim, heads, kv_heads = 48, 16, 4 if model == "qwen3" else 3, 1
+    state = {"model.embed_tokens.weight": torch.randn(7, width)}
+    for i in range(2):
+        name = f"model.layers.{i}."
+        shapes = {"self_attn.q_proj": (heads * head_dim, width), "self_attn.k_proj": (kv_heads * head_dim, width),
+                  "self_attn.v_proj": (kv_heads * head_dim, width), "self_attn.o_proj": (width, heads * head_dim),
+                  "mlp.gate_proj": (96, width), "mlp.up_proj": (96, width), "mlp.down_proj": (width, 96)}  # fmt: skip
+        vectors = {"input_layernorm": width, "post_attention_layernorm": width}
+        if model == "qwen3":
+            vectors |= {"self_attn.q_norm": head_dim, "self_attn.k_norm": head_dim}
+        else:
+            state |= {f"{name}self_attn.{key}_proj.bias": torch.randn(len(shapes[f"self_attn.{key}_proj"])) for key in "qkv"}
+        state |= {f"{name}{key}.weight": torch.randn(shape).bfloat16() for key, shape in shapes.items()}
+        state |= {f"{name}{key}.weight": torch.rand(size) for key, size in vectors.items()}
+    state |= {"model.norm.weight": torch.rand(width), "lm_head.weight": torch.randn(7, width)}
+    assert [chain.name for chain in find_chains(state)] == ["llama_mlp", "llama_ov"]
+    own = {key.removeprefix("model.layers.1."): value.double() for key, value in state.items()}
+    mlp = list(chain_factors(state, load_chain("llama_mlp"), residual_scale=0.5))[1]
+    gain = torch.diag(own["post_attention_layernorm.weight"])
+    torch.testing.assert_close(mlp.read, own["mlp.up_proj.weight"] @ gain)
+    torch.testing.assert_close(mlp.write, own["mlp.down_proj.weight"])
+    torch.testing.assert_close(mlp.matrix, torch.eye(width) + 0.5 * mlp.write @ mlp.read)
+    attention = list(chain_factors(state, load_chain("llama_ov"), head_dim=head_dim))[1]
+    value = own["self_attn.v_proj.weight"] @ torch.diag(own["input_layernorm.weight"])
+    torch.testing.assert_close(attention.read, value)
+    torch.testing.assert_close(attention.matrix, own["self_attn.o_proj.weight"] @ value.repeat(heads, 1) + torch.eye(width))
+    assert (mlp.dtype, attention.dtype, attention.read_group_size) == (torch.bfloat16, torch.bfloat16, head_dim)
+
+
+@pytest.mark.parametrize("prefix", ["", "bert."])
+def test_bert_has_the_gain_of_its_norm_behind_the_block(prefix: str) -> None:
+    state = {}
+    for i in (0, 1):
+        shapes = {"attention.self.query": (16, 16), "attention.self.value": (16, 16), "attention.output.dense": (16, 16),
+                  "attention.output.LayerNorm": (16,), "intermediate.dense": (64, 16), "output.dense": (16, 64),
+                  "output.LayerNorm": (16,)}  # fmt: skip
+        state |= {f"{prefix}encoder.layer.{i}.{key}.weight": torch.randn(shape) for key, shape in shapes.items()}
+    assert [chain.name for chain in find_chains(state)] == ["bert_mlp", "bert_ov"]
+    own = {key.removeprefix(f"{prefix}encoder.layer.1."): value.double() for key, value in state.items()}
+    for chain, first, last, norm in (
+        ("bert_mlp", "intermediate.dense", "output.dense", "output.LayerNorm"),
+        ("bert_ov", "attention.self.value", "attention.output.dense", "attention.output.LayerNorm"),
+    ):
+        factor = list(chain_factors(state, load_chain(chain), head_dim=8, residual_scale=2.0))[1]
+        gain = torch.diag(own[f"{norm}.weight"])
+        write = gain @ own[f"{last}.weight"]
+        torch.testing.assert_close((factor.read, factor.write), (own[f"{first}.weight"], write))
+        torch.testing.assert_close(factor.matrix, gain + 2 * factor.write @ factor.read)
 
 
 @pytest.mark.parametrize("diffusers", [True, False])
@@ -211,6 +174,9 @@ def test_dit(diffusers: bool) -> None:
     value = state["transformer_blocks.2.attn1.to_v.weight"] if diffusers else state["blocks.2.attn.qkv.weight"][32:]
     out = state["transformer_blocks.2.attn1.to_out.0.weight" if diffusers else "blocks.2.attn.proj.weight"]
     torch.testing.assert_close(matrices(state, "dit_ov")[2], out.double() @ value.double() + torch.eye(16))
+    gain = torch.rand(16)  # most have no gain before the branch, as above
+    state["transformer_blocks.2.norm1.weight" if diffusers else "blocks.2.norm1.weight"] = gain
+    torch.testing.assert_close(matrices(state, "dit_ov")[2], out.double() @ value.double() * gain.double() + torch.eye(16))
 
 
 def test_the_original_dit_is_told_from_a_vision_transformer() -> None:
@@ -228,17 +194,31 @@ def test_layer_scale_under_its_names() -> None:
         torch.testing.assert_close(matrices(state, "vit_mlp")[1], torch.diag(gain) @ second @ first + torch.eye(4))
 
 
-def test_unet2d_down_path_and_middle() -> None:
+def test_unet2d() -> None:
     state = unet2d()
     (chain,) = find_chains(state)
-    assert chain_blocks(state, chain) == [
+    factors = list(chain_factors(state, chain))
+    assert [factor.name for factor in factors] == [
         "down_blocks.0.resnets.0", "down_blocks.0.resnets.1", "down_blocks.0.downsamplers.0", "down_blocks.1.resnets.0",
-        "mid_block.resnets.0", "mid_block.resnets.1",
+        "mid_block.resnets.0", "mid_block.resnets.1", "up_blocks.0.resnets.0", "up_blocks.0.resnets.1",
+        "up_blocks.0.upsamplers.0",
     ]  # fmt: skip
-    name = "down_blocks.1.resnets.0"
-    one, two, shortcut = (state[f"{name}.{key}.weight"].double().sum((2, 3)) for key in ("conv1", "conv2", "conv_shortcut"))
-    expected = two @ torch.diag(state[f"{name}.norm2.weight"].double()) @ one + shortcut
-    torch.testing.assert_close(matrices(state, "unet2d")[3], expected)
+    for index, name, inputs in ((3, "down_blocks.1.resnets.0", 4), (7, "up_blocks.0.resnets.1", 8)):
+        one, two, shortcut = (state[f"{name}.{key}.weight"].double().sum((2, 3)) for key in ("conv1", "conv2", "conv_shortcut"))
+        before, between = (torch.diag(state[f"{name}.{key}.weight"].double()) for key in ("norm1", "norm2"))
+        expected = two @ between @ one @ before + shortcut
+        torch.testing.assert_close(factors[index].matrix, expected[:, :inputs])
+        torch.testing.assert_close(factors[index].read, (one @ before)[:, :inputs])
+        torch.testing.assert_close(factors[index].write, two)
+
+
+def test_stored_dtype_is_the_coarsest() -> None:
+    state = gpt2(2, 8, "")
+    assert {factor.dtype for factor in chain_factors(state, load_chain("gpt2_mlp"))} == {torch.float32}
+    state["h.1.mlp.c_fc.weight"] = state["h.1.mlp.c_fc.weight"].half()
+    assert [factor.dtype for factor in chain_factors(state, load_chain("gpt2_mlp"))] == [torch.float32, torch.float16]
+    state["h.1.ln_2.weight"] = state["h.1.ln_2.weight"].bfloat16()
+    assert [factor.dtype for factor in chain_factors(state, load_chain("gpt2_mlp"))] == [torch.float32, torch.bfloat16]
 
 
 def test_blocks_come_in_the_order_of_their_numbers() -> None:
@@ -297,6 +277,11 @@ def test_every_builtin_chain_loads_and_says_what_it_is(name: str) -> None:
         ("units: [{block: 'a(b)', product: [w], order: [x]}]", "order must hold"),
         ("units: [{block: 'a'}]", "product"),
         ("units: [{block: 'a', product: [{as: diagonal}]}]", "key"),
+        ("units: [{block: 'a', product: [{key: w, root: true}]}]", "of the block's own"),
+        ("units: [{block: 'a', product: [w], shortcut: sometimes}]", "shortcut must be identity, identity_if_square or"),
+        ("units: [{block: 'a', product: [w], copies: 0}]", "copies must be a whole number"),
+        ("units: [{block: 'a', product: [w], where: '('}]", "wrong"),
+        ("units: [{block: 'a', product: [{key: w, interleaved: true}]}]", "interleaved needs part"),
     ],
 )
 def test_wrong_chain_files_are_refused_in_one_line(tmp_path: Path, text: str, said: str) -> None:
@@ -324,12 +309,24 @@ def test_wrong_chain_files_are_refused_in_one_line(tmp_path: Path, text: str, sa
           ("bn1.running_var", torch.tensor([1.0, -1.0])))}, "resnet", "layer1.0.bn1.running_var must be >= 0, got -1"),
         ({f"blocks.{i}.mlp.fc{j}.weight": torch.randn(*s) for i in (0, 1) for j, s in ((1, (8, 4)), (2, (6, 8)))}, "vit_mlp",
          "identity shortcut but is .6, 4."),
+        ({f"blocks.{i}.{j}.{k}": v for i in (0, 1) for j in (0, 1) for k, v in (("conv.weight", torch.randn(4, 2, 1, 1)),
+          ("bn1.running_var", torch.ones(3)))}, "mbconv", "has 4 outputs, and its batch norm bn1 3 gains"),
+        ({f"layers.{i}.{k}": torch.randn(*s) for i in (0, 1) for k, s in [("downsample.reduction.weight", (4, 6))]}, "swin_mlp",
+         "takes 6 inputs, which are no 4 copies"),
+        (gpt2(2, 8, ""), "vit_mlp", "at least two blocks"),
     ],
 )  # fmt: skip
 def test_weights_that_do_not_fit_are_refused_in_one_line(state: dict[str, Tensor], chain: str, said: str) -> None:
     with pytest.raises(ValueError, match=said) as caught:
         list(chain_factors(state, load_chain(chain)))
     assert "\n" not in str(caught.value)
+
+
+def test_wrong_arguments_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"head_dim must divide the 8 value rows of h\.0, got 3"):
+        list(chain_factors(gpt2(2, 8, ""), load_chain("gpt2_ov"), head_dim=3))
+    with pytest.raises(ValueError, match="residual_scale must be finite, got nan"):
+        list(chain_factors(gpt2(2, 8, ""), load_chain("gpt2_ov"), residual_scale=float("nan")))
 
 
 def test_unknown_chain_lists_the_choices() -> None:
