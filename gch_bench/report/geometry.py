@@ -21,8 +21,8 @@ STATIC_NOTE = (
     " network computes with its nonlinearities; measured Jacobians (jacobian.images=N) verify the same chain at real inputs"
 )
 MEASURED_NOTE = (
-    "measured at these images: the Jacobians of the blocks at real inputs, so that all statements hold for the network linearised"
-    " there, and for no other input"
+    "measured at these images: the Jacobians of the blocks at real inputs, so that all statements hold for the network"
+    " linearised there, and for no other input"
 )
 FORMS = {
     BRANCH: "branch to branch: what the branch of one block writes, and what that of the next one reads",
@@ -36,7 +36,7 @@ Console = tuple[str, list[str], list[list[str]], list[str]]
 
 
 def console_tables(reports: Reports) -> list[Console]:
-    """[(title, columns, rows, notes)]: the headline's most telling columns, and a line of verdict for each chain as its notes."""
+    """[(title, columns, rows, notes)]: the headline's most telling columns; the notes are a line of verdict for each chain."""
     if not len(reports):
         return []
     table = headline(reports)
@@ -104,9 +104,10 @@ def _how_to_read(reports: Reports, notes: Sequence[str]) -> list[str]:
     kinds = {each.kind for _, each in reports}
     lines = ["", "## How to read this", ""]
     lines += [
-        "Every number stands beside what it is by chance, or its reason for having no such number is given here. Chance is, at an"
-        " interface, a Haar-random rotation between the two factors, which keeps both spectra; and for a spectrum, Gaussian"
-        " matrices of the same shape. z: distance from the mean of the null in its standard deviations. Definitions:"
+        "Every number stands beside what it is by chance, or its reason for having no such number is given here. Chance"
+        " is, at an interface, a Haar-random rotation between the two factors, which keeps both spectra; and for a"
+        " spectrum, Gaussian matrices of the same shape. z: distance from the mean of the null in its standard deviations."
+        " Definitions:"
         " docs/geometry.md.",
         "",
     ]

@@ -133,7 +133,8 @@ def _spectra(report: ChainReport) -> list[str]:
         return []
     total, adequate = int(own["factors"]), int(own["chart_adequate"])
     if adequate == total:
-        text = f"the power-law chart is adequate for {'all factors' if total > 1 else 'the factor'}, mean exponent {own['mean_exponent']:.2f}"
+        which = f"all {total} factors" if total > 1 else "the only factor"
+        text = f"the power-law chart is adequate for {which}, mean exponent {own['mean_exponent']:.2f}"
     elif adequate == 0:
         text = f"the power-law chart is adequate for none of the {total} factors, so their exponents describe nothing"
     else:
