@@ -61,7 +61,7 @@ def _over_depth(count: int, panels: Sequence[float], names: Sequence[str]) -> tu
     legend = style.LINE * -(-len(names) // style.legend_columns(names, width)) + 0.1
     figure = Figure(figsize=(width, sum(panels) + 0.35 + legend), layout="constrained")
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=panels)[:, 0]
-    axes[-1].xaxis.get_major_locator().set_params(integer=True, nbins=8)
+    axes[-1].xaxis.set_major_locator(MaxNLocator(8, integer=True))
     return figure, list(axes)
 
 

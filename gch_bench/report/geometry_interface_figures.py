@@ -1,9 +1,12 @@
 """Figures of the interfaces of one network's chain: the decomposition of what happens to the tops, and certified shares."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from gch_bench.report import figure_style as style
 from gch_bench.report.figure_style import COLUMN, DOUBLE
@@ -35,11 +38,11 @@ def margins(label: str, report: ChainReport) -> Figure | None:
     heights["residual_change"] = np.abs(heights["residual_change"])
     bottoms = {"budget": 0.0, "slack": heights["budget"], "residual_change": heights["budget"] + heights["slack"]}
     for order, (name, words, color, hatch) in enumerate(PARTS):  # a budget below 0 lies before the slack that begins there
-        looks = {"color": color, "hatch": hatch, "edgecolor": "0.25", "lw": 0.3, "zorder": 3 - order}
+        looks: dict[str, Any] = {"color": color, "hatch": hatch, "edgecolor": "0.25", "lw": 0.3, "zorder": 3 - order}
         axis.bar(at, heights[name], 0.78, bottoms[name], label=words, **looks)
     axis.plot(at, table["displacement"], "D", color="black", mfc="white", ms=3, mew=0.8, zorder=4, label="|change of rho|")
     axis.axhline(0, color="black", lw=0.6, zorder=4)
-    axis.xaxis.get_major_locator().set_params(integer=True, nbins=12)
+    axis.xaxis.set_major_locator(MaxNLocator(12, integer=True))
     axis.set(xlabel="interface", ylabel="nats")
     style.legend(figure, [axis], 4 if figure.get_size_inches()[0] > COLUMN else 2)
     figure.set_label(

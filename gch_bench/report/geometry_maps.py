@@ -1,5 +1,7 @@
 """Figures of single interfaces: alignment matrices sorted by groups, and the graph of groups that share their supports."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
@@ -130,7 +132,9 @@ def _graph(axis: Axes, picture: Picture) -> None:
     for g, h in sorted(drawn, key=lambda pair: edges[pair]):
         certain = edges[g, h] == 1
         width = max(WIDEST * float(strengths[g, h]) / strongest, 0.3)
-        look = {"color": "black", "ls": "-", "alpha": 0.75} if certain else {"color": "0.45", "ls": (0, (3, 2)), "alpha": 0.9}
+        look: dict[str, Any] = (
+            {"color": "black", "ls": "-", "alpha": 0.75} if certain else {"color": "0.45", "ls": (0, (3, 2)), "alpha": 0.9}
+        )
         axis.plot(x[[g, h]], y[[g, h]], lw=width, zorder=1, solid_capstyle="round", **look)
     area = (90 if count <= NAMED else 20) * picture.sizes.numpy() / picture.sizes.double().mean().item()
     axis.scatter(x, y, s=area, color="white", edgecolor="black", lw=0.8, zorder=2)

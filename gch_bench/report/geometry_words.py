@@ -71,7 +71,7 @@ class _Found(NamedTuple):
     """How one number stands to chance."""
 
     side: int  # 1 where aligned factors lie, -1 on the other side, 0 where chance explains it
-    count: int  # interfaces in that tail of the null, which holds 2.5% of them by chance; those of aligned factors for side 0
+    inside: int  # interfaces in that tail of the null, which holds 2.5% of them by chance; those of aligned factors for side 0
     total: int  # interfaces
     value: float  # medians over them
     null: float
@@ -99,7 +99,7 @@ def _sentence(each: _Alignment, table: pd.DataFrame, what: str) -> str:
     words = {1: each.beyond, -1: each.opposite, 0: each.chance}[found.side]
     hint = "; this is no clear result" if found.side == 0 and abs(found.z) >= NEAR else ""
     numbers = each.form.format(value=found.value, z=found.z, null=found.null)
-    return f"{words.format(what=what, count=f'{found.count} of {found.total} interfaces')}, {numbers}{hint}"
+    return f"{words.format(what=what, count=f'{found.inside} of {found.total} interfaces')}, {numbers}{hint}"
 
 
 def short_verdict(report: ChainReport) -> str:

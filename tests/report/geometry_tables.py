@@ -98,7 +98,7 @@ def a_picture(index: int, form: str, title: str, groups: int = 8, seed: int = 0)
     shuffled = torch.randperm(len(matrix), generator=generator)
     found = align(matrix[shuffled], group[shuffled], tau=3.0, omega=2.0)
     edges = torch.where(found.edges, 1, -1) * (found.overlap - 2.0).abs().gt(0.5)
-    for g, h in ((0, 1), (2, 5)):
+    for g, h in ((0, 1), (2, 5)) if groups > 5 else ():
         edges[g, h] = edges[h, g] = 0
     return picture(Place(index, form, PHYSICAL, title), matrix[shuffled], found, edges)
 
