@@ -12,6 +12,7 @@ from gch_bench.errors import UserError
 
 MODES = ("geometry", "describe", "match", "compatibility")
 QUANTITIES = ("gate_variance", "log_variance")
+GROUPINGS = ("clusters", "contiguous")
 
 
 @dataclass(frozen=True)
@@ -42,24 +43,25 @@ class AlignmentConfig:
     a value out of its range.
     """
 
-    groups: int = 8  # q, number of contiguous groups of rows, where a chain's file sets no group_size (such as that of heads)
-    # Norm from which a block is active, in units of the root mean square block norm; null: at the widest gap between norms.
-    tau: float | None = None
-    # Overlap strength from which an edge joins two groups, in units of ||M||; null: at the widest gap between strengths.
-    omega: float | None = None
+    groups: int = 8  # q, number of groups of rows, where the chain sets no group_size (such as that of heads)
+    grouping: str = "clusters"  # how such groups are made: clusters of rows with like profiles, or contiguous rows
+    density: float = 0.15  # share of active blocks, by which tau is chosen
+    edge_density: float = 0.5  # share of edges among the pairs of groups that share an active column, by which omega is chosen
     hub_degree: int = 2  # a column that is active in at least so many groups is a hub
     noise_budget: float | None = None  # nu: the certificate then also guarantees that the noise part stays within nu ||M||
-    kappa: float = 0.5  # least |cosine| between a channel and its group's mean profile for the labels SC and SA
+    # Least |cosine| between a channel and its group's mean profile for the labels SC and SA, in units of its value by chance,
+    # 1 / sqrt(rows of the group), but at most half way from there to 1.
+    kappa: float = 2.0
 
     def __post_init__(self) -> None:
         for name in ("groups", "hub_degree"):
             check(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
-        for name in ("tau", "omega"):
-            value = getattr(self, name)
-            check(value is None or 0 < value < float("inf"), name, "> 0 or null", value)
+        check_choice("grouping", self.grouping, GROUPINGS)
+        for name in ("density", "edge_density"):
+            check(0 < getattr(self, name) < 1, name, "in (0, 1)", getattr(self, name))
         budget = self.noise_budget
         check(budget is None or 0 <= budget < float("inf"), "noise_budget", ">= 0 or null", budget)
-        check(0 < self.kappa <= 1, "kappa", "in (0, 1]", self.kappa)
+        check(0 < self.kappa < float("inf"), "kappa", "> 0", self.kappa)
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,20 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import pandas as pd
-import torch
 from torch import Tensor
 
 from gch_bench.config.diagnosis import AlignmentConfig, SpectralConfig
 from gch_bench.geometry.chains import Factor
+from gch_bench.geometry.channel_tables import channel_tables
+from gch_bench.geometry.channels import Channels, channels_of
 from gch_bench.geometry.factors import Analysed, analysed, factor_row, spectrum_rows
 from gch_bench.geometry.interfaces import Meeting, interface_row
+from gch_bench.geometry.pictures import Place, picture
 from gch_bench.geometry.summary import summary_of
-from gch_bench.results.geometry import BLOCK, BRANCH, ChainReport
-from gch_bench.spectral.linalg import norm, top_value
-from gch_bench.spectral.transport import transport_of
+from gch_bench.results.geometry import BLOCK, BRANCH, PHYSICAL, SOURCE, ChainReport
+from gch_bench.spectral.composition import Product, log_top, product_with
+from gch_bench.spectral.linalg import norm
+from gch_bench.spectral.transport import Transport, transport_of
 
 Keep = Callable[[int, str, dict[str, Tensor]], None]
 
@@ -32,6 +35,10 @@ class Options(NamedTuple):
     seed: int = 0  # of the draws of the nulls
 
 
+OPTIONS = Options()
+TABLES = ("factors", "interfaces", "certificates", "channels", "columns", "edges", "spectra")
+
+
 class _Ends(NamedTuple):
     """One factor of a chain, and what its branch reads and writes; the same object where the factor is one plain matrix."""
 
@@ -41,7 +48,7 @@ class _Ends(NamedTuple):
 
 
 def analyse(
-    factors: Iterable[Factor], chain: str, description: str, options: Options = Options(), keep: Keep | None = None
+    factors: Iterable[Factor], chain: str, description: str, options: Options = OPTIONS, keep: Keep | None = None
 ) -> ChainReport:
     """The report on a chain.
 
@@ -57,13 +64,13 @@ def analyse(
     tables: dict[str, list[Any]] = {name: [] for name in TABLES}
     report = ChainReport(chain, "", description)
     before: _Ends | None = None
-    product = _Product()
+    product: Product | None = None
     for index, factor in enumerate(factors):
         here = _ends(factor, options.spectral.eta)
         report.kind = factor.kind
         tables["factors"].append({"index": index, **factor_row(here.whole, options.spectral)})
         tables["spectra"].append(spectrum_rows(index, here.whole))
-        product.append(here.whole)
+        product = product_with(product, factor.matrix)
         if before is not None:
             for meeting in _meetings(index - 1, before, here):
                 _add_interface(meeting, options, tables, report, keep)
@@ -73,19 +80,18 @@ def analyse(
         whole.insert(0, "kind", report.kind)
         whole.insert(0, "chain", chain)
         setattr(report, name, whole)
-    report.summary = summary_of(report) | {"log_top": product.log_top()}
+    report.summary = summary_of(report)
+    if product is not None:
+        report.summary |= _of_product(product)
     return report
-
-
-TABLES = ("factors", "interfaces", "certificates", "channels", "columns", "edges", "spectra")
 
 
 def _ends(factor: Factor, eta: float) -> _Ends:
     whole = analysed(factor.name, factor.matrix, factor, eta, factor.group_size)
     read = write = whole
-    if factor.read is not None:
+    # A branch that ends in gains of zero, as networks are often initialised, writes nothing, and has no geometry.
+    if factor.read is not None and factor.write is not None and factor.read.any() and factor.write.any():
         read = analysed(factor.name, factor.read, factor, eta, factor.read_group_size)
-    if factor.write is not None:
         write = analysed(factor.name, factor.write, factor, eta, factor.group_size)
     return _Ends(whole, read, write)
 
@@ -101,26 +107,39 @@ def _add_interface(
     meeting: Meeting, options: Options, tables: dict[str, list[Any]], report: ChainReport, keep: Keep | None
 ) -> None:
     """Add the rows and pictures of an interface; no matrix of it is kept in memory."""
-    moved = transport_of(meeting.first.parts, meeting.second.parts, meeting.first.window, meeting.second.window)
-    tables["interfaces"].append(interface_row(meeting, moved, options.seed))
+    first, second = meeting.first, meeting.second
+    moved = transport_of(first.parts, second.parts, first.window, second.window)
+    row = interface_row(meeting, moved, options.seed)
+    try:
+        found = channels_of(first.parts, second.parts, moved, options.alignment, second.group_size)
+    except ValueError as error:
+        raise ValueError(f"interface {meeting.title}: {error}") from error
+    for matrix, each in zip((PHYSICAL, SOURCE), found, strict=True):
+        row |= {f"{matrix}_{name}": value for name, value in each.row._asdict().items()}
+        where = {"index": meeting.index, "form": meeting.form, "matrix": matrix}
+        tables["certificates"] += [where | point._asdict() for point in each.curve]
+        for name, table in channel_tables(each).items():
+            tables[name].append(table.assign(**where))
+    tables["interfaces"].append(row)
+    place = Place(meeting.index, meeting.form, PHYSICAL, meeting.title)
+    report.pictures.append(picture(place, moved.physical, found.physical.alignment, found.physical.certificate.edges))
+    if keep is not None:
+        keep(meeting.index, meeting.form, _matrices(moved, found.physical))
 
 
-class _Product:
-    """The product of all factors of a chain, each with Frobenius norm sqrt(d), and its scale apart, so that it cannot overflow."""
+def _matrices(moved: Transport, found: Channels) -> dict[str, Tensor]:
+    made, certain = found.alignment, found.certificate
+    matrices = {name: getattr(moved, name) for name in ("full", "physical", "physical_truncated", "source_mode")}
+    blocks = {name: getattr(made, name) for name in ("norms", "supports", "overlap", "edges", "hubs", "group")}
+    return matrices | blocks | {"certified_blocks": certain.blocks, "certified_edges": certain.edges}
 
-    def __init__(self) -> None:
-        self.matrix: Tensor | None = None
-        self.log_scale = 0.0
 
-    def append(self, factor: Analysed) -> None:
-        matrix = factor.parts.matrix * (math.sqrt(factor.radial.fit.size) / factor.radial.norm)
-        product = matrix if self.matrix is None else matrix @ self.matrix
-        size = norm(product)
-        if size > 0:
-            self.log_scale += math.log(size)
-        self.matrix = product / size if size > 0 else product
+def _of_product(product: Product) -> dict[str, float]:
+    """Of the product of all factors, each with Frobenius norm sqrt(d): log s_1, and how far its norm exceeds the null's.
 
-    def log_top(self) -> float:
-        """log s_1 of the product; -inf if it is zero."""
-        top = top_value(self.matrix) if self.matrix is not None else 0.0
-        return self.log_scale + math.log(top) if top > 0 else -math.inf
+    The null is a Haar rotation at every interface; `log_gain` is the log of the norm over its root mean square there.
+    """
+    return {
+        "log_top": log_top(product.matrix) + product.log_scale - product.log_gain,
+        "log_gain": math.log(norm(product.matrix)) + product.log_scale - product.log_null,
+    }

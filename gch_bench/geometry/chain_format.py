@@ -4,30 +4,45 @@ A chain file (chain_files/*.yaml, or a user's own) has a `name`, a `description`
 
     units:
       - block: 'layer(\\d+)\\.(\\d+)'    # the module's whole name; its captured numbers are \\1, \\2, ...
-        order: ['\\1', '\\2']           # place of its factor in the chain; default: the place of its first key in the weights
+        order: ['\\1', '\\2']           # place of its factor in the chain; default: that of its first key in the weights
         product:                        # matrices in the module, first the one applied first; a key is a regular expression
           - {key: 'conv1\\.weight', norm: bn1}
           - {key: 'conv2\\.weight', norm: bn2}
-        shortcut:                       # added to the product: `identity`, or a product (if a key of it is missing: identity)
+        shortcut:                       # added to the product: `identity`, or a product (identity if a key of it is missing)
           - {key: 'downsample\\.0\\.weight', norm: downsample.1}
         group_size: 64                  # rows per group, or `head_dim`; default: rows are divided into alignment.groups groups
         skip_vectors: true              # modules whose weight is a vector (norms) are left out
+        where: 'bn3\\.weight'            # only if the weights have such a key, or all keys of a list
+        classifier: true                # the rows are classes; its factor is the last of the chain
+      - block: 'fc'
+        product: [weight]
+
+A module belongs to the first unit that fits. `shortcut: identity_if_square` adds the identity only to a square product, and
+`shortcut_except: REGEX` to none of the modules with such a name. `copies: 4` is for inputs that are several copies of the
+module's own at DC (merged patches): the product's columns come in so many blocks, which are summed. `concatenated: true` is for
+        shortcut:                       # added to the product: `identity`, or a product (identity if one of its keys lacks)
+is the size of an attention head, if the caller knows none.
 
 An entry of a product is a key, or a mapping with `key` and options. `norm` names a batch norm, also by a regular expression, to
-fold into the matrix with `eps` (1e-5). `as: diagonal` reads a vector of gains, `as: depthwise` a convolution of each channel by
-itself. `transpose: true` is for weights stored inputs x outputs, `part: [i, n]` takes the i-th of n equal parts of the rows.
-`heads: true` is for grouped queries: each head of head_dim rows is repeated until the rows fill the next matrix. An entry with
-`optional: true` may be missing. Convolutions are taken at DC, their taps summed; a grouped one is a block-diagonal matrix.
+fold into the matrix with `eps` (1e-5; the network's own, where there is a network). `as: diagonal` reads a vector of gains,
+`as: depthwise` a convolution of each channel by itself, `as: batch_norm` the gain of a batch norm whose running_var is the key.
+`transpose: true` is for weights stored inputs x outputs, `part: [i, n]` takes the i-th of n equal parts of the rows, or, with
+        where: 'bn3\\.weight'            # only if the weights have such a key, or all keys of a list
+is repeated until the rows fill the next matrix. An entry with `optional: true` may be missing. With `root: true`, key and norm
+are names in the whole network, not in the module, and may contain the numbers \\1, \\2 that block captured, as may `where`.
+Convolutions are taken at DC, their taps summed; a grouped one is a block-diagonal matrix.
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+IDENTITY, IF_SQUARE = "identity", "identity_if_square"
 
 
 @dataclass(frozen=True)
@@ -37,24 +52,27 @@ class Entry:
     key: str
     norm: str | None = None
     eps: float = 1e-5
-    form: str = "matrix"  # matrix | diagonal | depthwise
+    form: str = "matrix"  # matrix | diagonal | depthwise | batch_norm
     transpose: bool = False
     part: tuple[int, int] | None = None
+    interleaved: bool = False
     heads: bool = False
     optional: bool = False
+    root: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.key, str):
             raise ValueError(f"key must be a regular expression, got {self.key!r}")
-        re.compile(self.key)
-        if self.norm is not None:
-            re.compile(self.norm)
-        if self.form not in ("matrix", "diagonal", "depthwise"):
-            raise ValueError(f"as must be diagonal or depthwise, got {self.form!r}")
+        for pattern in (self.key, self.norm or ""):
+            re.compile(re.sub(r"\\\d", "0", pattern) if self.root else pattern)
+        if self.form not in ("matrix", "diagonal", "depthwise", "batch_norm"):
+            raise ValueError(f"as must be diagonal, depthwise or batch_norm, got {self.form!r}")
         if self.part is not None and not (
             _whole_numbers(self.part) and len(self.part) == 2 and 1 <= self.part[0] <= self.part[1]
         ):
             raise ValueError(f"part must be [i, n] with 1 <= i <= n, got {list(self.part)}")
+        if self.interleaved and self.part is None:
+            raise ValueError("interleaved needs part")
         if not isinstance(self.eps, float) or self.eps < 0:
             raise ValueError(f"eps must be a number >= 0 such as 1.0e-5, got {self.eps!r}")
 
@@ -70,15 +88,28 @@ class Unit:
     block: str
     product: tuple[Entry, ...]
     order: tuple[str | int, ...] | None = None
-    has_shortcut: bool = False
-    shortcut: tuple[Entry, ...] = ()  # the identity, if it is empty or a key of it is missing
+    shortcut: str | None = None  # IDENTITY | IF_SQUARE
+    projection: tuple[Entry, ...] = ()  # replaces the identity, unless a key of it is missing
+    shortcut_except: str | None = None
     group_size: int | str | None = None
     skip_vectors: bool = False
+    where: tuple[str, ...] = ()
+    copies: int = 1
+    concatenated: bool = False
+    head_dim: int | None = None
+    classifier: bool = False
 
     def __post_init__(self) -> None:
         numbers = re.compile(self.block).groups
-        if all(entry.optional for entry in self.product):
-            raise ValueError("a product must have an entry that is not optional")
+        for pattern in (*(re.sub(r"\\\d", "0", pattern) for pattern in self.where), self.shortcut_except or ""):
+            re.compile(pattern)
+        if all(entry.optional or entry.root for entry in self.product):
+            raise ValueError("a product must have an entry of the block's own that is not optional")
+        if self.shortcut not in (None, IDENTITY, IF_SQUARE):
+            raise ValueError(f"shortcut must be {IDENTITY}, {IF_SQUARE} or a product, got {self.shortcut!r}")
+        for name, count in (("copies", self.copies), ("head_dim", self.head_dim)):
+            if count is not None and (not _whole_numbers([count]) or count < 1):
+                raise ValueError(f"{name} must be a whole number >= 1, got {count!r}")
         size = self.group_size
         if size not in (None, "head_dim") and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
             raise ValueError(f"group_size must be a whole number >= 1 or head_dim, got {size!r}")
@@ -97,6 +128,8 @@ class Chain:
     name: str
     description: str
     units: tuple[Unit, ...]
+    eps: Mapping[str, float] = field(default_factory=dict)  # of the network's batch norms, by name; others have Entry.eps
+    shortcuts: Mapping[str, bool] = field(default_factory=dict)  # whether a block has one, instead of `identity_if_square`
 
 
 def builtin_chains() -> list[str]:
@@ -136,19 +169,18 @@ def load_chain(chain: str) -> Chain:
 
 
 def _unit(content: dict[str, Any]) -> Unit:
-    unknown = set(content) - {"block", "order", "product", "shortcut", "group_size", "skip_vectors"}
+    unknown = set(content) - {each.name for each in fields(Unit) if each.name != "projection"}
     if unknown:
         raise ValueError(f"unknown {', '.join(sorted(unknown))} in a unit")
-    shortcut = content.get("shortcut")
-    return Unit(
-        block=content["block"],
-        product=_entries(content["product"]),
-        order=tuple(content["order"]) if "order" in content else None,
-        has_shortcut=shortcut is not None,
-        shortcut=() if shortcut in (None, "identity") else _entries(shortcut),
-        group_size=content.get("group_size"),
-        skip_vectors=content.get("skip_vectors", False),
-    )
+    options = dict(content)
+    options["product"] = _entries(content["product"])
+    if isinstance(content.get("shortcut"), list):
+        options |= {"shortcut": IDENTITY, "projection": _entries(content["shortcut"])}
+    if "order" in content:
+        options["order"] = tuple(content["order"])
+    if "where" in content:
+        options["where"] = tuple([content["where"]] if isinstance(content["where"], str) else content["where"])
+    return Unit(**options)
 
 
 def _entries(contents: Any) -> tuple[Entry, ...]:

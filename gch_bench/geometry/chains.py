@@ -3,21 +3,24 @@
 Source: GSA I, arXiv 2605.02108; which matrices represent a block is this project's choice (docs/geometry.md).
 """
 
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from gch_bench.geometry.chain_format import Chain, Entry, Unit, load_chain
+from gch_bench.geometry.block_matrices import Block, Reader, block_matrices, resolved
+from gch_bench.geometry.chain_format import Chain, load_chain
 from gch_bench.results.geometry import STATIC
-from gch_bench.spectral.linalg import finite64
 
 # `chain=auto` takes the first family that has a chain in the weights; the last, `layers`, only if its shapes compose.
 FAMILIES = (
-    ("resnet",), ("convnext",), ("vit_mlp", "vit_ov"), ("mixer",), ("gpt2_mlp", "gpt2_ov"), ("llama_mlp", "llama_ov"),
-    ("dit_mlp", "dit_ov"), ("unet2d",), ("layers",),
+    ("resnet",), ("convnext",), ("mbconv",), ("swin_mlp", "swin_ov"), ("maxvit_mlp", "maxvit_ov"), ("vit_mlp", "vit_ov"),
+    ("mixer",), ("gpt2_mlp", "gpt2_ov"), ("llama_mlp", "llama_ov"), ("dit_mlp", "dit_ov"), ("unet2d",), ("layers",),
 )  # fmt: skip
 
 
@@ -38,31 +41,34 @@ class Factor(NamedTuple):
     together: Tensor | None = None  # measured Jacobians: of the block before and this one, differentiated together
 
 
-class _Block(NamedTuple):
-    unit: Unit
-    name: str
-    place: tuple[int, ...]
+def chain_blocks(weights: Mapping[str, Tensor], chain: Chain, classifier: bool = False) -> list[str]:
+    """The names of the chain's modules, in order, on request with the classifier; [] if the weights have none."""
+    return [block.name for block in _blocks(weights, chain) if classifier or not block.unit.classifier]
 
 
-def chain_blocks(weights: Mapping[str, Tensor], chain: Chain) -> list[str]:
-    """The names of the chain's modules, in order; [] if the weights have none."""
-    return [block.name for block in _blocks(weights, chain)]
+def _blocks(weights: Mapping[str, Tensor], chain: Chain) -> list[Block]:
+    """The chain's modules, in order. Each belongs to the first unit that fits it."""
+    found: dict[str, Block] = {}
+    present: dict[str, bool] = {}  # whether the weights have a key that fits a pattern
 
+    def has(pattern: str) -> bool:
+        if pattern not in present:
+            present[pattern] = any(re.fullmatch(pattern, key) for key in weights)
+        return present[pattern]
 
-def _blocks(weights: Mapping[str, Tensor], chain: Chain) -> list[_Block]:
-    found: dict[str, _Block] = {}
-    for position, key in enumerate(weights):
-        for unit in chain.units:
-            first = next(entry for entry in unit.product if not entry.optional)
-            match = re.fullmatch(rf"(?P<_block>{unit.block})\.(?:{first.key})", key)
-            if match and not (unit.skip_vectors and weights[key].ndim < 2):
-                name = match["_block"]
-                at = re.fullmatch(unit.block, name)
-                assert at is not None
+    for unit in chain.units:
+        first = next(entry for entry in unit.product if not (entry.optional or entry.root))
+        finder = re.compile(rf"(?P<_block>{unit.block})\.(?:{first.key})")
+        for position, key in enumerate(weights):
+            match = finder.fullmatch(key)
+            if match is None or match["_block"] in found or (unit.skip_vectors and weights[key].ndim < 2):
+                continue
+            name = match["_block"]
+            at = re.fullmatch(unit.block, name)
+            if at is not None and all(has(resolved(pattern, unit, name)) for pattern in unit.where):
                 place = (position,) if unit.order is None else tuple(int(at.expand(str(part))) for part in unit.order)
-                found.setdefault(name, _Block(unit, name, place))
-                break
-    return sorted(found.values(), key=lambda block: block.place)
+                found[name] = Block(unit, name, place)
+    return sorted(found.values(), key=lambda block: (block.unit.classifier, block.place))
 
 
 def find_chains(weights: Mapping[str, Tensor]) -> list[Chain]:
@@ -82,49 +88,65 @@ def find_chains(weights: Mapping[str, Tensor]) -> list[Chain]:
     return [layers]
 
 
+def for_network(chain: Chain, network: nn.Module) -> Chain:
+    """The chain with what weights do not say but their network does.
+
+    These are the eps of its batch norms, and which of its blocks have an identity shortcut where the chain has the rule
+    `identity_if_square` (timm's attribute `has_skip`, torchvision's `use_res_connect`).
+    """
+    eps = {name: norm.eps for name, norm in network.named_modules() if isinstance(norm, _BatchNorm)}
+    shortcuts = {}
+    for name, block in network.named_modules():
+        skip = getattr(block, "has_skip", getattr(block, "use_res_connect", None))
+        if isinstance(skip, bool):
+            shortcuts[name] = skip
+    return replace(chain, eps=eps, shortcuts=shortcuts)
+
+
 def chain_factors(
-    weights: Mapping[str, Tensor], chain: Chain, device: torch.device | str = "cpu", head_dim: int | None = None
+    weights: Mapping[str, Tensor],
+    chain: Chain,
+    device: torch.device | str = "cpu",
+    head_dim: int | None = None,
+    residual_scale: float = 1.0,
 ) -> Iterator[Factor]:
     """Yield the factors of a chain, in order, in float64 on ``device``; each weight is read only when it is needed.
 
-    ``head_dim`` is the number of rows of an attention head; chains with grouped queries or groups of rows need it.
+    ``head_dim`` is the number of rows of an attention head; chains with grouped queries or groups of rows need it. The matrix
+    of a block with a shortcut is the shortcut plus ``residual_scale`` times the branch; `read` and `write` are not scaled.
 
     Raises:
         ValueError: if there are fewer than two blocks, a matrix is missing, not finite or of a wrong shape, or factors do not
             compose (the message names both).
     """
+    if not math.isfinite(residual_scale):
+        raise ValueError(f"residual_scale must be finite, got {residual_scale!r}")
     blocks = _blocks(weights, chain)
     if len(blocks) < 2:
+        patterns = " or ".join(dict.fromkeys(unit.block for unit in chain.units))
         raise ValueError(
-            f"chain {chain.name} needs at least two blocks {' or '.join(unit.block for unit in chain.units)}, the weights have"
-            f" {len(blocks)} (first keys: {', '.join(list(weights)[:3])})"
+            f"chain {chain.name} needs at least two blocks {patterns}, the weights have {len(blocks)} (first keys:"
+            f" {', '.join(list(weights)[:3])})"
         )
-    reader = _Reader(weights, device, head_dim)
-    factors = (Factor(block.name, _operator(reader, block), reader.group_size(block)) for block in blocks)
-    yield from composing(factors, chain.name)
+    reader = Reader(weights, chain, device, head_dim, residual_scale)
+    yield from composing(_factors(reader, blocks), chain.name)
 
 
-class _Reader(NamedTuple):
-    weights: Mapping[str, Tensor]
-    device: torch.device | str
-    head_dim: int | None
-
-    def read(self, key: str) -> Tensor:
-        weight = self.weights[key]
-        if not weight.is_floating_point():
-            raise ValueError(
-                f"{key} must hold floating-point numbers, got {weight.dtype}: quantised weights must be unpacked first"
-            )
-        return finite64(weight.to(self.device), key)
-
-    def head(self, block: str) -> int:
-        if self.head_dim is None:
-            raise ValueError(f"{block} comes in attention heads of a size that its weights do not say: give head_dim=SIZE")
-        return self.head_dim
-
-    def group_size(self, block: _Block) -> int | None:
-        size = block.unit.group_size
-        return self.head(block.name) if isinstance(size, str) else size
+def _factors(reader: Reader, blocks: list[Block]) -> Iterator[Factor]:
+    outputs: int | None = None
+    for block in blocks:
+        found = block_matrices(reader, block, outputs)
+        outputs = len(found.matrix)
+        yield Factor(
+            name=block.name,
+            matrix=found.matrix,
+            group_size=found.group_size,
+            read=found.read,
+            write=found.write,
+            read_group_size=found.read_group_size,
+            dtype=found.dtype,
+            classifier=block.unit.classifier,
+        )
 
 
 def composing(factors: Iterable[Factor], chain: str) -> Iterator[Factor]:
@@ -139,99 +161,6 @@ def composing(factors: Iterable[Factor], chain: str) -> Iterator[Factor]:
             )
         before = (factor.name, shape)
         yield factor
-
-
-def _operator(reader: _Reader, block: _Block) -> Tensor:
-    unit, prefix = block.unit, f"{block.name}."
-    own = {key.removeprefix(prefix): key for key in reader.weights if key.startswith(prefix)}
-    matrix = _product(reader, own, unit.product, block.name)
-    if not unit.has_shortcut:
-        return matrix
-    if unit.shortcut and all(_find(own, entry) for entry in unit.shortcut):
-        shortcut = _product(reader, own, unit.shortcut, block.name)
-    else:
-        if matrix.shape[0] != matrix.shape[1]:
-            raise ValueError(f"{block.name} has an identity shortcut but is {tuple(matrix.shape)}, not square")
-        shortcut = torch.eye(len(matrix), dtype=torch.float64, device=reader.device)
-    if shortcut.shape != matrix.shape:
-        raise ValueError(f"{block.name} has shape {tuple(matrix.shape)} and its shortcut {tuple(shortcut.shape)}")
-    return matrix + shortcut
-
-
-def _find(own: Mapping[str, str], entry: Entry) -> str | None:
-    return next((own[key] for key in own if re.fullmatch(entry.key, key)), None)
-
-
-def _product(reader: _Reader, own: Mapping[str, str], entries: Sequence[Entry], block: str) -> Tensor:
-    """The product of the entries' matrices, of which the first acts first."""
-    total: Tensor | None = None
-    heads = False  # whether the rows so far are heads that may have to be repeated
-    for entry in entries:
-        key = _find(own, entry)
-        if key is None:
-            if entry.optional:
-                continue
-            raise ValueError(f"{block} has no weight {entry.key}, which its chain needs; it has {', '.join(list(own)[:5])}")
-        weight = reader.read(key)
-        if total is not None and heads and weight.ndim == 2 and weight.shape[1] != len(total):
-            total = _repeated_heads(total, weight.shape[1], reader.head(block), key)
-        inputs = None if total is None else len(total)
-        if entry.form != "matrix":
-            gain = weight.flatten(1).sum(1) if entry.form == "depthwise" else weight.flatten()
-            total = torch.diag(gain) if total is None else gain[:, None] * total if len(gain) == inputs else None
-            if total is None:
-                raise ValueError(f"{key} has {len(gain)} gains, and what comes before it in {block} gives {inputs} outputs")
-        else:
-            matrix = _matrix(weight, entry, key, inputs)
-            if entry.norm:
-                matrix = _norm_gain(reader, own, entry, block)[:, None] * matrix
-            total = matrix if total is None else matrix @ total
-        heads = entry.heads
-    assert total is not None
-    return total
-
-
-def _repeated_heads(total: Tensor, wanted: int, head_dim: int, key: str) -> Tensor:
-    """(wanted, inputs): each head of ``head_dim`` rows repeated in place, once for every query head that shares it."""
-    if len(total) % head_dim or wanted % len(total):
-        raise ValueError(f"{key} takes {wanted} inputs, which are no copies of {len(total)} rows in heads of {head_dim}")
-    return total.unflatten(0, (-1, head_dim)).repeat_interleave(wanted // len(total), 0).flatten(0, 1)
-
-
-def _matrix(weight: Tensor, entry: Entry, key: str, inputs: int | None) -> Tensor:
-    """(outputs, inputs) of a linear layer or a convolution at DC, grouped if its weight has fewer columns than ``inputs``."""
-    if weight.ndim < 2:
-        raise ValueError(f"{key} must be a matrix or a convolution, got shape {tuple(weight.shape)}")
-    matrix = weight.flatten(2).sum(2) if weight.ndim > 2 else weight
-    if entry.transpose:
-        matrix = matrix.mT
-    if entry.part:
-        index, parts = entry.part
-        if len(matrix) % parts:
-            raise ValueError(f"{key} has {len(matrix)} rows, which do not split into {parts} parts")
-        matrix = matrix.chunk(parts)[index - 1]
-    if inputs is None or inputs == matrix.shape[1]:
-        return matrix
-    groups = inputs // matrix.shape[1]
-    if weight.ndim == 2 or inputs % matrix.shape[1] or len(matrix) % groups:
-        raise ValueError(
-            f"{key} has shape {tuple(matrix.shape)} (outputs, inputs), which does not compose with the {inputs} outputs of what"
-            " comes before it"
-        )
-    return torch.block_diag(*matrix.chunk(groups))
-
-
-def _norm_gain(reader: _Reader, own: Mapping[str, str], entry: Entry, block: str) -> Tensor:
-    """gamma / sqrt(running variance + eps) of a batch norm; gamma is 1 if it is not stored."""
-    name = next((key for key in own if re.fullmatch(rf"(?:{entry.norm})\.running_var", key)), None)
-    if name is None:
-        raise ValueError(f"{block} has no {entry.norm}.running_var, which its chain folds into {entry.key}")
-    variance = reader.read(own[name])
-    if float(variance.min()) < 0:
-        raise ValueError(f"{own[name]} must be >= 0, got {float(variance.min())!r}")
-    scale = own.get(name.removesuffix("running_var") + "weight")
-    gain = (variance + entry.eps).rsqrt()
-    return gain * reader.read(scale) if scale else gain
 
 
 def weight_matrices(weights: Mapping[str, Tensor], device: torch.device | str = "cpu") -> Iterator[tuple[str, Tensor]]:

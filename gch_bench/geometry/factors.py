@@ -88,9 +88,7 @@ def factor_row(here: Analysed, options: SpectralConfig) -> dict[str, Any]:
     }
 
 
-def spectrum_columns(
-    radius: radial.Radial, values: Tensor, energies: Tensor, shape: tuple[int, int, int]
-) -> dict[str, Any]:
+def spectrum_columns(radius: radial.Radial, values: Tensor, energies: Tensor, shape: tuple[int, int, int]) -> dict[str, Any]:
     """What factors.csv and weights.csv both say of a spectrum: its chart, tops and ranks, beside Gaussian matrices.
 
     Args:

@@ -1,4 +1,4 @@
-"""A row of a table per interface: how two factors are turned to each other, beside Haar rotations. Definitions: docs/geometry.md."""
+"""A row of a table per interface: how two factors are turned to each other, beside Haar rotations (docs/geometry.md)."""
 
 import math
 from typing import Any, NamedTuple
@@ -62,6 +62,8 @@ def interface_row(meeting: Meeting, moved: Transport, seed: int) -> dict[str, An
         "residual_change": between.residual_change,
         "displacement": between.displacement,
         **_spectra_row(first, second, between.exponent_change),
+        "modes_first": len(first.parts.values),
+        "modes_second": len(second.parts.values),
         "rank_first": moved.rank_first,
         "rank_second": moved.rank_second,
         "product_norm": math.sqrt(energy),

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pandas as pd
 from torch import Tensor, nn
 
-from gch_bench.geometry.analysis import TABLES, Options, analyse
+from gch_bench.geometry.analysis import OPTIONS, TABLES, Options, analyse
 from gch_bench.geometry.chain_format import load_chain
 from gch_bench.geometry.chains import chain_factors, find_chains, weight_matrices
 from gch_bench.geometry.weights import weight_table
@@ -28,7 +28,7 @@ class Frames(NamedTuple):
 
 
 def diagnose(
-    model: nn.Module | Mapping[str, Tensor], chain: str = "auto", options: Options = Options(), head_dim: int | None = None
+    model: nn.Module | Mapping[str, Tensor], chain: str = "auto", options: Options = OPTIONS, head_dim: int | None = None
 ) -> Frames:
     """The geometry of a network's weights.
 

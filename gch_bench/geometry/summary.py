@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pandas as pd
 
-from gch_bench.results.geometry import ALIGNED, ChainReport, headline_interfaces
+from gch_bench.results.geometry import ALIGNED, BLOCK, PHYSICAL, ChainReport, headline_interfaces
 from gch_bench.spectral import gibbs
 
 
 def summary_of(report: ChainReport) -> dict[str, float]:
-    """Name -> number. Interfaces count in their branch form where a chain has it: with a shortcut they mostly show the shortcut."""
+    """Name -> number. Of interfaces the branch form counts where there is one: with a shortcut they mostly show it."""
     factors = report.factors
     summary = {
         "factors": float(len(factors)),
@@ -28,32 +28,50 @@ def summary_of(report: ChainReport) -> dict[str, float]:
     }
     if not len(report.interfaces):
         return summary
-    return summary | _of_interfaces(headline_interfaces(report.interfaces)) | _of_depth(report.factors)
+    return summary | _of_interfaces(headline_interfaces(report.interfaces)) | _of_depth(report)
 
 
 def _of_interfaces(table: pd.DataFrame) -> dict[str, float]:
     names = ("energy_gain", "energy_gain_z", "slack_ratio", "slack_ratio_z", "angle_excess", "angle_excess_z")
+    certified = {name: _mean(table[f"{PHYSICAL}_{name}"]) for name in ("certified_share", "energy_certified_share")}
     return {
         "interfaces": float(len(table)),
         **{name: float(table[name].median()) for name in names},
         "aligned_share": float((table["energy_gain_percentile"] >= ALIGNED).mean()),
+        **certified,
+        "strict_share": float((table[f"{PHYSICAL}_certified"] != "no").mean()),
+        "certified_rank": float(_certified_ranks(table).median()),
     }
 
 
-def _of_depth(factors: pd.DataFrame) -> dict[str, float]:
-    """How far the charts move over depth. Exponents count between neighbours of equally many ranks; nan if there are none."""
+def _certified_ranks(table: pd.DataFrame) -> pd.Series:
+    """k*: the larger of the two certified windows, as a share of its factor's modes; 1 where no window is certified."""
+    shares = [table[f"{PHYSICAL}_certified_rank_{side}"] / table[f"modes_{side}"] for side in ("first", "second")]
+    return pd.concat(shares, axis=1).max(axis=1).fillna(1.0)
+
+
+def _of_depth(report: ChainReport) -> dict[str, float]:
+    """How far the charts move over depth, between neighbours of equally many ranks; nan if there are none.
+
+    Fisher's action is that of the charts, sum of I(a) da^2; those of KL and Bures add up KL(p_l || p_{l+1}) and the squared
+    Bures-Wasserstein distances of the measured spectra.
+    """
+    factors = report.factors
     pairs = list(itertools.pairwise(factors.to_dict("records")))
     equal = [(one, two) for one, two in pairs if one["numerical_rank"] == two["numerical_rank"]]
-    finite = [(one, two) for one, two in equal if math.isfinite(one["exponent"]) and math.isfinite(two["exponent"])]
+    fisher = [gibbs.fisher_action([one["exponent"], two["exponent"]], one["numerical_rank"]) for one, two in equal]
+    blocks = report.interfaces[report.interfaces["form"] == BLOCK]
     return {
-        "drift": sum(abs(two["exponent"] - one["exponent"]) for one, two in finite) if finite else math.nan,
+        "drift": _sum([abs(two["exponent"] - one["exponent"]) for one, two in equal]),
         "displacement": sum(abs(two["chart_radial"] - one["chart_radial"]) for one, two in pairs),
-        "fisher_action": sum(
-            gibbs.fisher_action([one["exponent"], two["exponent"]], one["numerical_rank"]) for one, two in finite
-        )
-        if finite
-        else math.nan,
+        "fisher_action": _sum(fisher),
+        "kl_action": _sum(list(blocks["spectrum_kl"].dropna())),
+        "bures_action": _sum(list(blocks["bures_squared"].dropna())),
     }
+
+
+def _sum(values: list[float]) -> float:
+    return float(sum(values)) if values else math.nan
 
 
 def _mean(values: pd.Series) -> float:

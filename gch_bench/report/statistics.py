@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import norm, permutation_test, spearmanr, t
+from scipy.stats import norm, permutation_test, t
 
 from gch_bench.calibration import centred_gaps
 from gch_bench.metrics import METRICS, CellAtoms, cell_atoms
@@ -274,32 +274,3 @@ def sign_flip(better_SX: Floats) -> Floats:
         rng=0,
     )
     return np.asarray(result.pvalue, dtype=np.float64)
-
-
-def rank_correlation(first: Floats, second: Floats, num_resamples: int = 1000, seed: int = 0, level: float = 0.95) -> Interval:
-    """Spearman's rank correlation of two columns (n,), and its percentile interval over resampled rows.
-
-    All three numbers are nan if there are fewer than three rows, a column is constant, or a value is not finite. Resamples in
-    which a column is constant are left out. With few rows the percentile interval is too narrow, so the number of rows should
-    be shown beside it.
-
-    Raises:
-        ValueError: if the columns have different lengths.
-    """
-    if len(first) != len(second):
-        raise ValueError(f"first and second must have the same length, got {len(first)} and {len(second)}")
-
-    def correlation(rows: NDArray[np.int64]) -> float:
-        one, two = first[rows], second[rows]
-        if not (np.isfinite(one).all() and np.isfinite(two).all()) or np.ptp(one) == 0 or np.ptp(two) == 0:
-            return np.nan
-        return float(spearmanr(one, two).statistic)
-
-    count = len(first)
-    estimate = correlation(np.arange(count)) if count >= 3 else np.nan
-    if np.isnan(estimate):
-        return Interval(np.nan, np.nan, np.nan)
-    rng = np.random.default_rng(seed)
-    resampled = np.array([correlation(rng.integers(0, count, size=count)) for _ in range(num_resamples)])
-    low, high = np.nanquantile(resampled, ((1 - level) / 2, (1 + level) / 2))
-    return Interval(estimate, float(low), float(high))

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from gch_bench.spectral.linalg import finite64
 
-
 FLAT = 1e-9  # nats from the uniform distribution, up to which a spectrum counts as flat
 
 
@@ -25,7 +24,7 @@ class GibbsFit(NamedTuple):
     slope: float  # least squares of log p_i on log i over the non-zero energies, -a on the chart; nan for fewer than two
     r_squared: float  # of the line that the slope is of; nan where it is not defined
     kl: float  # KL(p || p(a)), nats
-    explained_share: float  # 1 - KL(p || p(a)) / KL(p || uniform): 1 on the chart, nan for a flat spectrum, which needs no chart
+    explained_share: float  # 1 - KL(p || p(a)) / KL(p || uniform): 1 on the chart, nan for a flat spectrum
     fisher: float  # I(a) = Var_a(log i)
     size: int  # d
 

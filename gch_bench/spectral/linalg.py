@@ -42,7 +42,7 @@ def numerical_rank(values: Tensor, shape: tuple[int, int], dtype: torch.dtype) -
     """The number of singular ``values`` (d,), descending, that rounding to ``dtype`` could not have made, at least 1.
 
     They exceed max(m, n) eps(dtype) s_1, as in NumPy and LAPACK. For 16-bit types this would cut whole matrices (it is 4 s_1
-    for 4096 columns of float16); there the cut is the largest singular value of rounding errors that are uniform and independent,
+    for 4096 columns of float16); there the cut is the largest singular value of independent uniform rounding errors,
     eps (sqrt m + sqrt n) ||A||_F / sqrt(12 m n) (definition of this project).
     """
     rows, columns = shape

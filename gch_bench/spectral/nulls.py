@@ -1,4 +1,6 @@
-"""What the numbers of the geometry are by chance: Haar rotations at an interface, and Gaussian matrices. Definitions of this project.
+"""What the numbers of the geometry are by chance: Haar rotations at an interface, and Gaussian matrices.
+
+Definitions of this project (docs/geometry.md).
 
 An interface is the place where a factor A_l (m, n) meets the next one, A_{l+1} (p, m). Its null is A_{l+1} Q A_l with a
 Haar-random rotation Q of the m shared channels: both factors keep their spectra, and only how they are turned to each other is
@@ -48,7 +50,7 @@ def compared(value: float, draws: Tensor, mean: float | None = None, sd: float |
     sd = float(draws.std()) if sd is None else sd
     # A null that varies by rounding alone has no scale to compare with.
     z = (value - mean) / sd if sd > 1e-9 * max(abs(mean), 1e-12) else math.nan
-    close = 1e-9 * max(abs(value), 1.0)
+    close = 1e-9 * max(abs(value), 1.0) if math.isfinite(value) else 0.0
     below, equal = (draws < value - close).double().mean(), ((draws - value).abs() <= close).double().mean()
     return Null(value, mean, sd, z, 100 * float(below + equal / 2))
 
@@ -69,9 +71,7 @@ class Spectra(NamedTuple):
     shared: int  # m
 
 
-def interface_nulls(
-    spectra: Spectra, top: float, energy: float, overlap: tuple[float, int, int], seed: int = 0
-) -> Alignment:
+def interface_nulls(spectra: Spectra, top: float, energy: float, overlap: tuple[float, int, int], seed: int = 0) -> Alignment:
     """The numbers of one interface beside their nulls.
 
     Args:

@@ -286,7 +286,7 @@ def test_every_builtin_chain_loads_and_says_what_it_is(name: str) -> None:
         ("[]", "name, description and units"),
         ("units: [{block: 'a', product: [w], colour: red}]", "unknown colour"),
         ("units: [{block: '(', product: [w]}]", "wrong"),
-        ("units: [{block: 'a', product: [{key: w, as: vector}]}]", "diagonal or depthwise"),
+        ("units: [{block: 'a', product: [{key: w, as: vector}]}]", "diagonal, depthwise or batch_norm"),
         ("units: [{block: 'a', product: [{key: w, twist: 1}]}]", "twist"),
         ("units: [{block: 'a', product: weight}]", "must be a list of keys"),
         ("units: [{block: 'a', product: [{key: w, part: [0, 2]}]}]", "part must be"),

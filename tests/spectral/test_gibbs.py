@@ -232,7 +232,7 @@ def test_effective_rank_of_flat_spectra(percent: int) -> None:
 def test_rank_window(exponent: float, less: float, count: int, eta: float) -> None:
     low, high = rank_window(exponent, less, count, eta)
     assert 1 <= low <= effective_rank(chart(exponent, count), eta) <= high <= count
-    for rank, shifted in ((low, exponent + less), (high, exponent - less)):
+    for rank, shifted in ((low, exponent + less), (high, max(exponent - less, 0.0))):  # energies are in descending order
         p = np.arange(1, count + 1) ** -shifted
         p /= p.sum()
         # R = min{k: sum >= eta}, but for ties within rounding
@@ -271,11 +271,12 @@ def test_limits_of_the_exponent() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8])
 def test_degenerate_spectra(dtype: torch.dtype) -> None:
     one = fit_exponent(torch.tensor([7], dtype=dtype))
-    assert one[:1] + one[3:] == (0.0, 0.0, 0.0, 1)
+    assert (one.exponent, one.kl, one.fisher, one.size) == (0.0, 0.0, 0.0, 1)
+    assert math.isnan(one.explained_share)
     assert math.isnan(one.slope)
     assert math.isnan(one.r_squared)
     single = fit_exponent(torch.tensor([0, 2, 0], dtype=dtype))
-    assert (single.exponent, single.kl, single.fisher) == (INF, 0.0, 0.0)
+    assert (single.exponent, single.kl, single.fisher, single.explained_share) == (INF, 0.0, 0.0, 1.0)
     assert math.isnan(single.slope)
     flat = fit_exponent(torch.tensor([3, 3, 3, 3], dtype=dtype))
     assert flat.exponent == pytest.approx(0, abs=1e-14)

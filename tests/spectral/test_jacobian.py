@@ -49,8 +49,8 @@ def test_convolutional_blocks_equal_dense_jacobians_summed_over_sites(name: str)
     blocks = chain_blocks(network.state_dict(), chain)
     image = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     found = list(network_jacobians(network, blocks, image, chunk_bytes=2**16))
-    assert [name for name, _ in found] == blocks
-    for name, matrix in found[2:]:  # later maps are small enough for a dense Jacobian
+    assert [each.name for each in found] == blocks
+    for name, matrix, _ in found[2:]:  # later maps are small enough for a dense Jacobian
         full = dense(network.get_submodule(name), received(network, name, image))  # (C, H, W, c, h, w)
         torch.testing.assert_close(matrix, full.sum((4, 5)).mean((1, 2)), rtol=1e-9, atol=1e-12)
 
@@ -61,7 +61,7 @@ def test_transformer_blocks_equal_dense_jacobians_at_a_token(token: int | None) 
     network = lively(timm.create_model("vit_tiny_patch16_224", **options))
     image = torch.randn(1, 3, 48, 48, dtype=torch.float64)
     at = 5 if token is None else token  # one class token and nine patches: the middle patch is token 5
-    for name, matrix in network_jacobians(network, ["blocks.0", "blocks.1"], image, token):
+    for name, matrix, _ in network_jacobians(network, ["blocks.0", "blocks.1"], image, token):
         full = dense(network.get_submodule(name), received(network, name, image))  # (N, C, n, c)
         torch.testing.assert_close(matrix, full[at, :, at], rtol=1e-9, atol=1e-12)
 
@@ -70,7 +70,7 @@ def test_static_chain_and_jacobian_agree_on_a_linear_network() -> None:
     """One-by-one convolutions have no borders and no nonlinearity: both chains are the weights themselves."""
     network = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.Conv2d(4, 2, 1)).double()
     found = list(network_jacobians(network, ["0", "1"], torch.randn(1, 3, 5, 5, dtype=torch.float64)))
-    for (_, matrix), layer in zip(found, network, strict=True):
+    for (_, matrix, _), layer in zip(found, network, strict=True):
         torch.testing.assert_close(matrix, layer.weight.detach().flatten(1))
 
 

@@ -60,7 +60,7 @@ def test_bounds_of_the_truncation(case: tuple[Tensor, Tensor, int, int]) -> None
     assert made.error <= made.bound + rounding
     assert made.bound <= made.fitted_bound * (1 + 1e-12) + rounding
     s1, s2 = svd(first)[1], svd(second)[1]
-    expected = s2[0] * np.linalg.norm(s1[k1:]) + s1[0] * np.linalg.norm(s2[k2:])
+    expected = np.hypot(s2[0] * np.linalg.norm(s1[k1:]), s1[0] * np.linalg.norm(s2[k2:]))
     assert made.bound == pytest.approx(expected, rel=1e-9, abs=3 * rounding)
     assert (made.rank_first, made.rank_second) == (k1, k2)
 

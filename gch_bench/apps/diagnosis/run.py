@@ -5,13 +5,10 @@ import json
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -19,6 +16,7 @@ from torch import Tensor
 from gch_bench import files
 from gch_bench.apps.diagnosis.folder import Layout, as_job, check_folder, check_identity, move
 from gch_bench.apps.diagnosis.images import prepared, spread_images
+from gch_bench.apps.diagnosis.measure import Diagnosed, Work, diagnose_subject, matrices_file
 from gch_bench.apps.diagnosis.subjects import Subject, subjects
 from gch_bench.config.diagnosis import DiagnoseConfig
 from gch_bench.config.parse import identity_of
@@ -26,35 +24,26 @@ from gch_bench.data.sets import load_data
 from gch_bench.data.transforms import normalise
 from gch_bench.display import Display
 from gch_bench.errors import UserError
-from gch_bench.geometry import chains
-from gch_bench.geometry.analysis import analyse, weight_table
-from gch_bench.geometry.chain_format import Chain, builtin_chains, load_chain
-from gch_bench.geometry.chains import Factor
+from gch_bench.geometry.chain_format import Chain, load_chain
+from gch_bench.geometry.library import frames
 from gch_bench.loggers import open_logger
-from gch_bench.noise.stages import feature_stages
 from gch_bench.provenance import provenance
 from gch_bench.report import geometry, geometry_compare, geometry_figures
 from gch_bench.report.figure_style import save
 from gch_bench.report.runs import read_run
 from gch_bench.report.study import Run
-from gch_bench.results.geometry import MEASURED, ChainReport
-from gch_bench.spectral.jacobian import network_jacobians
 
-CSV = ("summary", "factors", "interfaces", "weights", "comparison", "correlations")
+CSV = (
+    "summary", "factors", "interfaces", "certificates", "weights", "over_images", "composition", "comparison", "correlations",
+    "trajectory",
+)  # fmt: skip
 TABLES = (*CSV, "channels", "columns", "edges", "spectra")  # the long ones, of a row per channel or value, are Parquet alone
+PER_SUBJECT = ("weights", "over_images", "composition")
 LAYOUT = Layout(
     "diagnosis",
     ("run.json", "report.md", "metrics.csv", *(f"{name}.{kind}" for name in TABLES for kind in ("parquet", "csv"))),
     ("figures", "matrices"),
 )
-
-
-class Diagnosed(NamedTuple):
-    """What was measured on one subject: facts for run.json, the table of its weights, and the reports on its chains."""
-
-    facts: dict[str, Any]
-    weights: pd.DataFrame
-    reports: list[ChainReport]
 
 
 def diagnose(config: DiagnoseConfig) -> None:
@@ -77,11 +66,11 @@ def _run(config: DiagnoseConfig, device: torch.device) -> None:
     images = _images(config) if config.jacobian.images else None
     # All files are written to a scratch folder and moved when they are complete; the scratch folder is removed in any case.
     with files.making(base), tempfile.TemporaryDirectory(prefix=".diagnosis-", suffix=".tmp", dir=base) as scratch:
-        found = []
+        work, found = Work(config, device, display, Path(scratch), named), []
         for subject in subjects(config):
             display.line(f"{subject.label}: {subject.origin} (weights {subject.digest})")
             try:
-                found.append(_diagnose_subject(_Work(config, device, display, Path(scratch)), subject, named, images))
+                found.append(diagnose_subject(work, subject, images))
             except ValueError as error:
                 raise UserError(f"{subject.label}: {error}") from error
         identity = _identity(config, named, found)
@@ -111,92 +100,6 @@ def _check_names(named: list[Chain]) -> None:
         raise UserError(f"chain: files and built-in chains must have different names, got {', '.join(names)}")
 
 
-class _Work(NamedTuple):
-    """What every measurement of one diagnosis needs."""
-
-    config: DiagnoseConfig
-    device: torch.device
-    display: Display
-    scratch: Path  # the folder where matrices are kept until the diagnosis is whole
-
-
-def _diagnose_subject(
-    work: _Work, subject: Subject, named: list[Chain], images: Callable[[Subject], list[tuple[str, Tensor]]] | None
-) -> Diagnosed:
-    """Everything that is measured of one subject: its chains, its block Jacobians where asked for, and its single weights."""
-    wanted = named or chains.find_chains(subject.weights)
-    warnings = list(subject.warnings)
-    if not wanted:
-        warnings.append(
-            f"no built-in chain fits these weights: only the weights themselves were looked at; give chain=FILE.yaml, or one of"
-            f" {', '.join(builtin_chains())}"
-        )
-    reports, fitting = [], []
-    for chain in wanted:
-        blocks = chains.chain_blocks(subject.weights, chain)
-        factors = chains.chain_factors(subject.weights, chain, work.device, subject.head_dim)
-        try:
-            reports.append(_report_chain(work, subject.label, factors, len(blocks), (chain.name, chain.description)))
-            fitting.append(chain)
-        except ValueError as error:
-            if named:
-                raise
-            warnings.append(f"chain {chain.name} was left out: {error}")
-    if images is not None and fitting:
-        reports += _jacobian_reports(work, subject, fitting[0], images(subject))
-    table = pd.DataFrame()
-    if work.config.spectral.weights:
-        try:
-            table = weight_table(chains.weight_matrices(subject.weights, work.device))
-        except ValueError as error:
-            raise ValueError(f"{error}; spectral.weights=false looks at the chains alone") from error
-    facts = {
-        "label": subject.label,
-        "origin": subject.origin,
-        "weights": subject.digest,
-        "size": subject.size,
-        "chains": [item.chain for item in reports],
-        "last_stage": feature_stages(subject.network).get("L4") if subject.network is not None else None,
-        "warnings": warnings,
-    }
-    return Diagnosed(facts, table, reports)
-
-
-def _report_chain(work: _Work, label: str, factors: Iterable[Factor], count: int, titles: tuple[str, str]) -> ChainReport:
-    """The report on a chain of `count` factors, with a progress bar; `titles` are the chain's name and description."""
-    config, (name, description) = work.config, titles
-
-    def keep(index: int, matrices: dict[str, Tensor]) -> None:
-        arrays: dict[str, Any] = {key: value.cpu().numpy() for key, value in matrices.items()}
-        path = work.scratch / "matrices" / _matrices_file(label, name, index)
-        files.write_atomic(path, partial(np.savez_compressed, **arrays), durable=False)
-
-    with work.display.bar(f"{label} {name}", count, "factors") as advance:
-
-        def ticked() -> Iterator[Factor]:
-            for factor in factors:
-                yield factor
-                advance(factor.name, 1)
-
-        kept = keep if config.save_matrices else None
-        return analyse(ticked(), name, description, config.spectral, config.alignment, kept)
-
-
-def _jacobian_reports(work: _Work, subject: Subject, chain: Chain, images: list[tuple[str, Tensor]]) -> Iterator[ChainReport]:
-    """The reports on the measured Jacobians of a chain's blocks, one per image: (name, (1, 3, size, size))."""
-    assert subject.network is not None
-    jacobian = work.config.jacobian
-    blocks = chains.chain_blocks(subject.weights, chain)
-    network = subject.network.to(work.device, torch.float64)
-    for image_name, image in images:
-        image = image.to(work.device, torch.float64)
-        found = network_jacobians(network, blocks, image, jacobian.token, jacobian.chunk_mib << 20)
-        measured = (Factor(block, matrix, kind=MEASURED) for block, matrix in found)
-        name = f"jacobian {image_name}"
-        titles = (name, f"blocks of chain {chain.name}, measured at one validation image")
-        yield _report_chain(work, subject.label, chains.composing(measured, name), len(blocks), titles)
-
-
 def _images(config: DiagnoseConfig) -> Callable[[Subject], list[tuple[str, Tensor]]]:
     """A function: subject -> [(name, normalised image (1, 3, size, size))], images spread evenly over the validation set."""
     data = load_data(config.data, train=False)
@@ -214,22 +117,16 @@ def _images(config: DiagnoseConfig) -> Callable[[Subject], list[tuple[str, Tenso
 
 
 def _tables(found: list[Diagnosed]) -> dict[str, pd.DataFrame]:
-    def joined(parts: list[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
-        filled = [part.assign(subject=label) for label, part in parts if len(part.columns)]
-        if not filled:
-            return pd.DataFrame()
-        whole = pd.concat(filled, ignore_index=True)
-        whole.insert(0, "subject", whole.pop("subject"))
-        return whole
-
-    of_chain = [(item.facts["label"], report) for item in found for report in item.reports]
-    tables = {
-        name: joined([(label, getattr(report, name)) for label, report in of_chain])
-        for name in ("factors", "interfaces", "channels", "columns", "edges", "spectra")
-    }
-    tables["weights"] = joined([(item.facts["label"], item.weights) for item in found])
-    rows = [{"subject": label, "chain": each.chain, "kind": each.kind, **each.summary} for label, each in of_chain]
-    tables["summary"] = pd.DataFrame(rows)
+    """Name -> table of all subjects; the first column says which subject a row is of."""
+    parts = [
+        (item.facts["label"], frames(item.reports) | {name: getattr(item, name) for name in PER_SUBJECT}) for item in found
+    ]
+    tables = {}
+    for name in dict.fromkeys(name for _, tables_of in parts for name in tables_of):
+        filled = [of[name].assign(subject=label) for label, of in parts if len(of[name])]
+        tables[name] = pd.concat(filled, ignore_index=True) if filled else pd.DataFrame()
+        if filled:
+            tables[name].insert(0, "subject", tables[name].pop("subject"))
     return tables
 
 
@@ -264,8 +161,12 @@ def _write(
             files.write_parquet(scratch / f"{name}.parquet", table)
             if name in CSV:
                 files.write_csv(scratch / f"{name}.csv", table)
-    save(figures, scratch / "figures", ("svg", "png"), dpi=150)
-    complete = {_matrices_file(label, each.chain, index) for label, each in reports for index in range(len(each.interfaces))}
+    save(figures, scratch / "figures", ("svg", "png", "pdf"))
+    complete = {
+        matrices_file(label, each.chain, row["index"], row["form"])
+        for label, each in reports
+        for row in each.interfaces.to_dict("records")
+    }
     for path in scratch.glob("matrices/*"):
         if path.name not in complete:  # it is of a chain that failed half-way and was left out
             path.unlink()
@@ -287,10 +188,6 @@ def _write(
     if comparison is not None:
         display.table(*comparison.console)
     display.line(f"report: {folder / 'report.md'}")
-
-
-def _matrices_file(subject: str, chain: str, interface: int) -> str:
-    return f"{files.slug(subject)}-{files.slug(chain)}-{interface}.npz"
 
 
 def _name(found: list[Diagnosed]) -> str:
