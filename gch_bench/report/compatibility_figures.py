@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -60,16 +59,6 @@ def _points(axis: Axes, x: NDArray[np.float64], rows: pd.DataFrame, look: Look, 
     middle, low, high = (rows[name].to_numpy(np.float64) - minus for name in ("measured", "low", "high"))
     axis.vlines(x, low, high, color=look.color, lw=0.8)
     axis.plot(x, middle, ls="", marker=look.marker, color=look.color, mfc="white", mew=0.8, label=look.name)
-
-
-def _log_axis(axes: Axes, name: str, most: float = 1000) -> None:
-    """A logarithmic axis, "x" or "y", with labels 0.1, 0.2, 0.5, 1, ... or, over more than a factor `most`, powers of ten."""
-    axes.set(**{f"{name}scale": "log"})
-    axis = axes.xaxis if name == "x" else axes.yaxis
-    low, high = sorted(axis.get_view_interval())
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < most * low else (1,)))
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _names(figure: Figure, axes: Sequence[Axes]) -> None:
@@ -230,7 +219,7 @@ def decisions(rows: pd.DataFrame, look: Mapping[str, Look]) -> Figure | None:
         axis.fill_between(own["x"], own["low"].clip(0), own["high"].clip(upper=1), color=look[name].color, alpha=0.18, lw=0)
         axis.plot(own["x"], own["measured"], color=look[name].color, marker=look[name].marker)
     if (groups["x"] > 0).all():
-        _log_axis(axes[0], "x")
+        style.log_axis(axes[0], "x")
     top = max(0.1, float(groups["high"].clip(upper=1).max()))
     axes[0].set_ylim(-0.03 * top, 1.03 * top)
     figure.supxlabel("logit margin between the two largest logits without noise", fontsize=style.TYPE)
@@ -274,7 +263,7 @@ def distortion(rows: pd.DataFrame, images: pd.DataFrame, look: Mapping[str, Look
                 continue
             shown: dict[str, Any] = {"marker": marker, "ms": 2, "ls": "", "mew": 0, "alpha": 0.6, "rasterized": True}
             axis.plot(own[fact].to_numpy(np.float64)[used], values[used], color=color, label=kind, **shown)
-    _log_axis(axes[0], "y", most=20)
+    style.log_axis(axes[0], "y", most=20)
     figure.supxlabel({"coherence": "spatial coherence", "positivity": "positivity"}[fact] + " of the map", fontsize=style.TYPE)
     figure.supylabel("relative distortion", fontsize=style.TYPE)
     style.legend(figure, axes, 2)
@@ -315,7 +304,7 @@ def survival(measurements: pd.DataFrame, look: Mapping[str, Look]) -> Figure | N
             axis.hlines(y, own["low"].clip(lower=1e-12), own["high"], color=color, lw=0.8)
             axis.plot(own["measured"], y, ls="", marker=marker, color=color, label=stage)
         axis.set_xlabel(title)
-        _log_axis(axis, "x")
+        style.log_axis(axis, "x")
         axis.grid(axis="y", color="0.9", lw=0.5)
         axis.set_axisbelow(True)
     axes[0].set_yticks(range(len(names)), labels)

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from gch_bench.files import write_atomic
@@ -230,6 +231,16 @@ def axis_label(metric: str, part: str = "") -> str:
     return "\n".join(filter(None, (quantity(metric, part), direction(metric))))
 
 
+def log_axis(axes: Axes, name: str, most: float = 1000) -> None:
+    """A logarithmic axis, "x" or "y", with labels 0.1, 0.2, 0.5, 1, ... or, over more than a factor `most`, powers of ten."""
+    axes.set(**{f"{name}scale": "log"})
+    axis = axes.xaxis if name == "x" else axes.yaxis
+    low, high = sorted(axis.get_view_interval())
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < most * low else (1,)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
 def draw_line(axis: Axes, points: pd.DataFrame, x: str, metric: str, look: Look, **options: Any) -> None:
     """The values over the column `x` as a line with its band (see `half_band`)."""
     at, value = points[x].to_numpy(np.float64), scale(metric) * points["value"].to_numpy(np.float64)
@@ -294,3 +305,18 @@ def seeds_in_words(rows: pd.DataFrame) -> str:
 
 def has_temperature(rows: pd.DataFrame) -> bool:
     return bool((rows["temperature"] == CALIBRATED).any())
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` of the numbers 0..count - 1, evenly spread, the first and the last among them."""
+    return sorted({round(i) for i in np.linspace(0, count - 1, min(most, count))})
+
+
+def shown(chosen: Sequence[int], count: int, what: str) -> str:
+    """The part of a caption that says how many of the panels there could be are drawn; empty if all are."""
+    return f" of {len(chosen)} of {count} {what}, spread over the depth; the tables have all" if len(chosen) < count else ""
+
+
+def shortened(text: str, most: int) -> str:
+    """The text, or its end behind an ellipsis if it has more than `most` characters: names of modules differ in their ends."""
+    return text if len(text) <= most else f"…{text[1 - most :]}"

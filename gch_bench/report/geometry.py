@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,7 +12,7 @@ from gch_bench.report.geometry_compare import Comparison
 from gch_bench.report.geometry_headline import Reports, headline
 from gch_bench.report.geometry_quantities import CERTIFICATES, CHARTS, MARGINS, SECTIONS, SPECTRA, STRUCTURE, TURNED, Section
 from gch_bench.report.geometry_words import short_verdict, verdict
-from gch_bench.report.render import markdown_text, terminal_lines
+from gch_bench.report.render import TerminalTable, markdown_text, terminal_lines
 from gch_bench.report.text_table import markdown_rows
 from gch_bench.results.geometry import BLOCK, BRANCH, PHYSICAL, SOURCE, STATIC, ChainReport
 
@@ -21,8 +21,8 @@ STATIC_NOTE = (
     " network computes with its nonlinearities; measured Jacobians (jacobian.images=N) verify the same chain at real inputs"
 )
 MEASURED_NOTE = (
-    "measured at these images: the Jacobians of the blocks at real inputs, so that all statements hold for the network linearised"
-    " there, and for no other input"
+    "measured at these images: the Jacobians of the blocks at real inputs, so that all statements hold for the network"
+    " linearised there, and for no other input"
 )
 FORMS = {
     BRANCH: "branch to branch: what the branch of one block writes, and what that of the next one reads",
@@ -32,11 +32,10 @@ MATRICES = {PHYSICAL: "output channels x input channels", SOURCE: "output channe
 FIGURES = ("spectra", "margins", "certificates", "alignment", "incidence")  # of one network's chain
 OVER_DEPTH = ("alignment_profile", "profile")  # of a chain, with all networks
 CONSOLE = ("energy gain (z)", "aligned", "angle excess (z)", "chart", "certified (energy)")  # columns in the terminal
-Console = tuple[str, list[str], list[list[str]], list[str]]
 
 
-def console_tables(reports: Reports) -> list[Console]:
-    """[(title, columns, rows, notes)]: the headline's most telling columns, and a line of verdict for each chain as its notes."""
+def console_tables(reports: Reports) -> list[TerminalTable]:
+    """[(title, columns, rows, notes)]: the headline's most telling columns; the notes are a line of verdict for each chain."""
     if not len(reports):
         return []
     table = headline(reports)
@@ -46,7 +45,7 @@ def console_tables(reports: Reports) -> list[Console]:
     notes = [f"{label} {each.chain}: {short_verdict(each)}" for label, each in reports]
     if any(each.kind == STATIC for _, each in reports):
         notes.append(STATIC_NOTE)
-    return [tuple(part) for part in terminal_lines(table.title, lines, notes)]
+    return terminal_lines(table.title, lines, notes)
 
 
 def logged_metrics(reports: Reports) -> dict[str, float]:
@@ -59,12 +58,12 @@ def logged_metrics(reports: Reports) -> dict[str, float]:
     }
 
 
-def markdown(facts: dict[str, Any], reports: Reports, comparison: Comparison | None, figures: Sequence[str]) -> str:
+def markdown(facts: dict[str, Any], reports: Reports, comparison: Comparison | None, figures: Mapping[str, str]) -> str:
     """The text of report.md: what was measured, how to read it, the headline, a verdict per chain, tables and figures.
 
     Args:
         facts: as in run.json.
-        figures: names of the figures that there are; each is the file figures/NAME.svg.
+        figures: name -> caption of those that there are; each is the file figures/NAME.svg.
     """
     lines = [*_about(facts)]
     if len(reports):
@@ -104,9 +103,10 @@ def _how_to_read(reports: Reports, notes: Sequence[str]) -> list[str]:
     kinds = {each.kind for _, each in reports}
     lines = ["", "## How to read this", ""]
     lines += [
-        "Every number stands beside what it is by chance, or its reason for having no such number is given here. Chance is, at an"
-        " interface, a Haar-random rotation between the two factors, which keeps both spectra; and for a spectrum, Gaussian"
-        " matrices of the same shape. z: distance from the mean of the null in its standard deviations. Definitions:"
+        "Every number stands beside what it is by chance, or its reason for having no such number is given here. Chance"
+        " is, at an interface, a Haar-random rotation between the two factors, which keeps both spectra; and for a"
+        " spectrum, Gaussian matrices of the same shape. z: distance from the mean of the null in its standard deviations."
+        " Definitions:"
         " docs/geometry.md.",
         "",
     ]
@@ -126,7 +126,7 @@ def _chance(text: str) -> str:
     return text.replace("none:", "No null:", 1) if text.startswith("none:") else f"By chance: {text}"
 
 
-def _chain(label: str, report: ChainReport, figures: Sequence[str]) -> list[str]:
+def _chain(label: str, report: ChainReport, figures: Mapping[str, str]) -> list[str]:
     note = STATIC_NOTE if report.kind == STATIC else MEASURED_NOTE
     lines = ["", f"## {_text(label)}: {_text(report.chain)} ({report.kind})", ""]
     lines += [f"{_text(report.description)}. {_text(_sentence(note))}", ""]
@@ -145,7 +145,7 @@ def _chain(label: str, report: ChainReport, figures: Sequence[str]) -> list[str]
 
 def _of_matrix(table: pd.DataFrame, matrix: str) -> pd.DataFrame:
     """The rows with the columns of one matrix under their plain names."""
-    own = {name: name.removeprefix(f"{matrix}_") for name in table if name.startswith(f"{matrix}_")}
+    own = {name: name.removeprefix(f"{matrix}_") for name in map(str, table) if name.startswith(f"{matrix}_")}
     return table[["first", "second", *own]].rename(columns=own)
 
 
@@ -170,5 +170,6 @@ def _code(names: str) -> str:
     return ", ".join(f"`{name}`" for name in names.split(", "))
 
 
-def _pictures(wanted: Sequence[str], figures: Sequence[str]) -> list[str]:
-    return [line for name in wanted if name in figures for line in ("", f"![{name}](figures/{name}.svg)")]
+def _pictures(wanted: Sequence[str], figures: Mapping[str, str]) -> list[str]:
+    found = [(name, figures[name]) for name in wanted if name in figures]
+    return [line for name, caption in found for line in ("", f"![{name}](figures/{name}.svg)", "", _text(caption))]

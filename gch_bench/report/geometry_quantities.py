@@ -90,6 +90,13 @@ def _with_range(part: str) -> Callable[[Row], str]:
     return cell
 
 
+def _certified_rank(row: Row) -> str:
+    """k_first, k_second (eta)."""
+    ranks = _beside("certified_rank_first", "certified_rank_second", between=", ")(row)
+    eta = _number(row, "certified_eta")
+    return f"{ranks}" if math.isnan(eta) else f"{ranks} ({plain(eta, 4)})"
+
+
 SPECTRA = Section(
     "Factors",
     "factors.csv",
@@ -271,8 +278,7 @@ CERTIFICATES = Section(
             "k*", "FORM_certified_rank_first, _second, FORM_certified_eta",
             "smallest windows at which 95% of the blocks are decided (the share of energy they"
             " hold)", PROOF,
-            lambda row: f"{_beside('certified_rank_first', 'certified_rank_second', between=', ')(row)}"
-            " ({plain(row.get('certified_eta', math.nan), 4)})",
+            _certified_rank,
         ),
         Quantity(
             "margins", "FORM_margin_01, _05, _50", "1, 5 and 50% quantiles of |block norm - tau| / tau", PROOF,

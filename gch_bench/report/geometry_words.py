@@ -71,7 +71,7 @@ class _Found(NamedTuple):
     """How one number stands to chance."""
 
     side: int  # 1 where aligned factors lie, -1 on the other side, 0 where chance explains it
-    count: int  # interfaces in that tail of the null, which holds 2.5% of them by chance; those of aligned factors for side 0
+    inside: int  # interfaces in that tail of the null, which holds 2.5% of them by chance; those of aligned factors for side 0
     total: int  # interfaces
     value: float  # medians over them
     null: float
@@ -99,7 +99,7 @@ def _sentence(each: _Alignment, table: pd.DataFrame, what: str) -> str:
     words = {1: each.beyond, -1: each.opposite, 0: each.chance}[found.side]
     hint = "; this is no clear result" if found.side == 0 and abs(found.z) >= NEAR else ""
     numbers = each.form.format(value=found.value, z=found.z, null=found.null)
-    return f"{words.format(what=what, count=f'{found.count} of {found.total} interfaces')}, {numbers}{hint}"
+    return f"{words.format(what=what, count=f'{found.inside} of {found.total} interfaces')}, {numbers}{hint}"
 
 
 def short_verdict(report: ChainReport) -> str:
@@ -133,7 +133,8 @@ def _spectra(report: ChainReport) -> list[str]:
         return []
     total, adequate = int(own["factors"]), int(own["chart_adequate"])
     if adequate == total:
-        text = f"the power-law chart is adequate for {'all factors' if total > 1 else 'the factor'}, mean exponent {own['mean_exponent']:.2f}"
+        which = f"all {total} factors" if total > 1 else "the only factor"
+        text = f"the power-law chart is adequate for {which}, mean exponent {own['mean_exponent']:.2f}"
     elif adequate == 0:
         text = f"the power-law chart is adequate for none of the {total} factors, so their exponents describe nothing"
     else:

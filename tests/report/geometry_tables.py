@@ -23,10 +23,13 @@ def factor_rows(count: int, trained: bool, rng: np.random.Generator) -> list[dic
         rows.append({
             "index": i, "name": f"layer{1 + i * 4 // count}.{i}", "rows": d, "columns": d, "norm": 8.0, "top": 2.5,
             "numerical_rank": d, "exponent": a, "slope": -a, "r_squared": 0.9, "kl": 0.05, "fisher": 1.2,
-            "explained_share": 0.94 if good else 0.75, "explained_share_null": 0.7, "chart": "adequate" if good else "not adequate",
-            "spikes": int(rng.poisson(2)) if trained else 0, "alpha": 2.4, "alpha_of_chart": 1 + 1 / a, "square_exponent": a + 0.1,
+            "explained_share": 0.94 if good else 0.75, "explained_share_null": 0.7,
+            "chart": "adequate" if good else "not adequate",
+            "spikes": int(rng.poisson(2)) if trained else 0, "alpha": 2.4,
+            "alpha_of_chart": 1 + 1 / a, "square_exponent": a + 0.1,
             "radial": 1.4 if trained else 0.7, "radial_null": 0.69, "radial_z": 12.0 if trained else 0.3, "chart_radial": 1.2,
-            "residual": 0.2, **{f"rank_{eta}": max(int(share * d), 1) for eta, share in ((50, 0.1), (90, 0.4), (95, 0.5), (99, 0.8))},
+            "residual": 0.2,
+            **{f"rank_{eta}": max(int(share * d), 1) for eta, share in ((50, 0.1), (90, 0.4), (95, 0.5), (99, 0.8))},
             **{f"chart_rank_{eta}": max(int(share * d), 1) for eta, share in ((50, 0.12), (90, 0.45), (95, 0.55), (99, 0.8))},
             "rank_95_null": 0.66 * d, "window_low": int(0.5 * d), "window_high": int(0.6 * d), "tail_share": 0.05,
             "identity_distance": 1.3, "identity_norm": math.nan, "near_identity": "no", "near_identity_radial": math.nan,
@@ -60,7 +63,8 @@ def interface_row(
             "overlap_share_low": 0.13, "overlap_share_high": 0.44, "active": 120, "edges": 9, "hubs": 4, "SC": 20, "SA": 30,
             "ST": 14, "certified_share": 0.84, "energy_certified_share": 0.91, "apriori_certified_share": 0.2,
             "edges_certified": 0.7, "hubs_certified": 0.8, "labels_certified": 0.6, "margin_01": 0.01, "margin_05": 0.05,
-            "margin_50": 0.5, "jaccard": 0.9, "agreement": 0.97, "certified_rank_first": d * 3 // 4, "certified_rank_second": d * 3 // 4,
+            "margin_50": 0.5, "jaccard": 0.9, "agreement": 0.97, "certified_rank_first": d * 3 // 4,
+            "certified_rank_second": d * 3 // 4,
             "certified_eta": 0.985, "tau_low_share": 0.82, "tau_high_share": 0.86, "model_share": 0.95,
         }.items()}  # fmt: skip
     return row
@@ -73,7 +77,8 @@ def certificate_rows(index: int, form: str, d: int, rng: np.random.Generator) ->
         for eta in ETAS:
             share = min(1 - (1 - start) * ((1 - eta) / 0.5) ** rng.uniform(0.45, 0.6), 1)
             rows.append({
-                "index": index, "form": form, "matrix": matrix, "eta": eta, "rank_first": int(eta * d), "rank_second": int(eta * d),
+                "index": index, "form": form, "matrix": matrix, "eta": eta,
+                "rank_first": int(eta * d), "rank_second": int(eta * d),
                 "error": 2 * (1 - eta) ** 0.5, "certified_share": share, "energy_certified_share": min(share * 1.06, 1),
                 "edges_certified": share, "hubs_certified": share, "strict": "no",
             })  # fmt: skip
@@ -86,11 +91,15 @@ def a_picture(index: int, form: str, title: str, groups: int = 8, seed: int = 0)
     matrix = torch.randn(24 * groups, 20 * groups, dtype=torch.float64, generator=generator) * 0.4
     for g in range(groups):
         rows = slice(24 * g, 24 * (g + 1))
-        matrix[rows, 20 * g : 20 * g + 26] += torch.randn(24, len(matrix[0, 20 * g : 20 * g + 26]), generator=generator)
+        matrix[rows, 20 * g : 20 * g + 20 + 2 * g] += torch.randn(
+            24, len(matrix[0, 20 * g : 20 * g + 20 + 2 * g]), generator=generator
+        )
     group = torch.arange(groups).repeat_interleave(24)
     shuffled = torch.randperm(len(matrix), generator=generator)
-    found = align(matrix[shuffled], group[shuffled], tau=4.0, omega=6.0)
-    edges = torch.where(found.edges, 1, -1) * (found.overlap - 6.0).abs().gt(1.5)
+    found = align(matrix[shuffled], group[shuffled], tau=3.0, omega=2.0)
+    edges = torch.where(found.edges, 1, -1) * (found.overlap - 2.0).abs().gt(0.5)
+    for g, h in ((0, 1), (2, 5)) if groups > 5 else ():
+        edges[g, h] = edges[h, g] = 0
     return picture(Place(index, form, PHYSICAL, title), matrix[shuffled], found, edges)
 
 
