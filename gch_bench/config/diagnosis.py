@@ -129,6 +129,8 @@ class DiagnoseConfig:
     spectral: SpectralConfig = field(default_factory=SpectralConfig)
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
     jacobian: JacobianConfig = field(default_factory=JacobianConfig)
+    # Also analyse the same network with random weights of `seed`: what is there before any training. Alone without weights.
+    random_initialisation: bool = False
     # Also save the transport and alignment matrices themselves.
     save_matrices: bool = field(default=False, metadata=NOT_IN_IDENTITY)
     seed: int = 0
@@ -164,6 +166,10 @@ class DiagnoseConfig:
             raise UserError(f"{given[0]} goes with neither model.pretrained=true nor model.checkpoint: drop one of them")
         if (self.source or self.runs) and self.jacobian.images:
             raise UserError("jacobian.images goes with model= and checkpoint= or checkpoints=, not with source or runs")
+        if self.source and self.random_initialisation:
+            raise UserError(
+                "random_initialisation needs a network, which a file of weights does not say: give model=, not source"
+            )
 
     @property
     def places(self) -> list[str]:

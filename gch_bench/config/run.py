@@ -215,6 +215,8 @@ class RecipeConfig:
     sync_bn: bool = False  # with several processes, on GPUs: BatchNorm's batch statistics are over the images of all of them
     # Within an epoch a checkpoint is written whenever so many minutes have passed; at the end of an epoch always.
     checkpoint_minutes: float = field(default=10, metadata=NOT_IN_IDENTITY)
+    # Also keep checkpoints/epoch-N.pt of the start and after every so many epochs, for trajectories; null: last.pt alone.
+    keep_every: int | None = field(default=None, metadata=NOT_IN_IDENTITY)
     recalibrate_bn: bool = False  # re-estimate BatchNorm's running statistics without noise before the evaluation
     # The recipe is meant for trained weights (model.pretrained or model.checkpoint): warn if training starts from random ones.
     expects_weights: bool = False
@@ -226,6 +228,7 @@ class RecipeConfig:
         for name in ("lr", "weight_decay", "mixup", "cutmix", "min_lr", "warmup_epochs", "momentum"):
             check(0 <= getattr(self, name) < float("inf"), name, "finite and >= 0", getattr(self, name))
         check(self.checkpoint_minutes > 0, "checkpoint_minutes", "> 0", self.checkpoint_minutes)
+        check(self.keep_every is None or self.keep_every >= 1, "keep_every", ">= 1 or null", self.keep_every)
         check(0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)", self.label_smoothing)
         check(self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay", "in (0, 1) or null", self.ema_decay)
         check(self.grad_clip is None or self.grad_clip > 0, "grad_clip", "> 0 or null", self.grad_clip)

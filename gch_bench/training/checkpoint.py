@@ -1,7 +1,8 @@
 """Training checkpoints. They hold everything that training depends on, so that a resumed run continues as if never stopped.
 
 A checkpoint is written whole or not at all, and read with weights_only=True. Two are kept: last.pt, which exists at every
-moment after its first write, and the one before it, previous.pt, from which training goes on if last.pt is damaged. The keys:
+moment after its first write, and the one before it, previous.pt, from which training goes on if last.pt is damaged; with
+recipe.keep_every also epoch-N.pt, which training does not read. The keys:
 model and model_ema (plain state dicts, which model.checkpoint=... can load too), optimizer, scheduler, scaler, rng (one state
 per process), position (epoch, step), config_hash, num_classes.
 """
@@ -103,6 +104,13 @@ def save(
 def previous_of(path: Path) -> Path:
     """Where the checkpoint before the one at `path` is kept."""
     return path.with_name("previous.pt")
+
+
+def keep(path: Path, epoch: int, world: World) -> None:
+    """Keep the checkpoint at `path` as epoch-N.pt beside it, N = `epoch` finished epochs."""
+    if world.main:
+        with writing(path):
+            _link(path, path.with_name(f"epoch-{epoch}.pt"))
 
 
 def _link(source: Path, name: Path) -> None:

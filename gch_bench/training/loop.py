@@ -127,8 +127,13 @@ def train(
     with stop_requests() as requests:
         for epoch in range(position.epoch, recipe.epochs):
             start = position.step if epoch == position.epoch else 0
+            if recipe.keep_every and (epoch, start) == (0, 0):
+                _save(job, Position(0, 0))
+                checkpoint.keep(job.checkpoint, 0, world)
             _train_epoch(job, wrapped, epoch, start, report, skipped, requests)
             _save(job, Position(epoch + 1, 0))
+            if recipe.keep_every and (epoch + 1) % recipe.keep_every == 0:
+                checkpoint.keep(job.checkpoint, epoch + 1, world)
         (stop,) = distributed.largest([requests[0] if requests else 0], world)  # a signal during the last checkpoint
         if stop:
             raise Stopped(stop, job.checkpoint)

@@ -20,11 +20,20 @@ from gch_bench.config.run import ModelConfig
 from gch_bench.data.transforms import Normalisation
 from gch_bench.errors import FieldError, UserError
 from gch_bench.files import read_json, slug
+from gch_bench.geometry.library import head_dim_of
 from gch_bench.model.build import build_network, normalisation
 from gch_bench.model.packaged import pretrained_origin
 from gch_bench.model.weights import weights_digest
 from gch_bench.results.records import LAST_CHECKPOINT
 from gch_bench.results.runfacts import read_run_facts
+
+
+class Build(NamedTuple):
+    """What a network is built from."""
+
+    model: ModelConfig
+    size: int  # side of its images in pixels
+    classes: int
 
 
 class Subject(NamedTuple):
@@ -41,6 +50,7 @@ class Subject(NamedTuple):
     warnings: list[str]
     trained: bool = True  # False: random weights
     epoch: int | None = None  # number of finished epochs of the training, as far as the file of weights or its name says
+    build: Build | None = None  # its architecture, without weights
 
 
 class SafetensorsWeights(Mapping[str, Tensor]):
@@ -120,9 +130,24 @@ def _natural(name: str) -> list[tuple[bool, int, str]]:
 def subjects(config: DiagnoseConfig) -> Iterator[Subject]:
     """Yield the subjects that the configuration names, one after the other, so that only one network is in memory at a time.
 
+    With `random_initialisation` each architecture among them comes once more, with random weights.
+
     Raises:
         UserError: if the configuration names no weights, or names a file that does not exist or does not fit the model.
     """
+    built: list[Build] = []
+    for subject in _named(config):
+        if subject.build is not None and subject.build not in built:
+            built.append(subject.build)
+        yield subject
+    if config.random_initialisation:
+        for number, build in enumerate(built or [_build_of(config, config.model)]):
+            label = f"{build.model.name} random" + (f" {number}" if len(built) > 1 else "")
+            yield _with_branches(_random(config, build, label))
+
+
+def _named(config: DiagnoseConfig) -> Iterator[Subject]:
+    """The subjects whose weights the configuration names."""
     config, notes = expanded(config)
     if config.source:
         weights = SafetensorsWeights(config.source)
@@ -135,17 +160,15 @@ def subjects(config: DiagnoseConfig) -> Iterator[Subject]:
         paths = config.checkpoints or ([config.checkpoint] if config.checkpoint else [])
         models = [replace(config.model, checkpoint=path) for path in paths] or [config.model]
         if not paths and not (config.model.checkpoint or config.model.pretrained):
+            if config.random_initialisation:
+                return
             raise UserError(
                 "diagnose.py needs weights: give checkpoint=FILE, checkpoints=[FILE,FILE], model.pretrained=true,"
                 " source=FILE.safetensors or runs=[FOLDER,FOLDER]"
             )
         for model, label in zip(models, labels(paths) if len(paths) > 1 else [config.model.name], strict=True):
-            facts = _run_facts(model.checkpoint)
-            size = config.size or facts.get("size") or _own_size(model)
-            classes = config.num_classes or facts.get("classes") or _classes(model)
-            stride = model.output_stride or facts.get("output_stride")
             try:
-                subject = _of_model(replace(model, output_stride=stride), label, size, classes, config.head_dim)
+                subject = _of_model(_build_of(config, model), label, config.head_dim)
             except FieldError as error:  # the file may come from `checkpoint` or from `model.checkpoint`
                 raise error.in_group("" if paths else "model") from error
             subject.warnings.extend(notes.get(model.checkpoint or "", []))
@@ -167,10 +190,31 @@ def one_network(config: DiagnoseConfig) -> Subject:
     model = config.model
     if config.checkpoint or config.checkpoints or config.runs or model.checkpoint or model.pretrained:
         return next(iter(subjects(config)))
+    return _random(config, _build_of(config, model), model.name)
+
+
+def _random(config: DiagnoseConfig, build: Build, label: str) -> Subject:
     torch.manual_seed(config.seed)
-    size, classes = config.size or _own_size(model), config.num_classes or _classes(model)
-    subject = _of_model(model, model.name, size, classes, config.head_dim)
+    subject = _of_model(build, label, config.head_dim)
     return subject._replace(origin=f"random weights of seed {config.seed}", trained=False)
+
+
+def _with_branches(subject: Subject) -> Subject:
+    """The subject with gains of 1 where they are zero, as many start: a branch that is switched off shows nothing."""
+    assert subject.network is not None
+    with torch.no_grad():
+        for name, value in subject.network.named_parameters():
+            if name.endswith("weight") and value.ndim == 1 and not value.any():
+                value.fill_(1.0)
+    return subject._replace(digest=weights_digest(subject.network))
+
+
+def _build_of(config: DiagnoseConfig, model: ModelConfig) -> Build:
+    """How the network of `model` is built: by the configuration, else by the run that its checkpoint is of, else by itself."""
+    facts = _run_facts(model.checkpoint)
+    size = config.size or facts.get("size") or _own_size(model)
+    classes = config.num_classes or facts.get("classes") or _classes(model)
+    return Build(replace(model, output_stride=model.output_stride or facts.get("output_stride")), size, classes)
 
 
 def labels(paths: list[str]) -> list[str]:
@@ -189,15 +233,17 @@ def _source_label(source: str) -> str:
     return path.parent.name if stem == "model" and path.parent.name else stem
 
 
-def _of_model(model: ModelConfig, label: str, size: int, classes: int, head_dim: int | None) -> Subject:
-    network, warnings = build_network(model, classes, size)
+def _of_model(build: Build, label: str, head_dim: int | None) -> Subject:
+    model, size = build.model, build.size
+    network, warnings = build_network(model, build.classes, size)
     network.eval()
     origin = model.checkpoint or pretrained_origin(model.name)
     state = network.state_dict()
-    own = (getattr(module, "head_dim", None) for module in network.modules())
-    head_dim = head_dim or next((size for size in own if isinstance(size, int)), None)
+    head_dim = head_dim or head_dim_of(network)
+    architecture = build._replace(model=replace(model, checkpoint=None, pretrained=False))
     digest, epoch = weights_digest(network), epoch_of(model.checkpoint) if model.checkpoint else None
-    return Subject(label, origin, state, digest, network, size, normalisation(network), head_dim, warnings, epoch=epoch)
+    normal = normalisation(network)
+    return Subject(label, origin, state, digest, network, size, normal, head_dim, warnings, epoch=epoch, build=architecture)
 
 
 def _of_run(folder: Path, label: str, head_dim: int | None) -> Subject:
@@ -212,7 +258,7 @@ def _of_run(folder: Path, label: str, head_dim: int | None) -> Subject:
         model = replace(model, checkpoint=str(last), pretrained=False)
     elif not (model.checkpoint or model.pretrained):
         raise UserError(f"{folder} has no checkpoints/last.pt: its weights are gone")
-    return _of_model(model, label, size, classes, head_dim)
+    return _of_model(Build(model, size, classes), label, head_dim)
 
 
 def _run_facts(checkpoint: str | None) -> dict[str, Any]:
