@@ -227,7 +227,7 @@ def test_mbconv_blocks_equal_their_modules_at_dc(name: str) -> None:
     for factor in factors[:-2]:
         block = linear.get_submodule(factor.name)
         kind = (type(block), block.has_skip, *(name for name, _ in block.named_modules()))
-        if kind in kinds or factor.matrix.shape[1] > 64:
+        if kind in kinds or factor.matrix.shape[1] > 40:
             continue
         kinds.add(kind)
         torch.testing.assert_close(factor.matrix, columns(on_plane(block), factor.matrix.shape[1]), rtol=1e-9, atol=1e-9)
@@ -244,9 +244,9 @@ def test_mbconv_blocks_equal_their_modules_at_dc(name: str) -> None:
     assert [factor.classifier for factor in factors[-2:]] == [False, True]
 
 
-SKIPS = ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2", "efficientnet_b0", "efficientnet_b1",
+SKIPS = ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2", "efficientnet_b0",
          "mobilenetv2_100",
-         "mobilenetv2_050", "mobilenetv3_small_100", "mobilenetv3_large_100", "mnasnet_100", "tf_efficientnetv2_s",
+         "mobilenetv3_small_100", "mobilenetv3_large_100", "mnasnet_100", "tf_efficientnetv2_s",
          "efficientnetv2_rw_t", "fbnetc_100", "efficientnet_em", "lcnet_050", "mobilenetv1_100",
          "mobilenetv4_conv_small"]  # fmt: skip
 
