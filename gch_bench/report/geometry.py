@@ -31,7 +31,7 @@ FORMS = {
 MATRICES = {PHYSICAL: "output channels x input channels", SOURCE: "output channels x source modes"}
 FIGURES = ("spectra", "margins", "certificates", "alignment", "incidence")  # of one network's chain
 OVER_DEPTH = ("alignment_profile", "profile")  # of a chain, with all networks
-CONSOLE = ("energy gain (z)", "aligned", "angle excess (z)", "chart", "certified (energy)")  # columns in the terminal
+CONSOLE = ("energy gain (z)", "aligned / opposed", "chart", "certified (energy)")  # columns in the terminal
 
 
 def console_tables(reports: Reports) -> list[TerminalTable]:

@@ -20,7 +20,10 @@ COLUMNS = {
         " standard deviations); medians over interfaces",
         "1 (0)",
     ),
-    "aligned": ("interfaces whose energy gain exceeds that of 97.5% of the rotations", "2.5% of them"),
+    "aligned / opposed": (
+        "interfaces whose energy gain is above / below that of 97.5% of the rotations",
+        "2.5% of them each",
+    ),
     "angle excess (z)": (
         "mean cos^2 of the angles between the directions that hold half of each factor's energy, less its null; medians",
         "0 (0)",
@@ -50,7 +53,7 @@ COLUMNS = {
 def headline(reports: Reports) -> TextTable:
     """The table, whose last row says what each number is by chance; its CSV form has the numbers, not rounded."""
     rows = [[label, each.chain, *cells(each)] for label, each in reports]
-    chance = ["by chance", "", "1 (0)", "2.5%", "0 (0)", "its null (0)", "0", "0%", NONE, NONE, NONE]
+    chance = ["by chance", "", "1 (0)", "2.5% / 2.5%", "0 (0)", "its null (0)", "0", "0%", NONE, NONE, NONE]
     notes = ["by chance: under Haar-random rotations between the factors, or for Gaussian matrices of the same shapes"]
     notes += [f"{header}: {meaning}; by chance {null}" for header, (meaning, null) in COLUMNS.items()]
     if any(each.kind == STATIC for _, each in reports):
@@ -75,6 +78,7 @@ def facts(report: ChainReport) -> dict[str, float]:
         "slack_ratio_null": float(column(meetings, "slack_ratio_null").median()),
         "interfaces": float(len(meetings)),
         "aligned": float((gain >= ALIGNED).sum()),
+        "opposed": float((gain <= 100 - ALIGNED).sum()),
         "factors": float(len(factors)),
         "chart_adequate": float((factors["chart"] == "adequate").sum()) if "chart" in factors else math.nan,
     }
@@ -97,7 +101,7 @@ def cells(report: ChainReport) -> list[str]:
     slack = f"{_text(own['slack_ratio'], '.2f')} / {_text(own['slack_ratio_null'], '.2f')}"
     return [
         with_z(own, "energy_gain", ".2f"),
-        f"{own['aligned']:.0f} of {meetings}" if meetings else NONE,
+        f"{own['aligned']:.0f} / {own['opposed']:.0f} of {meetings}" if meetings else NONE,
         with_z(own, "angle_excess", "+.3f"),
         f"{slack}{_z(own['slack_ratio_z'])}" if math.isfinite(own["slack_ratio"]) else NONE,
         _text(own["spikes"], ".1f"),

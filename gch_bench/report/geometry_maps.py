@@ -18,7 +18,7 @@ MAPS, GRAPHS = 3, 6  # most interfaces in a figure; they are spread over the dep
 NAMED = 24  # with more groups their numbers are left out
 LINED = 32  # with more groups the lines between them are left out
 WIDEST = 3.0  # points, of an edge
-RANGE = 30.0  # of the colours: largest over smallest
+RANGE = 100.0  # of the colours: largest over smallest
 
 
 def _pictures(report: ChainReport) -> list[Picture]:
@@ -140,8 +140,8 @@ def _graph(axis: Axes, picture: Picture) -> None:
     axis.scatter(x, y, s=area, color="white", edgecolor="black", lw=0.8, zorder=2)
     if count <= NAMED:
         for at in range(count):
-            axis.text(1.22 * x[at], 1.22 * y[at], str(at + 1), ha="center", va="center")
-    axis.set(xlim=(-1.4, 1.4), ylim=(-1.4, 1.4), aspect="equal")
+            axis.text(1.27 * x[at], 1.27 * y[at], str(at + 1), ha="center", va="center")
+    axis.set(xlim=(-1.45, 1.45), ylim=(-1.45, 1.45), aspect="equal")
     axis.axis("off")
     certain, open_ = (sum(edges[pair] == kind for pair in drawn) for kind in (1, 0))
     axis.set_title(

@@ -22,6 +22,7 @@ class _Alignment(NamedTuple):
     beyond: str  # said if they are
     opposite: str  # said if they lie on the other side
     chance: str  # said if they cannot be told from chance
+    both: str  # said if there are too many on both sides
     form: str  # of the number
 
 
@@ -32,6 +33,8 @@ ALIGNMENTS = (
         "neighbouring {what} avoid each other: at {count} less energy passes than under 97.5% of random rotations",
         "the energy that passes between neighbouring {what} is indistinguishable from that under a random rotation: it exceeds"
         " that of 97.5% of rotations at {count}",
+        "neighbouring {what} are not turned to each other at random, but not all in the same way: more energy passes than under"
+        " 97.5% of random rotations at {count}, less at {other}",
         "median energy gain {value:.2f} (chance: 1; z {z:+.1f})",
     ),
     _Alignment(
@@ -39,6 +42,7 @@ ALIGNMENTS = (
         "their leading directions lie nearer to each other than by chance at {count}",
         "their leading directions lie farther from each other than by chance at {count}",
         "the angles between their leading directions are those of a random rotation: nearer at {count}",
+        "their leading directions lie nearer to each other than by chance at {count}, farther at {other}",
         "median excess of cos^2 {value:+.3f} (chance: 0; z {z:+.1f})",
     ),
     _Alignment(
@@ -46,6 +50,7 @@ ALIGNMENTS = (
         "their largest gains meet: at {count} the product loses less of them than under 97.5% of rotations",
         "their largest gains miss each other: at {count} the product loses more of them than under 97.5% of rotations",
         "what the product loses of their largest gains is what a random rotation loses: less at {count}",
+        "the product loses less of their largest gains than under 97.5% of rotations at {count}, more at {other}",
         "median slack ratio {value:.2f} (chance: {null:.2f}; z {z:+.1f})",
     ),
 )  # fmt: skip
@@ -70,8 +75,8 @@ def _alignment(report: ChainReport) -> list[str]:
 class _Found(NamedTuple):
     """How one number stands to chance."""
 
-    side: int  # 1 where aligned factors lie, -1 on the other side, 0 where chance explains it
-    inside: int  # interfaces in that tail of the null, which holds 2.5% of them by chance; those of aligned factors for side 0
+    towards: int  # interfaces in the tail of the null where aligned factors lie, which holds 2.5% of them by chance
+    away: int  # in the other tail
     total: int  # interfaces
     value: float  # medians over them
     null: float
@@ -87,8 +92,7 @@ def _found(each: _Alignment, table: pd.DataFrame) -> _Found | None:
     above, below = int((percentile >= ALIGNED).sum()), int((percentile <= 100 - ALIGNED).sum())
     towards, away = (above, below) if each.sign > 0 else (below, above)
     value, null, z = (float(column(rows, f"{each.name}{end}").median()) for end in ("", "_null", "_z"))
-    side = _side(towards, away, len(rows), each.sign * z)
-    return _Found(side, away if side < 0 else towards, len(rows), value, null, z)
+    return _Found(towards, away, len(rows), value, null, z)
 
 
 def _sentence(each: _Alignment, table: pd.DataFrame, what: str) -> str:
@@ -96,18 +100,27 @@ def _sentence(each: _Alignment, table: pd.DataFrame, what: str) -> str:
     found = _found(each, table)
     if found is None:
         return ""
-    words = {1: each.beyond, -1: each.opposite, 0: each.chance}[found.side]
-    hint = "; this is no clear result" if found.side == 0 and abs(found.z) >= NEAR else ""
+    side = _side(each, found)
+    words = {(1, 0): each.beyond, (0, 1): each.opposite, (0, 0): each.chance, (1, 1): each.both}[side]
+    towards, away = found.towards, found.away
+    count, other = (away, towards) if side == (0, 1) else (towards, away)
+    hint = "; this is no clear result" if side == (0, 0) and abs(found.z) >= NEAR else ""
     numbers = each.form.format(value=found.value, z=found.z, null=found.null)
-    return f"{words.format(what=what, count=f'{found.inside} of {found.total} interfaces')}, {numbers}{hint}"
+    filled = words.format(what=what, count=f"{count} of {found.total} interfaces", other=other)
+    return f"{filled}, {numbers}{hint}"
 
 
 def short_verdict(report: ChainReport) -> str:
     """The same in one line, for the terminal."""
     own, table = facts(report), interfaces_of(report)
     gain = _found(ALIGNMENTS[0], table) if len(table) else None
-    words = {1: "aligned beyond chance", -1: "aligned less than by chance", 0: "alignment indistinguishable from chance"}
-    parts = [words[gain.side]] if gain else ["no interface"]
+    words = {
+        (1, 0): "aligned beyond chance",
+        (0, 1): "aligned less than by chance",
+        (0, 0): "alignment indistinguishable from chance",
+        (1, 1): "aligned beyond chance at some interfaces, less than by chance at others",
+    }
+    parts = [words[_side(ALIGNMENTS[0], gain)]] if gain else ["no interface"]
     if math.isfinite(own["chart_adequate"]):
         parts.append(f"power law adequate for {own['chart_adequate']:.0f} of {own['factors']:.0f} factors")
     if math.isfinite(own["certified_share"]):
@@ -115,11 +128,10 @@ def short_verdict(report: ChainReport) -> str:
     return "; ".join(parts)
 
 
-def _side(towards: int, away: int, total: int, z: float) -> int:
-    """1 if the interfaces lie on the side of ``towards`` beyond chance, -1 on the other side, 0 if chance explains it."""
-    if _unlikely(towards, total) or z >= FAR:
-        return 1
-    return -1 if _unlikely(away, total) or z <= -FAR else 0
+def _side(each: _Alignment, found: _Found) -> tuple[int, int]:
+    """Whether more interfaces than by chance lie where aligned factors do, and whether more do on the other side."""
+    z = each.sign * found.z
+    return int(_unlikely(found.towards, found.total) or z >= FAR), int(_unlikely(found.away, found.total) or z <= -FAR)
 
 
 def _unlikely(count: int, total: int) -> bool:
@@ -159,5 +171,7 @@ def _certificates(report: ChainReport) -> list[str]:
         text += f"; the strict all-or-nothing certificate holds at {int((table[name] != 'no').sum())} of {len(table)}"
         " interfaces"
     if math.isfinite(own["certified_rank"]):
-        text += f"; 95% of the blocks are decided once {own['certified_rank']:.0%} of the ranks are kept"
+        rank = own["certified_rank"]
+        kept = "only if all ranks are kept" if rank >= 0.995 else f"once {rank:.0%} of the ranks are kept"
+        text += f"; 95% of the blocks are decided {kept} (median)"
     return [text]

@@ -37,9 +37,9 @@ def test_the_headline_has_a_row_per_network_and_one_of_chance() -> None:
     row = dict(zip(table.columns, table.rows[0], strict=True))
     gain = headline_interfaces(TRAINED.interfaces)["energy_gain"].median()
     assert row["energy gain (z)"].startswith(f"{gain:.2f} (+")
-    assert row["aligned"] == "5 of 5"
+    assert row["aligned / opposed"] == "5 / 0 of 5"
     assert row["certified (energy)"] == "84% (91%)"
-    assert dict(zip(table.columns, table.rows[2], strict=True))["aligned"] == "-"
+    assert dict(zip(table.columns, table.rows[2], strict=True))["aligned / opposed"] == "-"
 
 
 def test_numbers_of_the_headline_are_those_of_branch_interfaces() -> None:
@@ -143,6 +143,14 @@ def test_the_verdict_on_factors_that_avoid_each_other_and_on_unclear_ones() -> N
         energy_gain_percentile=[55.0, 50.0, 45.0, 60.0, 99.0],
     )  # fmt: skip
     assert "it exceeds that of 97.5% of rotations at 1 of 5 interfaces" in verdict(one_of_five)
+    mixed = with_columns(
+        energy_gain=[0.5, 0.6, 1.0, 1.4, 1.2], energy_gain_z=[-9.0, -8.0, 0.1, 9.0, 8.0],
+        energy_gain_percentile=[0.0, 0.0, 50.0, 100.0, 100.0],
+    )  # fmt: skip
+    assert "more energy passes than under 97.5% of random rotations at 2 of 5 interfaces" in verdict(mixed)
+    assert "less at 2, median energy gain 1.00" in verdict(mixed)
+    assert "at some interfaces" in short_verdict(mixed)
+    assert headline([("net", mixed)]).rows[0][3] == "2 / 2 of 5"
     flat = with_columns(slack_ratio=math.nan, slack_ratio_z=math.nan)
     assert "slack" not in verdict(flat)
 
