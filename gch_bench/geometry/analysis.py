@@ -116,15 +116,15 @@ def _add_interface(
         raise ValueError(f"interface {meeting.title}: {error}") from error
     for matrix, each in zip((PHYSICAL, SOURCE), found, strict=True):
         row |= {f"{matrix}_{name}": value for name, value in each.row._asdict().items()}
-        where = {"index": meeting.index, "form": meeting.form, "matrix": matrix}
+        where: dict[str, Any] = {"index": meeting.number, "form": meeting.form, "matrix": matrix}
         tables["certificates"] += [where | point._asdict() for point in each.curve]
         for name, table in channel_tables(each).items():
             tables[name].append(table.assign(**where))
     tables["interfaces"].append(row)
-    place = Place(meeting.index, meeting.form, PHYSICAL, meeting.title)
+    place = Place(meeting.number, meeting.form, PHYSICAL, meeting.title)
     report.pictures.append(picture(place, moved.physical, found.physical.alignment, found.physical.certificate.edges))
     if keep is not None:
-        keep(meeting.index, meeting.form, _matrices(moved, found.physical))
+        keep(meeting.number, meeting.form, _matrices(moved, found.physical))
 
 
 def _matrices(moved: Transport, found: Channels) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ ANGLE_ETA = 0.5  # principal angles are between subspaces that hold this share o
 class Meeting(NamedTuple):
     """Two matrices that follow each other."""
 
-    index: int  # the interface's number in the chain
+    number: int  # the interface's number in the chain
     form: str  # BLOCK or BRANCH
     first: Analysed
     second: Analysed
@@ -43,7 +43,7 @@ def interface_row(meeting: Meeting, moved: Transport, seed: int) -> dict[str, An
     found = interface_nulls(spectra, top, energy, (overlap, *windows), seed)
     between = radial.interface_of(first.radial, second.radial, top / (first.radial.norm * second.radial.norm))
     return {
-        "index": meeting.index,
+        "index": meeting.number,
         "form": meeting.form,
         "first": first.name,
         "second": second.name,

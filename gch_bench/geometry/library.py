@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gch_bench.geometry.analysis import OPTIONS, TABLES, Options, analyse
 from gch_bench.geometry.chain_format import load_chain
-from gch_bench.geometry.chains import chain_factors, find_chains, weight_matrices
+from gch_bench.geometry.chains import chain_factors, find_chains, for_network, weight_matrices
 from gch_bench.geometry.weights import weight_table
 from gch_bench.results.geometry import ChainReport
 
@@ -48,6 +48,8 @@ def diagnose(
     if not wanted:
         raise ValueError("no built-in chain fits these weights: give chain='NAME.yaml' (gch_bench/geometry/chain_format.py)")
     scale = options.spectral.residual_scale
+    if network is not None:
+        wanted = [for_network(each, network) for each in wanted]
     reports = [
         analyse(chain_factors(weights, each, head_dim=head_dim, residual_scale=scale), each.name, each.description, options)
         for each in wanted
@@ -68,6 +70,6 @@ def frames(reports: Iterable[ChainReport]) -> dict[str, pd.DataFrame]:
 
 
 def head_dim_of(network: nn.Module) -> int | None:
-    """Rows of an attention head, as the first module with a ``head_dim`` says; None if there is none."""
-    sizes = (getattr(module, "head_dim", None) for module in network.modules())
+    """Rows of an attention head, as the first module with a ``head_dim`` or ``dim_head`` says; None if there is none."""
+    sizes = (getattr(module, "head_dim", getattr(module, "dim_head", None)) for module in network.modules())
     return next((size for size in sizes if isinstance(size, int)), None)

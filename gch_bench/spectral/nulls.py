@@ -150,7 +150,9 @@ def _lanczos(bases: Tensor, x: Tensor, y: Tensor) -> Tensor:
     vector = torch.randn(x.shape, generator=generator) * (x > 0)
     basis = torch.empty(len(x), STEPS, *x.shape[1:])  # (b, steps, m, k / b)
     basis[:, 0] = vector / torch.linalg.vector_norm(vector, dim=1, keepdim=True)
-    diagonal, beside, top = [], [], torch.zeros(())
+    diagonal: list[Tensor] = []
+    beside: list[Tensor] = []
+    top = torch.zeros(())
     for step in range(1, STEPS + 1):
         last = basis[:, step - 1]
         image = x * (bases.mT @ (y * (bases @ (x * last))))
@@ -210,5 +212,5 @@ def gaussian_spectra(rows: int, columns: int, taps: int = 1, seed: int = 0) -> T
         squares = on.copy()
         squares[1:] += beside
         values[:] = eigh_tridiagonal(squares, np.sqrt(on[:-1] * beside), eigvals_only=True) if d > 1 else on
-    squares = torch.from_numpy(drawn).flatten(1).clamp_(min=0).sort(1, descending=True).values
-    return (squares / squares.sum(1, keepdim=True)).sqrt()
+    energies = torch.from_numpy(drawn).flatten(1).clamp_(min=0).sort(1, descending=True).values
+    return (energies / energies.sum(1, keepdim=True)).sqrt()

@@ -63,7 +63,9 @@ def diagnose_subject(work: Work, subject: Subject, images: Images | None) -> Dia
         )
     reports, fitting = [], []
     for chain in wanted:
-        blocks = chains.chain_blocks(subject.weights, chain)
+        if subject.network is not None:
+            chain = chains.for_network(chain, subject.network)
+        blocks = chains.chain_blocks(subject.weights, chain, classifier=True)
         factors = chains.chain_factors(
             subject.weights, chain, work.device, subject.head_dim, residual_scale=config.spectral.residual_scale
         )

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from gch_bench import files
 from gch_bench.apps.diagnosis.folder import Layout, as_job, check_folder, check_identity, move
 from gch_bench.apps.diagnosis.images import prepared, spread_images
 from gch_bench.apps.diagnosis.measure import Diagnosed, Work, diagnose_subject, matrices_file
+from gch_bench.apps.diagnosis.patterns import expanded
 from gch_bench.apps.diagnosis.subjects import Subject, subjects
 from gch_bench.config.diagnosis import DiagnoseConfig
 from gch_bench.config.parse import identity_of
@@ -28,10 +30,12 @@ from gch_bench.geometry.chain_format import Chain, load_chain
 from gch_bench.geometry.library import frames
 from gch_bench.loggers import open_logger
 from gch_bench.provenance import provenance
-from gch_bench.report import geometry, geometry_compare, geometry_figures
+from gch_bench.report import geometry, geometry_compare, geometry_figures, geometry_trajectory
 from gch_bench.report.figure_style import save
+from gch_bench.report.geometry_headline import headline
 from gch_bench.report.runs import read_run
 from gch_bench.report.study import Run
+from gch_bench.report.text_table import write as write_table
 
 CSV = (
     "summary", "factors", "interfaces", "certificates", "weights", "over_images", "composition", "comparison", "correlations",
@@ -39,9 +43,16 @@ CSV = (
 )  # fmt: skip
 TABLES = (*CSV, "channels", "columns", "edges", "spectra")  # the long ones, of a row per channel or value, are Parquet alone
 PER_SUBJECT = ("weights", "over_images", "composition")
+HEADLINE_FILES = tuple(f"geometry_headline.{kind}" for kind in ("csv", "md", "tex"))
 LAYOUT = Layout(
     "diagnosis",
-    ("run.json", "report.md", "metrics.csv", *(f"{name}.{kind}" for name in TABLES for kind in ("parquet", "csv"))),
+    (
+        "run.json",
+        "report.md",
+        "metrics.csv",
+        *HEADLINE_FILES,
+        *(f"{name}.{kind}" for name in TABLES for kind in ("parquet", "csv")),
+    ),
     ("figures", "matrices"),
 )
 
@@ -60,7 +71,9 @@ def _run(config: DiagnoseConfig, device: torch.device) -> None:
     base = Path(config.output or "runs")
     if config.output:
         check_folder(base, LAYOUT, identity_of(config))
-    runs = [read_run(Path(run)) for run in config.runs]  # before the measuring, so that a missing record is found early
+    runs = [
+        read_run(Path(run)) for run in expanded(config).config.runs
+    ]  # before the measuring, so that a missing record is found early
     named = [_load_chain(name) for name in config.chain or [] if name != "auto"]
     _check_names(named)
     images = _images(config) if config.jacobian.images else None
@@ -130,6 +143,18 @@ def _tables(found: list[Diagnosed]) -> dict[str, pd.DataFrame]:
     return tables
 
 
+def _trajectories(found: list[Diagnosed]) -> tuple[pd.DataFrame, Figure | None]:
+    """The chains' headline quantities over the epochs of one training, if two or more of its checkpoints were diagnosed."""
+    of_epochs = [item for item in found if item.facts["epoch"] is not None]
+    if len(of_epochs) < 2 or len({item.facts["epoch"] for item in of_epochs}) < len(of_epochs):
+        return pd.DataFrame(), None
+    chains: dict[str, list[tuple[str, int | None, dict[str, float]]]] = {}
+    for item in of_epochs:
+        for report in item.reports:
+            chains.setdefault(report.chain, []).append((item.facts["label"], item.facts["epoch"], report.summary))
+    return geometry_trajectory.trajectories(chains)
+
+
 def _write(
     config: DiagnoseConfig,
     folder: Path,
@@ -141,6 +166,9 @@ def _write(
 ) -> None:
     reports = [(item.facts["label"], report) for item in found for report in item.reports]
     tables, figures = _tables(found), geometry_figures.all_figures(reports)
+    tables["trajectory"], over_epochs = _trajectories(found)
+    if over_epochs is not None:
+        figures["trajectory"] = over_epochs
     if comparison is not None:
         tables |= {"comparison": comparison.table, "correlations": comparison.correlations}
         if comparison.figure is not None:
@@ -154,7 +182,8 @@ def _write(
         "identity": identity,
         "subjects": [item.facts for item in found],
     }
-    text = geometry.markdown(facts, reports, comparison, list(figures))
+    captions = {name: str(figure.get_label()) for name, figure in figures.items()}
+    text = geometry.markdown(facts, reports, comparison, captions)
     for name in TABLES:
         table = tables.get(name, pd.DataFrame())
         if len(table.columns):
@@ -170,6 +199,8 @@ def _write(
     for path in scratch.glob("matrices/*"):
         if path.name not in complete:  # it is of a chain that failed half-way and was left out
             path.unlink()
+    if reports:
+        write_table(headline(reports), scratch)
     files.write_atomic(scratch / "report.md", lambda file: file.write(text.encode()))
     files.write_json(scratch / "run.json", facts)
     written = move(scratch, folder, LAYOUT)
