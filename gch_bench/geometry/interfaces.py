@@ -8,7 +8,7 @@ import torch
 from gch_bench.geometry.factors import Analysed
 from gch_bench.spectral import gibbs, radial
 from gch_bench.spectral.linalg import top_value
-from gch_bench.spectral.nulls import Null, Spectra, interface_nulls
+from gch_bench.spectral.nulls import Null, Spectra, interface_nulls, permuted_gain
 from gch_bench.spectral.transport import Transport, mean_cosine_squared
 
 ANGLE_ETA = 0.5  # principal angles are between subspaces that hold this share of the energy
@@ -41,6 +41,7 @@ def interface_row(meeting: Meeting, moved: Transport, seed: int) -> dict[str, An
     overlap = mean_cosine_squared(first.parts, second.parts, *windows)
     spectra = Spectra(first.parts.values, second.parts.values, second.parts.matrix.shape[1])
     found = interface_nulls(spectra, top, energy, (overlap, *windows), seed)
+    permuted = permuted_gain(first.parts.outputs, second.parts.inputs, found.energy_gain.value, seed)
     between = radial.interface_of(first.radial, second.radial, top / (first.radial.norm * second.radial.norm))
     return {
         "index": meeting.number,
@@ -49,6 +50,9 @@ def interface_row(meeting: Meeting, moved: Transport, seed: int) -> dict[str, An
         "second": second.name,
         "shared": spectra.shared,
         **_columns("energy_gain", found.energy_gain),
+        "energy_gain_permuted": permuted.mean,
+        "energy_gain_permuted_z": permuted.z,
+        "energy_gain_permuted_percentile": permuted.percentile,
         **_columns("slack_ratio", found.slack_ratio),
         "mean_cosine_squared": overlap,
         "angle_window_first": windows[0],

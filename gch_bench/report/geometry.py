@@ -75,9 +75,11 @@ def markdown(facts: dict[str, Any], reports: Reports, comparison: Comparison | N
             line for label, each in reports for line in ("", f"**{_text(label)}, {_text(each.chain)}.** {_text(verdict(each))}")
         ]
     if comparison is not None:
-        lines += ["", "## Geometry and reliability", "", *markdown_rows(*comparison.console[1:3]), ""]
+        lines += ["", "## Geometry and reliability", "", *markdown_rows(*comparison.runs), ""]
+        lines += [*markdown_rows(*comparison.console[1:3]), ""]
         lines += [f"- {_text(note)}" for note in comparison.console[3]]
         lines += _pictures(["comparison"], figures)
+    lines += ["", "## Over epochs", *_pictures(["trajectory"], figures)] if "trajectory" in figures else []
     for chain in dict.fromkeys(each.chain for _, each in reports):
         own = _pictures([f"{kind}-{slug(chain)}" for kind in OVER_DEPTH], figures)
         lines += ["", f"## {_text(chain)}: over depth", *own] if own else []

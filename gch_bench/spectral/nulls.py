@@ -11,6 +11,9 @@ lost. With X = A_l A_l^T and Y = A_{l+1}^T A_{l+1}, mean and variance of tr(Q X 
 because the traceless symmetric matrices are an irreducible representation of dimension (m - 1)(m + 2) / 2. The energy gain and
 the principal angles are of this form. Percentiles, and everything about the largest singular value, come from draws.
 
+A weaker null keeps the channels and only assigns them anew: A_{l+1} P A_l with a random permutation P. What is left over it is
+more than that large channels of one factor meet large channels of the other.
+
 The null of a spectrum is a Gaussian matrix of the same shape. Its singular values are drawn as those of a bidiagonal matrix of
 chi variables (Silverstein, 1985; Dumitriu and Edelman, 2002), which costs O(d^2) and not O(d^3).
 """
@@ -26,6 +29,7 @@ from torch import Tensor
 
 ROTATIONS = 64
 GAUSSIANS = 20
+PERMUTATIONS = 32
 DENSE = 96  # up to this dimension every rotation is a Haar matrix of its own
 BASES = 4  # above it, so many Haar matrices, one alone above 1024, whose rows and columns are permuted anew for every rotation
 STEPS = 120  # most Lanczos steps for the largest singular value of a rotated product
@@ -102,6 +106,26 @@ def interface_nulls(spectra: Spectra, top: float, energy: float, overlap: tuple[
     drawn = (most - rotations.tops(first, second).log()) / both
     slack = max(most - math.log(top / norms), 0.0) / both if top > 0 else math.inf
     return Alignment(gain, compared(slack, drawn), angles)
+
+
+def permuted_gain(first: Tensor, second: Tensor, gain: float, seed: int = 0) -> Null:
+    """The energy ``gain`` of A_l, ``first`` (m, n), and A_{l+1}, ``second`` (p, m), beside that with permuted shared channels.
+
+    The null's mean is exact: off the diagonal X and Y meet in every pair of different channels equally often.
+    """
+    m = len(first)
+    x, y = (first @ first.mT).cpu().float(), (second.mT @ second).cpu().float()
+    x, y = m * x / x.trace(), y / y.trace()
+    draws = []
+    for seed_of_draw in range(PERMUTATIONS):
+        generator = torch.Generator().manual_seed(1_000_003 * seed + seed_of_draw)
+        order = torch.randperm(m, generator=generator)
+        draws.append(float((x[order][:, order] * y).sum(dtype=torch.float64)))
+    sums = [(float(each.trace()), float(each.sum(dtype=torch.float64))) for each in (x, y)]
+    mean = sums[0][0] * sums[1][0] / m
+    if m > 1:
+        mean += (sums[0][1] - sums[0][0]) * (sums[1][1] - sums[1][0]) / (m * (m - 1))
+    return compared(gain, torch.tensor(draws, dtype=torch.float64), mean)
 
 
 def _trace_sd(x: Tensor, y: Tensor, m: int) -> float:

@@ -1,5 +1,6 @@
 """The nulls, against Haar rotations of SciPy, explicit products, and Gaussian matrices."""
 
+import itertools
 import math
 
 import numpy as np
@@ -104,6 +105,20 @@ def test_unrelated_factors_are_not_aligned() -> None:
         assert abs(z.mean()) < 4 / math.sqrt(60), name
         assert 0.7 < z.std() < 1.4, name
         assert stats.kstest(percentiles, "uniform").pvalue > 1e-3, name
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_permuted_gain_over_all_permutations(size: int) -> None:
+    first, second = factor(size, 4, 1.0, 0), factor(6, size, 2.0, 1)
+    norms = float(first.square().sum() * second.square().sum())
+    orders = list(itertools.permutations(range(size)))
+    gains = torch.tensor([size * float((second[:, order] @ first).square().sum()) / norms for order in orders])
+    found = nulls.permuted_gain(first, second, float(gains[0]))
+    assert found.mean == pytest.approx(float(gains.mean()), rel=1e-5)
+    if size > 2:
+        assert found.sd == pytest.approx(float(gains.std()), rel=0.4)
+        assert nulls.permuted_gain(first, second, 1.001 * float(gains.max())).percentile == 100
+        assert nulls.permuted_gain(first, second, 0.999 * float(gains.min())).percentile == 0
 
 
 def test_flat_factors_have_no_slack_to_lose() -> None:
