@@ -47,7 +47,7 @@ def alignment(label: str, report: ChainReport) -> Figure | None:
         " by group and then by norm, columns by the group that dominates them, and then by their norm in it. Right: mean"
         " square of M in each group's rows and the columns that a group dominates, over that of all of M. The diagonal is"
         " bright by construction, because columns are sorted by what dominates them: groups are separate where the rest is"
-        " dark."
+        " dark. Grey: no column is dominated by that group."
     )
     return figure
 
