@@ -159,7 +159,11 @@ def _near_identity(matrix: Tensor) -> dict[str, Any]:
 
 
 def spectrum_rows(index: int, here: Analysed) -> pd.DataFrame:
-    """The rows of spectra.parquet for one factor: all singular values, and the energies of those within the numerical rank."""
+    """The rows of spectra.parquet for one factor: all singular values, the energies of those within the numerical
+    rank, and the mean energies of Gaussian matrices of the same shape."""
     values, kept = here.parts.values.cpu(), len(here.energies)
     energy = torch.cat([here.energies, torch.zeros(len(values) - kept, dtype=torch.float64)])
-    return pd.DataFrame({"index": index, "rank": range(1, len(values) + 1), "value": values.numpy(), "energy": energy.numpy()})
+    rows, columns = here.parts.matrix.shape
+    chance = nulls.gaussian_spectra(rows, columns).square().mean(0)
+    numbers = {"value": values.numpy(), "energy": energy.numpy(), "energy_null": chance.numpy()}
+    return pd.DataFrame({"index": index, "rank": range(1, len(values) + 1), **numbers})

@@ -57,7 +57,7 @@ def test_nulls_are_those_of_haar_rotations(size: int, inputs: int, outputs: int)
     assert found.mean_cosine_squared.sd == pytest.approx(float(cosines.std()), rel=0.15, abs=1e-9)
     both = math.log(float(one.values[0] * two.values[0]) / math.sqrt(norms)) + math.log(len(one.values) * len(two.values)) / 2
     slacks = (float((one.values[0] * two.values[0]).log()) - torch.linalg.matrix_norm(rotated, 2).log()) / both
-    error = math.hypot(float(slacks.std()) / count, found.slack_ratio.sd / 8)
+    error = math.hypot(float(slacks.std()) / count, found.slack_ratio.sd / 9)
     assert found.slack_ratio.mean == pytest.approx(float(slacks.mean()), abs=4 * error)
     assert found.slack_ratio.sd == pytest.approx(float(slacks.std()), rel=0.45)
 
@@ -68,8 +68,10 @@ def test_a_drawn_top_is_that_of_its_rotation() -> None:
     rotations = nulls._rotations(size, 3)
     first, second = torch.rand(size - 20).double(), torch.linspace(2, 0.5, size).double()
     got = rotations.tops(first, second)
+    assert len(got) == len(rotations.traces(first, second)) == nulls.DRAWS
+    assert float(got.max()) <= float(first.max() * second.max()) * (1 + 1e-6)
     each = rotations.rows.shape[2]
-    for draw in (0, each - 1, 2 * each, nulls.ROTATIONS - 1):
+    for draw in (0, each - 1, 2 * each, nulls.DRAWS - 1):
         base, at = divmod(draw, each)
         x, y = torch.zeros(size), second.float()
         x[: len(first)] = first.float()
@@ -105,6 +107,22 @@ def test_unrelated_factors_are_not_aligned() -> None:
         assert abs(z.mean()) < 4 / math.sqrt(60), name
         assert 0.7 < z.std() < 1.4, name
         assert stats.kstest(percentiles, "uniform").pvalue > 1e-3, name
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.3, 4.0])
+@pytest.mark.parametrize("size", [nulls.DENSE + 3, 192])
+def test_lanczos_of_flat_and_steep_spectra(size: int, exponent: float) -> None:
+    """Flat spectra converge slowly, steep ones exhaust the Krylov space: single precision must get both right."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.arange(1, size + 1, dtype=torch.float64) ** -exponent
+    first, second = (values * (1 + 0.1 * torch.rand(size, generator=generator)) for _ in range(2))
+    rotations = nulls._rotations(size, 0)
+    got = rotations.tops(first, second)
+    for draw in (0, 40):
+        base, at = divmod(draw, rotations.rows.shape[2])
+        x, y = first[rotations.columns[base, :, at]], second[rotations.rows[base, :, at]]
+        exact = float(torch.linalg.matrix_norm(y[:, None] * rotations.bases[base].double() * x, 2))
+        assert float(got[draw]) == pytest.approx(exact, rel=1e-4)
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
