@@ -155,7 +155,7 @@ def test_small_interfaces() -> None:
 
 def test_a_product_of_zero_is_refused() -> None:
     parts = decompose(torch.diag(torch.tensor([1.0, 0.0]))), decompose(torch.diag(torch.tensor([0.0, 1.0])))
-    with pytest.raises(ValueError, match="^the product of its factors is zero, it carries nothing$"):
+    with pytest.raises(ValueError, match=r"^the product of its factors is zero, it carries nothing$"):
         channels_of(*parts, transport_of(*parts, 1, 1), AlignmentConfig())
 
 
