@@ -83,7 +83,7 @@ def agrees(values: Tensor, truths: Tensor) -> bool:
     return bool(((values == UNDECIDED) | (values == true_values(truths))).all())
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(case=bounded(), seed=seeds)
 def test_what_is_certain_holds_for_every_error_within_the_bounds(case: Bounded, seed: int) -> None:
     certain = case.certify()
@@ -99,7 +99,7 @@ def test_what_is_certain_holds_for_every_error_within_the_bounds(case: Bounded, 
                 assert agrees(certain.shared(g, h), after.shared(g, h))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(case=bounded())
 def test_an_undecided_block_can_be_made_active_and_inactive(case: Bounded) -> None:
     """Straight out and straight in reach both sides of tau, but for bounds that end within rounding of it. A hub likewise."""
@@ -123,7 +123,7 @@ def test_an_undecided_block_can_be_made_active_and_inactive(case: Bounded) -> No
         assert not bool(least.edges[open_edges].any())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(case=bounded())
 def test_shares_and_masks_by_loops(case: Bounded) -> None:
     certain, norms = case.certify(), block_norms(case.matrix, case.group)
@@ -209,7 +209,7 @@ def test_huge_and_tiny_matrices_are_certified_alike() -> None:
 kappas = st.floats(0.3, 4)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(case=bounded(), kappa=kappas, seed=seeds)
 def test_certain_labels_are_those_of_every_error_within_the_bounds(case: Bounded, kappa: float, seed: int) -> None:
     """The error's rows are bounded by the largest of the errors that are tried, and so are its means."""
@@ -226,7 +226,7 @@ def test_certain_labels_are_those_of_every_error_within_the_bounds(case: Bounded
         assert bool(((known == NO_LABEL) | (known == own)).all())  # smaller errors leave no more open
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(case=bounded(), kappa=kappas)
 def test_without_an_error_every_clear_label_is_certain(case: Bounded, kappa: float) -> None:
     case = case._replace(bounds=torch.zeros_like(case.bounds))
@@ -267,7 +267,7 @@ def test_the_model_is_what_random_directions_do(rows: int, share: float) -> None
     assert model_share(norms, torch.zeros_like(bounds), torch.full((3,), rows), tau) == 1.0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(seed=seeds, turn=st.floats(0.001, 0.5))
 def test_certain_labels_withstand_rows_that_turn_to_the_threshold(seed: int, turn: float) -> None:
     """Every column is active in both groups, so that the angle decides; one row at a time turns about its group's mean."""
@@ -293,7 +293,7 @@ def test_certain_labels_withstand_rows_that_turn_to_the_threshold(seed: int, tur
             assert bool(((known == NO_LABEL) | (known == after)).all())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(case=bounded(), seed=seeds)
 def test_certain_labels_withstand_rows_that_move_from_part_to_part(case: Bounded, seed: int) -> None:
     """Each row's largest part shrinks and another one grows: the worst direction for the order of two parts."""
