@@ -109,8 +109,10 @@ def _centre_distances(scores: Tensor, count: int, seed: int) -> np.ndarray:
     """(m, q): the distance of each row of ``scores`` to each of ``count`` centres found by k-means."""
     from sklearn.cluster import KMeans  # it is slow to import
     from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits  # scikit-learn needs it, too
 
-    with warnings.catch_warnings():
+    # One thread is enough for so few numbers. Several would wait for torch's own, and make the sums depend on their number.
+    with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different rows than centres: some centres are equal
         return KMeans(count, n_init=STARTS, random_state=seed).fit_transform(scores.cpu().numpy())
 

@@ -104,10 +104,11 @@ def certify_labels(
     """int64 (m,): the label that each row of M + E certainly has, NO_LABEL where it is not certain.
 
     M + E is labelled by its own masks and profiles at the thresholds of ``alignment``. ``certificate`` says which masks these
-    may be. A part of the row, such as c, is at least its norm on the blocks that are certainly core less ||E_i||, and at most
-    its norm on those that may be core plus ||E_i||. The row's angle to the profile changes by at most arcsin(||E_i|| /
-    ||row||) plus arcsin(d / ||profile||), d the largest change of the profile. Where the noise is certainly the largest part,
-    the label is ST whatever the angle; where the angle is certainly too wide, it is ST whatever the parts.
+    may be. One part of the row, such as c, is certainly larger than another if its norm on the blocks that are certainly core
+    exceeds the other's norm on all blocks that may be the other's by more than sqrt(2) ||E_i||: these blocks are different
+    ones, so that E_i cannot be as large on both. The row's angle to the profile changes by at most arcsin(||E_i|| / ||row||)
+    plus arcsin(d / ||profile||), d the largest change of the profile. Where the noise is certainly the largest part, the
+    label is ST whatever the angle; where the angle is certainly too wide, it is ST whatever the parts.
 
     Args:
         matrix: M (m, n), the matrix that ``alignment`` and ``certificate`` were made of.
@@ -123,9 +124,9 @@ def certify_labels(
     may = possible_masks(certificate.blocks)[[CORE, OVERLAP, NOISE]]  # SC, SA, ST
     surely = may & (may.sum(0) == 1)
     bounds = _row_norms(matrix, group, torch.cat([surely, may]))
-    room = errors.rows + ROUNDING * (bounds[3:].amax(0) + errors.rows)
-    low, high = bounds[:3] - room, bounds[3:] + room
-    largest = torch.stack([low[k] > torch.maximum(high[k - 1], high[k - 2]) for k in range(3)])
+    room = math.sqrt(2) * errors.rows + ROUNDING * (bounds[3:].amax(0) + errors.rows)
+    low, high = bounds[:3], bounds[3:]
+    largest = torch.stack([low[k] - torch.maximum(high[k - 1], high[k - 2]) > room for k in range(3)])
     least, most = _cosine_interval(matrix, group, certificate.blocks, errors)
     aligned, apart = single | (least >= threshold), ~single & (most < threshold)
     label = torch.full_like(group, NO_LABEL)

@@ -101,7 +101,7 @@ def changed(case: Case, one: Alignment, two: Alignment) -> list[str]:
     return names
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(case=cases())
 def test_against_plain_loops(case: Case) -> None:
     got, group = case.align(), case.group
@@ -129,7 +129,7 @@ def test_against_plain_loops(case: Case) -> None:
             assert got.shared(g, h).tolist() == (supports[g] & supports[h]).tolist()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(case=cases())
 def test_the_split_is_orthogonal(case: Case) -> None:
     """core^2 + overlap^2 + noise^2 = ||M||^2, each part the norm of M on its mask."""
@@ -139,7 +139,7 @@ def test_the_split_is_orthogonal(case: Case) -> None:
         assert part == pytest.approx(np.linalg.norm(m * (got.masks.numpy() == kind)), rel=1e-13)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(case=cases())
 def test_radius_is_its_formula(case: Case) -> None:
     got = case.align()
@@ -156,7 +156,7 @@ def test_radius_is_its_formula(case: Case) -> None:
     assert terms[got.limit] == pytest.approx(got.radius, rel=1e-12, abs=1e-13 * whole)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(case=cases(), seed=seeds)
 def test_certificate(case: Case, seed: int) -> None:
     """Nothing changes under ||E||_F = 0.999 radius, whatever E: random, sparse, or straight at the closest threshold."""

@@ -45,7 +45,7 @@ def gapped(values: Tensor, rank: int) -> bool:
     return rank == len(values) or float(values[rank - 1] - values[rank]) > 1e-6 * float(values[0])
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(case=interfaces(), data=st.data())
 def test_apriori_bounds_hold_in_both_forms(case, data: st.DataObject) -> None:
     first, second, groups = case
@@ -63,7 +63,7 @@ def test_apriori_bounds_hold_in_both_forms(case, data: st.DataObject) -> None:
         assert all(float(bound.max()) == 0 for bound in bounds)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(case=interfaces(), data=st.data())
 def test_apriori_bounds_are_their_formula(case, data: st.DataObject) -> None:
     first, second, groups = case
@@ -89,7 +89,7 @@ def test_apriori_bounds_are_their_formula(case, data: st.DataObject) -> None:
             assert (bound[g].numpy() <= 1.03 * expected + size).all()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(case=interfaces(), data=st.data())
 def test_blocks_along_windows_are_those_of_each_window(case, data: st.DataObject) -> None:
     first, second, groups = case

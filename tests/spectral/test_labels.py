@@ -51,7 +51,7 @@ def reference_labels(case: Case, made: Alignment, matrix: Tensor, kappa: float) 
 kappas = st.one_of(st.just(2.0), st.floats(0.1, 5))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(case=cases(), kappa=kappas)
 def test_labels_against_plain_loops(case: Case, kappa: float) -> None:
     made = case.align()
