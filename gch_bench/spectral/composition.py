@@ -79,7 +79,7 @@ def _scaled(product: Product) -> Product:
 
 
 class ChainComposition(NamedTuple):
-    """The product of a chain's Jacobians beside the whole chain's Jacobian, differentiated together; natural logarithms."""
+    """The product of all Jacobians of a chain beside the whole chain's Jacobian differentiated together. Logarithms natural."""
 
     log_top_normalised: float  # log s_1 of the product of the matrices, each scaled to the Frobenius norm sqrt d
     log_top_product: float  # log s_1 of the product
