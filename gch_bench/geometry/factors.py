@@ -53,7 +53,7 @@ def analysed(name: str, matrix: Tensor, like: Factor, eta: float, group_size: in
         ValueError: if the matrix is zero or not finite.
     """
     try:
-        parts = decompose(matrix)
+        parts = decompose(matrix, like.dtype)
         rank = numerical_rank(parts.values, tuple(matrix.shape), like.dtype)  # type: ignore[arg-type]
         radius = radial.radial_of_values(parts.values[:rank])
     except ValueError as error:
@@ -73,7 +73,7 @@ def factor_row(here: Analysed, options: SpectralConfig) -> dict[str, Any]:
         "rows": matrix.shape[0],
         "columns": matrix.shape[1],
         **spectrum_columns(here.radial, here.parts.values, here.energies, (matrix.shape[0], matrix.shape[1], 1)),
-        "square_exponent": square_exponent(matrix),
+        "square_exponent": fit.exponent if matrix.shape[0] == matrix.shape[1] else square_exponent(matrix),
         "chart_radial": here.radial.chart,
         "residual": here.radial.residual,
         **{f"chart_rank_{eta * 100:.0f}": gibbs.effective_rank(fitted, eta) for eta in ETAS},

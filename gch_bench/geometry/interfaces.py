@@ -41,7 +41,7 @@ def interface_row(meeting: Meeting, moved: Transport, seed: int) -> dict[str, An
     overlap = mean_cosine_squared(first.parts, second.parts, *windows)
     spectra = Spectra(first.parts.values, second.parts.values, second.parts.matrix.shape[1])
     found = interface_nulls(spectra, top, energy, (overlap, *windows), seed)
-    permuted = permuted_gain(first.parts.outputs, second.parts.inputs, found.energy_gain.value, seed)
+    permuted = permuted_gain(first.parts.outputs, second.parts.inputs, found.energy_gain.value)
     between = radial.interface_of(first.radial, second.radial, top / (first.radial.norm * second.radial.norm))
     return {
         "index": meeting.number,
@@ -52,7 +52,6 @@ def interface_row(meeting: Meeting, moved: Transport, seed: int) -> dict[str, An
         **_columns("energy_gain", found.energy_gain),
         "energy_gain_permuted": permuted.mean,
         "energy_gain_permuted_z": permuted.z,
-        "energy_gain_permuted_percentile": permuted.percentile,
         **_columns("slack_ratio", found.slack_ratio),
         "mean_cosine_squared": overlap,
         "angle_window_first": windows[0],

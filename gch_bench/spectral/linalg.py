@@ -103,8 +103,10 @@ class Decomposition(NamedTuple):
     inputs: Tensor  # Sigma V^T (d, n): modes x input channels
 
 
-def decompose(matrix: Tensor) -> Decomposition:
+def decompose(matrix: Tensor, dtype: torch.dtype = torch.float64) -> Decomposition:
     """The singular value decomposition of ``matrix`` (m, n), by the Gram matrix where it is accurate, else by an SVD.
+
+    Modes beyond the numerical rank of ``dtype``, in which the matrix was stored, need not be accurate.
 
     Raises:
         ValueError: if the matrix is not 2-d, or is empty, complex or not finite.
@@ -115,7 +117,8 @@ def decompose(matrix: Tensor) -> Decomposition:
     left = tall @ vectors
     values, order = torch.linalg.vector_norm(left, dim=0).sort(descending=True)  # more exact than roots of eigenvalues
     left, vectors = left[:, order], vectors[:, order]
-    if values[-1] <= GRAM_FLOOR * values[0]:
+    last = numerical_rank(values, tuple(matrix.shape), dtype) - 1  # type: ignore[arg-type]
+    if values[last] <= GRAM_FLOOR * values[0]:
         left, values, vectors_T = torch.linalg.svd(tall, full_matrices=False)
         left, vectors = left * values, vectors_T.mT
     values, left, right = scale * values, scale * left, scale * values[:, None] * vectors.mT

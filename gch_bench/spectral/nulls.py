@@ -27,15 +27,9 @@ import torch
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
-ROTATIONS = 80
-DRAWS = ROTATIONS - 1  # used of them: then a value that all draws but one or none lie below has 2 / 80 = 2.5% by chance
+from gch_bench.spectral.rotations import haar_rotations
+
 GAUSSIANS = 20
-PERMUTATIONS = 32
-DENSE = 96  # up to this dimension every rotation is a Haar matrix of its own
-BASES = 4  # above it, so many Haar matrices, one alone above 1024, whose rows and columns are permuted anew for every rotation
-STEPS = 120  # most Lanczos steps for the largest singular value of a rotated product
-CONVERGED = 1e-4  # relative change of that value in ten steps
-EXHAUSTED = 1e-5  # share of a vector that single precision cannot tell from 0
 
 
 class Null(NamedTuple):
@@ -91,7 +85,7 @@ def interface_nulls(spectra: Spectra, top: float, energy: float, overlap: tuple[
     first, second = (values.cpu().double() / float(torch.linalg.vector_norm(values)) for values in spectra[:2])
     norms = float(torch.linalg.vector_norm(spectra.first)) * float(torch.linalg.vector_norm(spectra.second))
     cosine, k1, k2 = overlap
-    rotations = _rotations(m, seed)
+    rotations = haar_rotations(m, seed)
     gain = compared(
         m * energy / norms**2, m * rotations.traces(first.square(), second.square()), 1.0, _trace_sd(first**2, second**2, m) * m
     )
@@ -109,116 +103,65 @@ def interface_nulls(spectra: Spectra, top: float, energy: float, overlap: tuple[
     return Alignment(gain, compared(slack, drawn), angles)
 
 
-def permuted_gain(first: Tensor, second: Tensor, gain: float, seed: int = 0) -> Null:
-    """The energy ``gain`` of A_l, ``first`` (m, n), and A_{l+1}, ``second`` (p, m), beside that with permuted shared channels.
+class Permuted(NamedTuple):
+    """An energy gain beside that with permuted shared channels; mean and spread are exact."""
 
-    The null's mean is exact: off the diagonal X and Y meet in every pair of different channels equally often.
+    mean: float
+    sd: float
+    z: float  # nan where the null does not vary
+
+
+def permuted_gain(first: Tensor, second: Tensor, gain: float) -> Permuted:
+    """The energy ``gain`` of A_l, ``first`` (m, n), and A_{l+1}, ``second`` (p, m), beside A_{l+1} P A_l for all
+    permutations P.
+
+    tr(P X P^T Y) = sum_i x_{s(i)} y_i + sum_{i != j} X_{s(i) s(j)} Y_ij, a linear rank statistic of the diagonals x and y and
+    Mantel's statistic (1967) of the rest. Its moments follow from how often the indices of two terms agree.
     """
     m = len(first)
-    x, y = (first @ first.mT).cpu().float(), (second.mT @ second).cpu().float()
-    x, y = m * x / x.trace(), y / y.trace()
-    draws = []
-    for seed_of_draw in range(PERMUTATIONS):
-        generator = torch.Generator().manual_seed(1_000_003 * seed + seed_of_draw)
-        order = torch.randperm(m, generator=generator)
-        draws.append(float((x[order][:, order] * y).sum(dtype=torch.float64)))
-    sums = [(float(each.trace()), float(each.sum(dtype=torch.float64))) for each in (x, y)]
-    mean = sums[0][0] * sums[1][0] / m
-    if m > 1:
-        mean += (sums[0][1] - sums[0][0]) * (sums[1][1] - sums[1][0]) / (m * (m - 1))
-    return compared(gain, torch.tensor(draws, dtype=torch.float64), mean)
+    x, y = (_scatter(each) for each in (first, second.mT))
+    pairs = max(m * (m - 1), 1)
+    mean = x.diagonal * y.diagonal / m + x.rest * y.rest / pairs
+    squared = x.diagonal_squares * y.diagonal_squares / m
+    squared += (x.diagonal**2 - x.diagonal_squares) * (y.diagonal**2 - y.diagonal_squares) / pairs
+    squared += 2 * x.rest_squares * y.rest_squares / pairs + 4 * x.mixed * y.mixed / pairs
+    if m > 2:
+        squared += 4 * (x.rows - x.rest_squares) * (y.rows - y.rest_squares) / (pairs * (m - 2))
+        squared += 2 * (x.diagonal * x.rest - 2 * x.mixed) * (y.diagonal * y.rest - 2 * y.mixed) / (pairs * (m - 2))
+    if m > 3:
+        apart = [each.rest**2 - 4 * each.rows + 2 * each.rest_squares for each in (x, y)]
+        squared += apart[0] * apart[1] / (pairs * (m - 2) * (m - 3))
+    sd = m * math.sqrt(max(squared - mean**2, 0.0))
+    found = compared(gain, torch.zeros(1, dtype=torch.float64), m * mean, sd)
+    return Permuted(found.mean, found.sd, found.z)
+
+
+class _Scatter(NamedTuple):
+    """Sums over X = A A^T / tr(A A^T), with the diagonal x and the rest X' (i != j), whose row sums are R."""
+
+    diagonal: float  # sum x_i
+    diagonal_squares: float  # sum x_i^2
+    rest: float  # sum X'_ij
+    rest_squares: float  # sum X'_ij^2
+    rows: float  # sum R_i^2
+    mixed: float  # sum x_i R_i
+
+
+def _scatter(matrix: Tensor) -> _Scatter:
+    scatter = matrix @ matrix.mT
+    scatter = scatter / scatter.trace()
+    x = scatter.diagonal()
+    rows = scatter.sum(1) - x
+    squares = float(scatter.square().sum()) - float(x.square().sum())
+    return _Scatter(
+        float(x.sum()), float(x.square().sum()), float(rows.sum()), squares, float(rows.square().sum()), float((x * rows).sum())
+    )
 
 
 def _trace_sd(x: Tensor, y: Tensor, m: int) -> float:
     """Standard deviation of tr(Q X Q^T Y) for the non-zero eigenvalues ``x`` and ``y`` of X and Y (m, m)."""
     spread = [max(float(each.square().sum()) - float(each.sum()) ** 2 / m, 0.0) for each in (x, y)]
     return math.sqrt(2 * spread[0] * spread[1] / ((m - 1) * (m + 2))) if m > 1 else 0.0
-
-
-class _Rotations(NamedTuple):
-    """ROTATIONS rotations Q of dimension m: the rows and columns of Haar matrices in permuted order, each of them Haar-random.
-
-    Signs are left out, because nothing that is computed here depends on them.
-    """
-
-    bases: Tensor  # float32 (b, m, m), Haar
-    rows: Tensor  # int64 (b, m, k / b): the place of each entry of A_{l+1}'s spectrum
-    columns: Tensor  # int64 (b, m, k / b): that of A_l's
-
-    def _placed(self, values: Tensor, order: Tensor) -> Tensor:
-        """float32 (b, m, k / b): ``values``, filled up with zeros, at the places of each rotation."""
-        padded = torch.zeros(order.shape[1], dtype=torch.float32)
-        padded[: len(values)] = values.float()
-        return padded[order]
-
-    def traces(self, first: Tensor, second: Tensor) -> Tensor:
-        """float64 (DRAWS,): tr(Q X Q^T Y) for the eigenvalues ``first`` of X and ``second`` of Y."""
-        x, y = self._placed(first, self.columns), self._placed(second, self.rows)
-        return ((self.bases.square() @ x) * y).double().sum(1).flatten()[:DRAWS]
-
-    def tops(self, first: Tensor, second: Tensor) -> Tensor:
-        """float64 (DRAWS,): s_1(Sigma_2 Q Sigma_1) for the singular values ``first`` and ``second``."""
-        x, y = self._placed(first, self.columns), self._placed(second, self.rows)
-        if len(self.bases[0]) <= DENSE:
-            products = y.mT[..., :, None] * self.bases[:, None] * x.mT[..., None, :]
-            products = products.double().flatten(0, 1)[:DRAWS]
-            return torch.linalg.eigvalsh(products.mT @ products)[:, -1].clamp(min=0).sqrt()
-        return _lanczos(self.bases, x, y.square()).sqrt()[:DRAWS]
-
-
-def _lanczos(bases: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """float64 (k,): the largest eigenvalue of X Q^T Y Q X for the diagonals ``x`` and ``y`` (b, m, k / b) of X and Y.
-
-    All rotations take their steps together, so that each step is two matrix products for every Haar matrix.
-    """
-    generator = torch.Generator().manual_seed(0)
-    vector = torch.randn(x.shape, generator=generator) * (x > 0)
-    basis = torch.empty(len(x), STEPS, *x.shape[1:])  # (b, steps, m, k / b)
-    basis[:, 0] = vector / torch.linalg.vector_norm(vector, dim=1, keepdim=True)
-    diagonal: list[Tensor] = []
-    beside: list[Tensor] = []
-    top = torch.zeros(())
-    for step in range(1, STEPS + 1):
-        last = basis[:, step - 1]
-        image = x * (bases.mT @ (y * (bases @ (x * last))))
-        diagonal.append((image * last).sum(1))
-        size = torch.linalg.vector_norm(image, dim=1, keepdim=True)
-        known = basis[:, :step]
-        for _ in range(2):  # once is not enough in single precision
-            image = image - torch.einsum("bsmk,bsk->bmk", known, torch.einsum("bsmk,bmk->bsk", known, image))
-        length = torch.linalg.vector_norm(image, dim=1, keepdim=True)
-        # Where nothing but rounding is left, the Krylov space is exhausted, and its largest eigenvalue is found.
-        going = length > EXHAUSTED * size
-        if step % 10 == 0 or step == STEPS or not bool(going.any()):
-            before, top = top, _largest(diagonal, beside)
-            if bool(((top - before) <= CONVERGED * top).all()) or not bool(going.any()):
-                break
-        beside.append(torch.where(going, length, 0)[:, 0])
-        basis[:, step] = torch.where(going, image / torch.where(going, length, 1), 0)
-    return top.flatten()
-
-
-def _largest(diagonal: list[Tensor], beside: list[Tensor]) -> Tensor:
-    """float64 (b, k / b): the largest eigenvalues of tridiagonal matrices from their diagonals and those beside them."""
-    a = torch.stack(diagonal, -1).double()
-    b = torch.stack(beside, -1).double() if beside else a[..., :0]
-    last, shape = a.shape[-1] - 1, a.shape[:-1]
-    if last == 0:
-        return a[..., 0]
-    pairs = zip(a.flatten(0, 1).numpy(), b.flatten(0, 1).numpy(), strict=True)
-    found = [eigh_tridiagonal(on, off, True, "i", (last, last))[0] for on, off in pairs]
-    return torch.tensor(found, dtype=torch.float64).reshape(shape)
-
-
-@functools.lru_cache(maxsize=4)
-def _rotations(m: int, seed: int) -> _Rotations:
-    generator = torch.Generator().manual_seed(seed)
-    count = ROTATIONS if m <= DENSE else BASES if m <= 1024 else 1
-    q, r = torch.linalg.qr(torch.randn(count, m, m, generator=generator))
-    signs = torch.where(r.diagonal(dim1=1, dim2=2) < 0, -1.0, 1.0)
-    each = ROTATIONS // count
-    order = torch.rand(2, count, m, each, generator=generator).argsort(2)
-    return _Rotations(q * signs[:, None], order[0], order[1])
 
 
 @functools.lru_cache(maxsize=256)
