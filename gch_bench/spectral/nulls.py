@@ -169,16 +169,21 @@ def gaussian_spectra(rows: int, columns: int, taps: int = 1, seed: int = 0) -> T
     """float64 (GAUSSIANS, d taps): singular values, descending, of Gaussian matrices (rows, columns) with ||A||_F = 1.
 
     Those of ``taps`` independent matrices are taken together as one spectrum. They are exact draws: a Gaussian matrix has the
-    singular values of a bidiagonal matrix whose entries are independent chi variables.
+    singular values of a bidiagonal matrix whose entries are independent chi variables. With several taps the draws choose their
+    matrices from a common stock, each matrix once at most, so that a draw's matrices are independent of each other.
     """
     large, d = max(rows, columns), min(rows, columns)
     generator = np.random.default_rng([seed, rows, columns, taps])
-    drawn = np.empty((GAUSSIANS, taps, d))
-    for values in drawn.reshape(-1, d):
+    stock = np.empty((GAUSSIANS if taps == 1 else max(GAUSSIANS, 3 * taps), d))
+    for energies in stock:
         on = generator.chisquare(np.arange(large, large - d, -1))
         beside = generator.chisquare(np.arange(d - 1, 0, -1))
         squares = on.copy()
         squares[1:] += beside
-        values[:] = eigh_tridiagonal(squares, np.sqrt(on[:-1] * beside), eigvals_only=True) if d > 1 else on
-    energies = torch.from_numpy(drawn).flatten(1).clamp_(min=0).sort(1, descending=True).values
-    return (energies / energies.sum(1, keepdim=True)).sqrt()
+        energies[:] = eigh_tridiagonal(squares, np.sqrt(on[:-1] * beside), eigvals_only=True) if d > 1 else on
+    if taps == 1:
+        chosen = stock
+    else:
+        chosen = np.stack([stock[generator.permutation(len(stock))[:taps]].ravel() for _ in range(GAUSSIANS)])
+    drawn = torch.from_numpy(chosen).clamp_(min=0).sort(1, descending=True).values
+    return (drawn / drawn.sum(1, keepdim=True)).sqrt()
