@@ -43,8 +43,10 @@ def plain(seed: int = 0, group_size: int | None = None) -> list[Factor]:
 
 
 def residual(count: int = 3, width: int = 8, hidden: int = 16, aligned: float = 0.0, seed: int = 0) -> list[Factor]:
-    """Blocks I + W2 W1 of random W1 (hidden, width) and W2 (width, hidden). A share `aligned` of the energy of each W1 reads the
-    direction that the W2 before it writes most to."""
+    """Blocks I + 0.1 W2 W1 of random W1 (hidden, width) and W2 (width, hidden).
+
+    About a share `aligned` of the energy of each W1 reads the direction that the W2 before it writes most to.
+    """
     made: list[Factor] = []
     before: Tensor | None = None
     for i in range(count):
