@@ -67,6 +67,7 @@ def imported(path: Path) -> set[str]:
 
 def test_every_part_of_the_package_has_its_place() -> None:
     assert {part(module) for module in MODULES} - {""} <= set(ALLOWED)
+    assert all(name in imported(MODULES[module]) for module, name in EXCEPTIONS)
 
 
 @pytest.mark.parametrize("module", sorted(set(MODULES) - {"gch_bench"}))

@@ -88,7 +88,8 @@ def test_heads() -> None:
 
 def test_grouped_queries_need_the_size_of_a_head() -> None:
     shapes = {"self_attn.q_proj": (16, 16), "self_attn.k_proj": (8, 16), "self_attn.v_proj": (8, 16),
-              "self_attn.o_proj": (16, 16), "mlp.gate_proj": (24, 16), "mlp.up_proj": (24, 16), "mlp.down_proj": (16, 24)}  # fmt: skip
+              "self_attn.o_proj": (16, 16), "mlp.gate_proj": (24, 16), "mlp.up_proj": (24, 16),
+              "mlp.down_proj": (16, 24)}  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     state = {
         f"model.layers.{i}.{key}.weight": torch.randn(shape, generator=generator)
