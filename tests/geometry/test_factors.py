@@ -140,6 +140,8 @@ def test_verdicts_on_the_chart() -> None:
     assert math.isnan(flat["explained_share"])
     halves = row_of(with_values([1.0] * 10 + [0.1] * 10, 20, 20))
     assert halves["chart"] == "not adequate"
+    two = row_of(gaussian(2, 9, 0))  # two energies lie on some chart, as those of every Gaussian matrix do
+    assert (two["explained_share"], two["chart"]) == (pytest.approx(1), "not adequate")
 
 
 def test_near_the_identity() -> None:

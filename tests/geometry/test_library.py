@@ -1,5 +1,6 @@
 """`diagnose(model)` against the same steps by hand, on networks, state dicts and what no chain fits."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -68,6 +69,29 @@ def test_the_network_says_the_eps_of_its_norms() -> None:
     assert found.weights.empty
     norms = found.factors["norm"] / plain.factors["norm"]
     assert norms.min() < 0.95  # batch norms divide by the root of variance + eps
+
+
+def test_a_network_that_is_aligned_on_purpose() -> None:
+    """Random weights are within chance; a part of fc1 that reads what the block before writes most is found."""
+    torch.manual_seed(1)
+    network = timm.create_model("vit_tiny_patch16_224", embed_dim=32, depth=6, num_heads=2, img_size=32, num_classes=5)
+    options = Options(SpectralConfig(weights=False), QUICK.alignment)
+    before = diagnose(network, "vit_mlp", options=options)
+    with torch.no_grad():
+        for one, other in itertools.pairwise(network.blocks):
+            direction = torch.linalg.svd(one.mlp.fc2.weight).U[:, 0]
+            planted = torch.outer(torch.randn(len(other.mlp.fc1.weight)), direction)
+            other.mlp.fc1.weight += planted * other.mlp.fc1.weight.norm() / planted.norm()
+    after = diagnose(network, "vit_mlp", options=options)
+    rows = [each.interfaces.query("form == 'branch' and second != 'head'") for each in (before, after)]
+    assert [len(each) for each in rows] == [5, 5]
+    for name in ("energy_gain_z", "slack_ratio_z", "angle_excess_z"):
+        assert rows[0][name].abs().max() < 3.5, name
+    assert (rows[0]["energy_gain_percentile"] >= 97.5).sum() <= 1
+    assert rows[1]["energy_gain_z"].min() > 5
+    assert rows[1]["slack_ratio_z"].max() < -5
+    assert (rows[1]["energy_gain_percentile"] == 100).all()
+    assert after.summary["aligned_share"][0] >= 5 / 6
 
 
 def test_options_arrive(transformer: nn.Module) -> None:
