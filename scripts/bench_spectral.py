@@ -30,10 +30,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gch_bench.apps.diagnosis.subjects import SafetensorsWeights
-from gch_bench.config.diagnosis import AlignmentConfig, SpectralConfig
-from gch_bench.geometry.analysis import analyse, weight_table
+from gch_bench.geometry.analysis import analyse
 from gch_bench.geometry.chain_format import load_chain
 from gch_bench.geometry.chains import chain_factors, find_chains, weight_matrices
+from gch_bench.geometry.weights import weight_table
+from gch_bench.report.figure_style import save
 from gch_bench.report.geometry_figures import all_figures
 from gch_bench.spectral.linalg import gram_values
 
@@ -93,12 +94,11 @@ def whole_report(network: nn.Module, device: torch.device) -> Iterator[str]:
     begun = time.perf_counter()
     (chain,) = find_chains(network.state_dict())
     factors = chain_factors(network.state_dict(), chain, device)
-    report = analyse(factors, chain.name, chain.description, SpectralConfig(), AlignmentConfig())
+    report = analyse(factors, chain.name, chain.description)
     analysed = time.perf_counter() - begun
     weight_table(weight_matrices(network.state_dict(), device))
-    for figure in all_figures([("network", report)]).values():
-        for kind in ("svg", "png"):
-            figure.savefig(io.BytesIO(), format=kind, dpi=150)
+    with tempfile.TemporaryDirectory() as folder:
+        save(all_figures([("network", report)]), Path(folder))
     whole = time.perf_counter() - begun
     yield f"| chain of {len(report.factors)} factors: GSA I and II | {analysed:.1f} s | | |"
     yield f"| the same with all weights and the figures | {whole:.1f} s | <= {GOAL_REPORT:g} s | {MARK[whole <= GOAL_REPORT]} |"
@@ -120,7 +120,7 @@ def stream(folder: str) -> None:
     weights, begun = SafetensorsWeights(folder), time.perf_counter()
     for name in ("llama_mlp", "llama_ov"):
         chain = load_chain(name)
-        analyse(chain_factors(weights, chain), name, "", SpectralConfig(), AlignmentConfig())
+        analyse(chain_factors(weights, chain), name, "")
     print(time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 
 

@@ -58,8 +58,8 @@ def analyse(
         keep: if given, it is called with each interface's index, form and matrices, for example to write them to a file.
 
     Raises:
-        ValueError: if a factor is zero or not finite, factors do not compose, their product is zero, or ``group_size`` does not
-            divide the rows.
+        ValueError: if there is no factor, one is zero or not finite, factors do not compose, their product is zero, or
+            ``group_size`` does not divide the rows.
     """
     tables: dict[str, list[Any]] = {name: [] for name in TABLES}
     report = ChainReport(chain, "", description)
@@ -75,14 +75,14 @@ def analyse(
             for meeting in _meetings(index - 1, before, here):
                 _add_interface(meeting, options, tables, report, keep)
         before = here
+    if product is None:
+        raise ValueError(f"chain {chain} must have at least one factor, got none")
     for name, parts in tables.items():
         whole = pd.DataFrame(parts) if not parts or isinstance(parts[0], dict) else pd.concat(parts, ignore_index=True)
         whole.insert(0, "kind", report.kind)
         whole.insert(0, "chain", chain)
         setattr(report, name, whole)
-    report.summary = summary_of(report)
-    if product is not None:
-        report.summary |= _of_product(product)
+    report.summary = summary_of(report) | _of_product(product)
     return report
 
 

@@ -125,15 +125,15 @@ def train(
     if recipe.compile:
         wrapped = compiled(wrapped)
     with stop_requests() as requests:
+        if recipe.keep_every and position == Position(0, 0):
+            _save(job, position)
+        if position.step == 0:  # of the start; or of the last step of an epoch, after which the training was stopped
+            _keep(job, position.epoch)
         for epoch in range(position.epoch, recipe.epochs):
             start = position.step if epoch == position.epoch else 0
-            if recipe.keep_every and (epoch, start) == (0, 0):
-                _save(job, Position(0, 0))
-                checkpoint.keep(job.checkpoint, 0, world)
             _train_epoch(job, wrapped, epoch, start, report, skipped, requests)
             _save(job, Position(epoch + 1, 0))
-            if recipe.keep_every and (epoch + 1) % recipe.keep_every == 0:
-                checkpoint.keep(job.checkpoint, epoch + 1, world)
+            _keep(job, epoch + 1)
         (stop,) = distributed.largest([requests[0] if requests else 0], world)  # a signal during the last checkpoint
         if stop:
             raise Stopped(stop, job.checkpoint)
@@ -269,6 +269,12 @@ def _save(job: TrainingJob, position: Position) -> None:
         epoch = position.epoch + (position.step > 0)  # of the last step that was taken, counted from 1
         raise SharedError(f"{', '.join(bad[:3]) or 'weights'} became non-finite in epoch {epoch}: {_advice(job)}")
     checkpoint.save(job.checkpoint, job.model, job.optimisation, position, job.config_hash, job.num_classes, job.world)
+
+
+def _keep(job: TrainingJob, epoch: int) -> None:
+    """Keep the checkpoint that was just written or read, of `epoch` finished epochs, if the recipe asks for it."""
+    if job.recipe.keep_every and epoch % job.recipe.keep_every == 0:
+        checkpoint.keep(job.checkpoint, epoch, job.world)
 
 
 def _advice(job: TrainingJob) -> str:

@@ -9,31 +9,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import timm
 import torch
 from conftest import TINY, configuration
-from hydra import compose, initialize_config_dir
+from diagnoses import SMALL, files_in, named_only, resnet, run
 from safetensors.torch import save_file
 
-from gch_bench.apps.cli import diagnosis_config, reported
-from gch_bench.apps.diagnosis.run import diagnose
+from gch_bench.apps.cli import reported
 from gch_bench.apps.diagnosis.subjects import SafetensorsWeights, labels
 from gch_bench.apps.run import train_and_evaluate
 
-REPOSITORY = Path(__file__).parents[2]
-SMALL = ("model.name=resnet18", "model.kwargs={channels: [4, 8, 8, 16]}", "logger=none", "threads=1")
+pytestmark = pytest.mark.usefixtures("few_figures")
 
 
-def run(*overrides: str) -> None:
-    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
-        diagnose(diagnosis_config(compose("diagnose", overrides=list(overrides))))
-
-
-def resnet(path: Path, seed: int = 0, classes: int = 7) -> str:
-    torch.manual_seed(seed)
-    network = timm.create_model("resnet18", channels=[4, 8, 8, 16], num_classes=classes, zero_init_last=False)
-    torch.save(network.state_dict(), path)
-    return str(path)
+@pytest.fixture
+def few_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures of a diagnosis are made but not drawn; `test_checkpoint_as_typed` has them all, in a process of its own."""
+    monkeypatch.setattr("gch_bench.apps.diagnosis.run.save", named_only)
 
 
 @pytest.fixture
@@ -61,20 +52,33 @@ def test_checkpoint_as_typed(tmp_path: Path, cli) -> None:
     facts = json.loads((out / "run.json").read_text())
     assert facts["subjects"][0]["chains"] == ["resnet"]
     assert facts["config"]["checkpoint"] == "a.pt"
-    for name in ("summary", "factors", "interfaces", "weights"):
+    for name in ("summary", "factors", "interfaces", "certificates", "weights"):
         stored = pd.read_parquet(out / f"{name}.parquet")
         pd.testing.assert_frame_equal(pd.read_csv(out / f"{name}.csv"), stored, check_dtype=False)
-    assert len(pd.read_parquet(out / "factors.parquet")) == 8
-    assert "fc" in set(pd.read_csv(out / "weights.csv")["name"])  # the classifier's 7 classes were read from the file
-    assert len(pd.read_parquet(out / "channels.parquet")) == sum(pd.read_csv(out / "factors.csv")["rows"][1:])
-    for name in ("profile-resnet", "spectra-resnet18-resnet", "interfaces-resnet18-resnet", "certificates-resnet18-resnet",
-                 "alignment-resnet18-resnet"):  # fmt: skip
+    factors, interfaces = pd.read_csv(out / "factors.csv"), pd.read_csv(out / "interfaces.csv")
+    assert list(factors["name"]) == [*(f"layer{i}.{j}" for i in range(1, 5) for j in range(2)), "fc"]
+    assert (factors["rows"].iloc[-1], factors["chart"].isin(["adequate", "not adequate"]).all()) == (7, True)  # from the file
+    assert interfaces["form"].tolist() == ["block", "branch"] * 8
+    channels = pd.read_parquet(out / "channels.parquet")
+    rows = channels.groupby(["index", "form", "matrix"])["channel"].count().unstack("matrix")
+    assert rows["physical"].tolist() == rows["source_mode"].tolist()
+    assert rows.loc[(7, "branch"), "physical"] == 7
+    for name in ("profile-resnet", "alignment_profile-resnet", "spectra-resnet18-resnet", "margins-resnet18-resnet",
+                 "certificates-resnet18-resnet", "alignment-resnet18-resnet", "incidence-resnet18-resnet"):  # fmt: skip
         assert (out / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+        assert (out / "figures" / f"{name}.pdf").read_bytes()[:5] == b"%PDF-"
         assert "</svg>" in (out / "figures" / f"{name}.svg").read_text()[-20:]
         assert f"figures/{name}.svg" in (out / "report.md").read_text()
+    headline = pd.read_csv(out / "geometry_headline.csv")
+    summary = pd.read_csv(out / "summary.csv")
+    assert headline[["subject", "chain"]].to_numpy().tolist() == [["resnet18", "resnet"]]
+    for name in ("energy_gain", "angle_excess_z", "certified_share", "mean_exponent"):
+        assert headline[name][0] == pytest.approx(summary[name][0])
+    assert "| by chance" in (out / "geometry_headline.md").read_text()
+    assert "\\begin{tabular}" in (out / "geometry_headline.tex").read_text()
     text = (out / "report.md").read_text()
     assert "diagnostics only" in text
-    assert text.count("channels not certified: truncation moves") == 7
+    assert "## Headline" in text
     assert len(list((out / "wandb").glob("offline-run-*"))) == 1
 
 
@@ -83,34 +87,56 @@ def test_several_checkpoints(tmp_path: Path) -> None:
     run(*SMALL, f"checkpoints=[{','.join(paths)}]", f"output={tmp_path / 'out'}", "save_matrices=true", "logger=csv")
     factors = pd.read_csv(tmp_path / "out" / "factors.csv")
     assert set(factors["subject"]) == {"a", "b.safetensors"}
-    assert len(factors) == 2 * 8
-    assert len(list((tmp_path / "out" / "matrices").iterdir())) == 2 * 7
+    assert len(factors) == 2 * 9
+    assert len(list((tmp_path / "out" / "matrices").iterdir())) == 2 * 2 * 8  # subjects, forms, interfaces
     assert not list(tmp_path.glob(".*"))  # where they waited is gone
-    matrices = np.load(tmp_path / "out" / "matrices" / "a-resnet-0.npz")
-    assert matrices["physical"].shape == (4, 64)
+    matrices = np.load(tmp_path / "out" / "matrices" / "a-resnet-7-branch.npz")
+    assert matrices["physical"].shape == (7, 16)
     logged = pd.read_csv(tmp_path / "out" / "metrics.csv").set_index("name")["value"]
     assert np.isfinite(logged["a/resnet/drift"])
 
 
 def test_measured_jacobians(tmp_path: Path) -> None:
-    path = resnet(tmp_path / "a.pt")
-    run(*SMALL, f"checkpoint={path}", "jacobian.images=2", "size=16", f"output={tmp_path / 'out'}", "save_matrices=true")
-    factors = pd.read_csv(tmp_path / "out" / "factors.csv")
-    assert set(factors["chain"]) == {"resnet", "jacobian digits-90", "jacobian digits-270"}
-    assert set(factors["kind"]) == {"static weights", "measured Jacobian"}
-    assert len(factors) == 3 * 8
-    assert len(list((tmp_path / "out" / "matrices").iterdir())) == 3 * 7
-    assert "Measured block Jacobians: the statements hold" in (tmp_path / "out" / "report.md").read_text()
+    path, out = resnet(tmp_path / "a.pt"), tmp_path / "out"
+    small = ("size=16", "spectral.weights=false")
+    run(*SMALL, f"checkpoint={path}", "jacobian.images=2", *small, f"output={out}", "save_matrices=true")
+    factors = pd.read_csv(out / "factors.csv")
+    images = ["digits-90", "digits-270"]
+    assert set(factors["chain"]) == {"resnet", *(f"jacobian {image}" for image in images)}
+    assert factors.groupby("kind")["name"].count().to_dict() == {"static weights": 9, "measured Jacobian": 2 * 8}
+    assert len(list((out / "matrices").iterdir())) == 2 * 8 + 2 * 7  # measured Jacobians have no branches
+    assert "Measured at these images: the Jacobians of the blocks" in (out / "report.md").read_text()
+    composition = pd.read_csv(out / "composition.csv")
+    assert composition[["subject", "image", "index"]].to_numpy().tolist() == [
+        ["resnet18", image, index] for image in images for index in range(7)
+    ]
+    assert (composition["composition_defect"] < composition["composition_defect_null"]).mean() > 0.5
+    assert composition["composition_defect_other_image"].notna().tolist() == [False] * 7 + [True] * 7
+    over = pd.read_csv(out / "over_images.csv")
+    assert set(over["table"]) == {"factors", "interfaces", "summary", "composition", "chain"}
+    at = over.query("table == 'factors' and name == 'layer2.1' and quantity == 'exponent'").iloc[0]
+    values = factors.query("kind == 'measured Jacobian' and name == 'layer2.1'")["exponent"]
+    assert (at["images"], at["mean"], at["sd"]) == (2, pytest.approx(values.mean()), pytest.approx(values.std()))
+    summary = pd.read_csv(out / "summary.csv").set_index("chain")["log_top"]
+    whole = over.query("table == 'chain' and quantity == 'log_top_normalised'")["mean"].item()
+    assert whole == pytest.approx(summary[[f"jacobian {image}" for image in images]].mean())
 
 
 def test_same_numbers_again_and_another_run_is_kept(tmp_path: Path, refused, monkeypatch: pytest.MonkeyPatch) -> None:
     path = resnet(tmp_path / "a.pt")
     overrides = (*SMALL, f"checkpoint={path}", f"output={tmp_path / 'out'}")
-    run(*overrides)
-    first = (tmp_path / "out" / "interfaces.parquet").read_bytes()
+    run(*overrides, "save_matrices=true", "logger=csv")
+    first = files_in(tmp_path / "out")
+    (tmp_path / "out" / "figures" / "old-figure.png").touch()
     monkeypatch.chdir(tmp_path)
     run(*SMALL, "checkpoint=a.pt", "output=out")  # the same in other words
-    assert (tmp_path / "out" / "interfaces.parquet").read_bytes() == first
+    again = files_in(tmp_path / "out")
+    gone = {name for name in first if name.startswith("matrices") or name == "metrics.csv"}
+    assert len(gone) == 1 + 2 * 8
+    assert first.keys() - again.keys() == gone, "nothing of the earlier one stays that the later one does not have"
+    assert again.keys() <= first.keys()
+    assert {name for name in again if again[name] != first[name]} == {"run.json", "report.md"}  # the command is another
+    first = (tmp_path / "out" / "interfaces.parquet").read_bytes()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text("{}")
     said = refused(*SMALL, f"checkpoint={path}", f"output={tmp_path / 'run'}")
@@ -128,7 +154,7 @@ def test_same_numbers_again_and_another_run_is_kept(tmp_path: Path, refused, mon
     assert "holds a diagnosis" in refused(*SMALL, f"runs=[{tmp_path / 'out'}]", f"output={tmp_path / 'other'}")
 
 
-@pytest.mark.parametrize("moment", ["gch_bench.apps.diagnosis.run.weight_table", "gch_bench.files.write_json"])
+@pytest.mark.parametrize("moment", ["gch_bench.apps.diagnosis.measure.weight_table", "gch_bench.files.write_json"])
 def test_sigterm_leaves_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], moment: str
 ) -> None:
@@ -190,7 +216,8 @@ def test_runs_against_their_reliability(tmp_path: Path, refused) -> None:
     for noise, seed in (("none", 0), ("gch", 0), ("none", 1)):
         folders.append(str(tmp_path / f"{noise}-{seed}"))
         train_and_evaluate(configuration(*tiny, f"noise={noise}", f"seed={seed}", "recipe.epochs=1", f"output={folders[-1]}"))
-    run(f"runs=[{','.join(folders)}]", "logger=none", f"output={tmp_path / 'out'}")
+    (tmp_path / "none-1.txt").touch()
+    run(f"runs=[{tmp_path}/none-0,{tmp_path}/gch-*,{tmp_path}/none-*]", "logger=none", f"output={tmp_path / 'out'}")
     table = pd.read_csv(tmp_path / "out" / "comparison.csv")
     assert list(table["run"]) == ["none-0", "gch-0", "none-1"]
     summary = pd.read_csv(tmp_path / "none-0" / "summary.csv")
@@ -246,6 +273,18 @@ def test_no_chain_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         (["checkpoint=GOOD", "alignment.groups=0"], "alignment.groups must be >= 1, got 0"),
         (["checkpoint=GOOD", "alignment.density=-1"], "alignment.density must be in (0, 1), got -1"),
         (["checkpoint=GOOD", "alignment.kappa=0"], "alignment.kappa must be > 0, got 0"),
+        (["checkpoint=GOOD", "alignment.density=0"], "alignment.density must be in (0, 1), got 0"),
+        (["checkpoint=GOOD", "alignment.density=1"], "alignment.density must be in (0, 1), got 1"),
+        (["checkpoint=GOOD", "alignment.edge_density=0"], "alignment.edge_density must be in (0, 1), got 0"),
+        (["checkpoint=GOOD", "alignment.hub_degree=0"], "alignment.hub_degree must be >= 1, got 0"),
+        (["checkpoint=GOOD", "alignment.grouping=x"], "alignment.grouping must be one of clusters, contiguous, got 'x'"),
+        (["checkpoint=GOOD", "alignment.tau=0.1"], "no field"),
+        (["checkpoint=GOOD", "spectral.residual_scale=0"], "spectral.residual_scale must be > 0, got 0"),
+        (["checkpoint=GOOD", "spectral.residual_scale=inf"], "spectral.residual_scale must be > 0, got inf"),
+        (["checkpoint=GOOD", "random_initialisation=maybe"], "random_initialisation must be"),
+        (["source=x.safetensors", "random_initialisation=true"], "random_initialisation needs a network"),
+        (["checkpoints=[EMPTY/*]"], "checkpoints must match at least one file of weights"),
+        (["runs=[EMPTY/*]"], "runs must match at least one run folder"),
         (["checkpoint=GOOD", "alignment.noise_budget=-1"], "alignment.noise_budget must be >= 0 or null"),
         (["checkpoint=GOOD", "jacobian.images=-1"], "jacobian.images must be >= 0, got -1"),
         (["checkpoint=GOOD", "device=tpu"], "device must be one of auto, cpu, cuda, got 'tpu'"),
