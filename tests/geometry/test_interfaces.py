@@ -113,13 +113,13 @@ def test_nulls_against_dense_rotations() -> None:
 
 
 def test_the_null_of_permuted_channels_knows_large_channels() -> None:
-    """Rotations find factors aligned whose large channels meet; permutations ask for more only where directions meet, too."""
+    """Rotations find factors aligned whose large channels meet; and so do permutations, for which large would meet small."""
     sizes = torch.linspace(0.2, 3, 40, dtype=torch.float64)
     scaled = row_of(sizes[:, None] * gaussian(40, 40, 0), gaussian(40, 40, 1) * sizes)
     assert scaled["energy_gain_z"] > 5
     assert scaled["energy_gain_percentile"] == 100
     assert scaled["energy_gain_permuted"] == pytest.approx(1, abs=0.05)
-    assert scaled["energy_gain_permuted_percentile"] == 100, "each large channel meets a large one"
+    assert scaled["energy_gain_permuted_z"] > 5, "each large channel meets a large one"
     left = orthogonal(40, 40, 2)
     turned = left * torch.arange(1, 41, dtype=torch.float64) ** -0.5
     assert row_of(turned @ orthogonal(40, 40, 3), turned.mT)["energy_gain_permuted_z"] > 5
