@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gch_bench.config.diagnosis import AlignmentConfig, SpectralConfig
 from gch_bench.geometry.analysis import analyse
 from gch_bench.geometry.chains import Factor
 from gch_bench.geometry.measured import COLUMNS, INTERFACE_COLUMNS, Compositions, over_images
@@ -41,7 +40,7 @@ def test_measured_networks_from_images_to_means() -> None:
     for number, image in enumerate(images):
         chains.append(factors_at(model, image))
         watched = compositions.watch(chains[-1], f"image-{number}", chain_jacobian(model, BLOCKS, image))
-        reports.append(analyse(watched, f"image-{number}", "", SpectralConfig(), AlignmentConfig()))
+        reports.append(analyse(watched, f"image-{number}", ""))
     table = compositions.interfaces()
     assert tuple(table.columns) == INTERFACE_COLUMNS
     assert table[["index", "first", "second", "image"]].to_numpy().tolist() == [
