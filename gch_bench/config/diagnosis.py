@@ -166,6 +166,8 @@ class DiagnoseConfig:
             raise UserError(f"{given[0]} goes with neither model.pretrained=true nor model.checkpoint: drop one of them")
         if (self.source or self.runs) and self.jacobian.images:
             raise UserError("jacobian.images goes with model= and checkpoint= or checkpoints=, not with source or runs")
+        if self.random_initialisation and self.mode != "geometry":
+            raise UserError(f"random_initialisation is for mode=geometry: leave it out with mode={self.mode}")
         if self.source and self.random_initialisation:
             raise UserError(
                 "random_initialisation needs a network, which a file of weights does not say: give model=, not source"

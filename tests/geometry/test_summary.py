@@ -101,7 +101,7 @@ def test_the_product_of_all_factors() -> None:
 
 
 def test_the_product_of_a_long_chain_neither_over_nor_underflows() -> None:
-    turned = [orthogonal(3, 3, seed) for seed in range(40)]
+    turned = [orthogonal(3, 3, seed) for seed in range(12)]
     for scale in (1e-30, 1e30):
         summary = report([Factor(str(i), scale * q) for i, q in enumerate(turned)], QUICK._replace(seed=1)).summary
         assert summary["log_top"] == pytest.approx(0, abs=1e-9)

@@ -283,6 +283,7 @@ def test_no_chain_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         (["checkpoint=GOOD", "spectral.residual_scale=inf"], "spectral.residual_scale must be > 0, got inf"),
         (["checkpoint=GOOD", "random_initialisation=maybe"], "random_initialisation must be"),
         (["source=x.safetensors", "random_initialisation=true"], "random_initialisation needs a network"),
+        (["mode=compatibility", "random_initialisation=true"], "random_initialisation is for mode=geometry"),
         (["checkpoints=[EMPTY/*]"], "checkpoints must match at least one file of weights"),
         (["runs=[EMPTY/*]"], "runs must match at least one run folder"),
         (["checkpoint=GOOD", "alignment.noise_budget=-1"], "alignment.noise_budget must be >= 0 or null"),
