@@ -11,8 +11,8 @@ lost. With X = A_l A_l^T and Y = A_{l+1}^T A_{l+1}, mean and variance of tr(Q X 
 because the traceless symmetric matrices are an irreducible representation of dimension (m - 1)(m + 2) / 2. The energy gain and
 the principal angles are of this form. Percentiles, and everything about the largest singular value, come from draws.
 
-A second null assigns the shared channels anew: A_{l+1} P A_l with a random permutation P. It keeps what any assignment has, such as
-a direction in which all channels move together, so that a gain beyond it is due to which channel meets which.
+A second null assigns the shared channels anew: A_{l+1} P A_l with a random permutation P. It keeps what any assignment has,
+such as a direction in which all channels move together; a gain beyond it is due to which channel meets which.
 
 The null of a spectrum is a Gaussian matrix of the same shape. Its singular values are drawn as those of a bidiagonal matrix of
 chi variables (Silverstein, 1985; Dumitriu and Edelman, 2002), which costs O(d^2) and not O(d^3).

@@ -143,10 +143,16 @@ def _tables(found: list[Diagnosed]) -> dict[str, pd.DataFrame]:
     return tables
 
 
+def _folder(item: Diagnosed) -> Path:
+    """Where the checkpoint lies that was diagnosed: those of one training lie together."""
+    return Path(item.facts["origin"]).resolve().parent
+
+
 def _trajectories(found: list[Diagnosed]) -> tuple[pd.DataFrame, Figure | None]:
     """The chains' headline quantities over the epochs of one training, if two or more of its checkpoints were diagnosed."""
     of_epochs = [item for item in found if item.facts["epoch"] is not None]
-    if len(of_epochs) < 2 or len({item.facts["epoch"] for item in of_epochs}) < len(of_epochs):
+    epochs, folders = {item.facts["epoch"] for item in of_epochs}, {_folder(item) for item in of_epochs}
+    if len(epochs) < 2 or len(epochs) < len(of_epochs) or len(folders) > 1:
         return pd.DataFrame(), None
     chains: dict[str, list[tuple[str, int | None, dict[str, float]]]] = {}
     for item in of_epochs:
