@@ -14,7 +14,8 @@ from torch import Tensor
 from gch_bench.config.diagnosis import SpectralConfig
 from gch_bench.geometry.chains import Factor
 from gch_bench.spectral import gibbs, nulls, radial
-from gch_bench.spectral.linalg import Decomposition, decompose, numerical_rank, top_value
+from gch_bench.spectral.leading import leading
+from gch_bench.spectral.linalg import Decomposition, decompose, is_large, numerical_rank, top_value
 from gch_bench.spectral.power_law import power_law_tail, square_exponent
 
 ETAS = (0.5, 0.9, 0.95, 0.99)
@@ -29,7 +30,7 @@ class Analysed(NamedTuple):
     """A factor, or one plain matrix of a branch, and what its spectrum shows."""
 
     name: str
-    parts: Decomposition  # with all modes
+    parts: Decomposition  # with all modes, or the leading ones of a large matrix
     radial: radial.Radial  # of the modes within the numerical rank
     energies: Tensor  # float64 (numerical rank,), on the CPU
     window: int  # modes that a truncation keeps: the effective rank of the chart
@@ -53,7 +54,7 @@ def analysed(name: str, matrix: Tensor, like: Factor, eta: float, group_size: in
         ValueError: if the matrix is zero or not finite.
     """
     try:
-        parts = decompose(matrix, like.dtype)
+        parts = leading(matrix, like.dtype) if is_large(matrix) else decompose(matrix, like.dtype)
         rank = numerical_rank(parts.values, tuple(matrix.shape), like.dtype)  # type: ignore[arg-type]
         radius = radial.radial_of_values(parts.values[:rank])
     except ValueError as error:

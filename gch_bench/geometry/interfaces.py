@@ -7,9 +7,10 @@ import torch
 
 from gch_bench.geometry.factors import Analysed
 from gch_bench.spectral import gibbs, radial
+from gch_bench.spectral.leading import Met, met
 from gch_bench.spectral.linalg import top_value
-from gch_bench.spectral.nulls import Null, Spectra, interface_nulls, permuted_gain
-from gch_bench.spectral.transport import Transport, mean_cosine_squared
+from gch_bench.spectral.nulls import Null, Spectra, interface_nulls, permuted_gain_of
+from gch_bench.spectral.transport import Transport, mean_cosine_squared, truncation_bounds
 
 ANGLE_ETA = 0.5  # principal angles are between subspaces that hold this share of the energy
 
@@ -27,21 +28,27 @@ class Meeting(NamedTuple):
         return f"{self.first.name} -> {self.second.name}"
 
 
-def interface_row(meeting: Meeting, moved: Transport, seed: int) -> dict[str, Any]:
+def interface_row(meeting: Meeting, moved: Transport | None, seed: int) -> dict[str, Any]:
     """The columns of interfaces.csv that concern the interface as a whole; those of its channels: channels.py.
+
+    ``moved`` is None where a factor is large, so that not all of its modes are known (leading.py). Then the truncation error is
+    nan, and so are the angles if they are between more modes.
 
     Raises:
         ValueError: if the product of both matrices is zero.
     """
     first, second = meeting.first, meeting.second
-    top, energy = top_value(moved.full), float(torch.linalg.vector_norm(moved.full)) ** 2
+    together = met(first.parts.matrix, second.parts.matrix) if moved is None else _met(first, second, moved)
+    top, energy = together.top, together.energy
     if energy == 0:
         raise ValueError(f"interface {meeting.title}: the product of its factors is zero, it carries nothing")
     windows = _angle_windows(first, second)
-    overlap = mean_cosine_squared(first.parts, second.parts, *windows)
+    known = windows[0] <= first.parts.modes and windows[1] <= second.parts.modes
+    overlap = mean_cosine_squared(first.parts, second.parts, *windows) if known else math.nan
     spectra = Spectra(first.parts.values, second.parts.values, second.parts.matrix.shape[1])
     found = interface_nulls(spectra, top, energy, (overlap, *windows), seed)
-    permuted = permuted_gain(first.parts.outputs, second.parts.inputs, found.energy_gain.value)
+    permuted = permuted_gain_of(together.scatters, found.energy_gain.value)
+    bounds = truncation_bounds(spectra.first, spectra.second, first.window, second.window)
     between = radial.interface_of(first.radial, second.radial, top / (first.radial.norm * second.radial.norm))
     return {
         "index": meeting.number,
@@ -67,13 +74,20 @@ def interface_row(meeting: Meeting, moved: Transport, seed: int) -> dict[str, An
         **_spectra_row(first, second, between.exponent_change),
         "modes_first": len(first.parts.values),
         "modes_second": len(second.parts.values),
-        "rank_first": moved.rank_first,
-        "rank_second": moved.rank_second,
+        "rank_first": first.window,
+        "rank_second": second.window,
         "product_norm": math.sqrt(energy),
-        "truncation_error": moved.error,
-        "truncation_bound": moved.bound,
-        "fitted_bound": moved.fitted_bound,
+        "truncation_error": math.nan if moved is None else moved.error,
+        "truncation_bound": bounds[0],
+        "fitted_bound": bounds[1],
     }
+
+
+def _met(first: Analysed, second: Analysed, moved: Transport) -> Met:
+    """``met`` from modes, which are all known."""
+    outputs, inputs = first.parts.outputs, second.parts.inputs
+    energy = float(torch.linalg.vector_norm(moved.full)) ** 2
+    return Met(top_value(moved.full), energy, (outputs @ outputs.mT, inputs.mT @ inputs))
 
 
 def _columns(name: str, null: Null) -> dict[str, float]:

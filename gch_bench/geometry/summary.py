@@ -39,15 +39,18 @@ def _of_interfaces(table: pd.DataFrame) -> dict[str, float]:
         **{name: float(table[name].median()) for name in names},
         "aligned_share": float((table["energy_gain_percentile"] >= ALIGNED).mean()),
         **certified,
-        "strict_share": float((table[f"{PHYSICAL}_certified"] != "no").mean()),
+        "strict_share": float((table[f"{PHYSICAL}_certified"].dropna() != "no").mean()),
         "certified_rank": float(_certified_ranks(table).median()),
     }
 
 
 def _certified_ranks(table: pd.DataFrame) -> pd.Series:
-    """k*: the larger of the two certified windows, as a share of its factor's modes; 1 where no window is certified."""
+    """k*: the larger of the two certified windows, as a share of its factor's modes; 1 where no window is certified.
+
+    Interfaces of large factors, whose channels are left out, are not counted.
+    """
     shares = [table[f"{PHYSICAL}_certified_rank_{side}"] / table[f"modes_{side}"] for side in ("first", "second")]
-    return pd.concat(shares, axis=1).max(axis=1).fillna(1.0)
+    return pd.concat(shares, axis=1).max(axis=1).fillna(1.0)[table[f"{PHYSICAL}_certified"].notna()]
 
 
 def _of_depth(report: ChainReport) -> dict[str, float]:

@@ -13,6 +13,12 @@ import torch
 from torch import Tensor
 
 GRAM_FLOOR = 1e-4
+LARGE = 2048  # a matrix with both sides above it is large: see leading.py
+
+
+def is_large(*matrices: Tensor) -> bool:
+    """Whether all sides of all ``matrices`` are above LARGE."""
+    return min(side for matrix in matrices for side in matrix.shape) > LARGE
 
 
 def matrix64(matrix: Tensor, name: str = "matrix") -> Tensor:
@@ -94,13 +100,27 @@ def norm(values: Tensor) -> float:
     return float(scale * torch.linalg.vector_norm(values / scale))
 
 
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """``left`` (p, m) times ``right`` (m, n), float64; computed in float32 if both are large."""
+    if not is_large(left, right):
+        return left @ right
+    scales = [power_of_two(matrix.abs().max()) for matrix in (left, right)]
+    found = (left / scales[0]).float() @ (right / scales[1]).float()
+    return found.double().mul_(scales[0]).mul_(scales[1])
+
+
 class Decomposition(NamedTuple):
     """A = U Sigma V^T, kept as U Sigma and Sigma V^T: these products need no division by a small singular value."""
 
     matrix: Tensor  # A (m, n)
     values: Tensor  # Sigma (d,), descending
-    outputs: Tensor  # U Sigma (m, d): output channels x modes
-    inputs: Tensor  # Sigma V^T (d, n): modes x input channels
+    outputs: Tensor  # U Sigma (m, d): output channels x modes; of a large matrix the leading modes only
+    inputs: Tensor  # Sigma V^T (d, n): modes x input channels; likewise
+
+    @property
+    def modes(self) -> int:
+        """The number of modes of which the vectors are known: d, or fewer for a large matrix."""
+        return len(self.inputs)
 
 
 def decompose(matrix: Tensor, dtype: torch.dtype = torch.float64) -> Decomposition:

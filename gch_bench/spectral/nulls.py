@@ -118,8 +118,13 @@ def permuted_gain(first: Tensor, second: Tensor, gain: float) -> Permuted:
     tr(P X P^T Y) = sum_i x_{s(i)} y_i + sum_{i != j} X_{s(i) s(j)} Y_ij, a linear rank statistic of the diagonals x and y and
     Mantel's statistic (1967) of the rest. Its moments follow from how often the indices of two terms agree.
     """
-    m = len(first)
-    x, y = (_scatter(each) for each in (first, second.mT))
+    return permuted_gain_of((first @ first.mT, second.mT @ second), gain)
+
+
+def permuted_gain_of(scatters: tuple[Tensor, Tensor], gain: float) -> Permuted:
+    """``permuted_gain`` from A_l A_l^T and A_{l+1}^T A_{l+1} (m, m)."""
+    m = len(scatters[0])
+    x, y = (_scatter(each) for each in scatters)
     pairs = max(m * (m - 1), 1)
     mean = x.diagonal * y.diagonal / m + x.rest * y.rest / pairs
     squared = x.diagonal_squares * y.diagonal_squares / m
@@ -147,8 +152,7 @@ class _Scatter(NamedTuple):
     mixed: float  # sum x_i R_i
 
 
-def _scatter(matrix: Tensor) -> _Scatter:
-    scatter = matrix @ matrix.mT
+def _scatter(scatter: Tensor) -> _Scatter:
     scatter = scatter / scatter.trace()
     x = scatter.diagonal()
     rows = scatter.sum(1) - x
