@@ -76,11 +76,11 @@ class Met(NamedTuple):
 
 
 def met(first: Tensor, second: Tensor) -> Met:
-    """``first`` (m, n) and ``second`` (p, m), float64; numbers to a relative precision of 1e-5, without the product.
+    """``first`` (m, n) and ``second`` (p, m), float64: numbers to a precision of 1e-5, without the product.
 
     ||A_{l+1} A_l||_F^2 is tr(X Y) for X = A_l A_l^T and Y = A_{l+1}^T A_{l+1}, and s_1 the root of the largest eigenvalue of
-    A_l^T Y A_l, by Lanczos steps. Products are in float32, sums in float64. Where nearly all cancels, so that the energy is less
-    than 1e-6 of ||A_{l+1}||^2 ||A_l||^2 (by chance it is 1 / m), the product itself is computed after all, in float64.
+    A_l^T Y A_l, by Lanczos steps. Products are in float32, sums in float64. Where nearly all cancels, so that the energy is
+    below 1e-6 of ||A_{l+1}||^2 ||A_l||^2 (by chance it is 1 / m), the product itself is computed after all, in float64.
     """
     scales = [float(power_of_two(matrix.abs().max())) for matrix in (first, second)]
     one, two = ((matrix / scale).float() for matrix, scale in zip((first, second), scales, strict=True))
