@@ -38,7 +38,7 @@ def interface_row(meeting: Meeting, moved: Transport | None, seed: int) -> dict[
         ValueError: if the product of both matrices is zero.
     """
     first, second = meeting.first, meeting.second
-    together = met(first.parts.matrix, second.parts.matrix) if moved is None else _met(first, second, moved)
+    together = met(first.parts, second.parts) if moved is None else _met(first, second, moved)
     top, energy = together.top, together.energy
     if energy == 0:
         raise ValueError(f"interface {meeting.title}: the product of its factors is zero, it carries nothing")

@@ -46,7 +46,9 @@ def leading(matrix: Tensor, dtype: torch.dtype = torch.float64) -> Decomposition
     left = (tall.float() @ vectors).double()
     right = (values[:modes] * vectors).mT
     outputs, inputs = (left, right) if tall.shape == matrix.shape else (right.mT, left.mT)
-    return Decomposition(matrix, scale * values, scale * outputs, scale * inputs)
+    whole = gram.tril_().float()
+    whole += whole.tril(-1).mT
+    return Decomposition(matrix, scale * values, scale * outputs, scale * inputs, whole)
 
 
 def _lower_gram(tall: Tensor) -> Tensor:
@@ -75,21 +77,23 @@ class Met(NamedTuple):
     scatters: tuple[Tensor, Tensor]  # A_l A_l^T and A_{l+1}^T A_{l+1} (m, m)
 
 
-def met(first: Tensor, second: Tensor) -> Met:
+def met(first: Decomposition, second: Decomposition) -> Met:
     """``first`` (m, n) and ``second`` (p, m), float64: numbers to a precision of 1e-5, without the product.
 
     ||A_{l+1} A_l||_F^2 is tr(X Y) for X = A_l A_l^T and Y = A_{l+1}^T A_{l+1}, and s_1 the root of the largest eigenvalue of
     A_l^T Y A_l, by Lanczos steps. Products are in float32, sums in float64. Where nearly all cancels, so that the energy is
     below 1e-6 of ||A_{l+1}||^2 ||A_l||^2 (by chance it is 1 / m), the product itself is computed after all, in float64.
     """
-    scales = [float(power_of_two(matrix.abs().max())) for matrix in (first, second)]
-    one, two = ((matrix / scale).float() for matrix, scale in zip((first, second), scales, strict=True))
-    x, y = one @ one.mT, two.mT @ two
+    scales = [float(power_of_two(each.matrix.abs().max())) for each in (first, second)]
+    one, two = ((each.matrix / scale).float() for each, scale in zip((first, second), scales, strict=True))
+    wide, tall = one.shape[0] < one.shape[1], two.shape[0] >= two.shape[1]  # those whose known Gram matrix is the wanted one
+    x = first.gram if wide and first.gram is not None else one @ one.mT
+    y = second.gram if tall and second.gram is not None else two.mT @ two
     whole = scales[0] ** 2, scales[1] ** 2
     scatters = x.double() * whole[0], y.double() * whole[1]
     energy = float((x * y).sum(dtype=torch.float64))
     if energy <= 1e-6 * float(x.trace()) * float(y.trace()):
-        moved = second @ first
+        moved = second.matrix @ first.matrix
         return Met(top_value(moved), norm(moved) ** 2, scatters)
     return Met(_top(one, y) ** 0.5 * scales[0] * scales[1], energy * whole[0] * whole[1], scatters)
 

@@ -116,6 +116,8 @@ class Decomposition(NamedTuple):
     values: Tensor  # Sigma (d,), descending
     outputs: Tensor  # U Sigma (m, d): output channels x modes; of a large matrix the leading modes only
     inputs: Tensor  # Sigma V^T (d, n): modes x input channels; likewise
+    # Of a large matrix: the Gram matrix on its shorter side, float32 (d, d), of A divided by a power of two (``power_of_two``).
+    gram: Tensor | None = None
 
     @property
     def modes(self) -> int:
