@@ -106,6 +106,8 @@ def _top(first: Tensor, gram: Tensor) -> float:
         return (first.mT @ (gram @ (first @ here))).cpu().numpy()
 
     n = first.shape[1]
+    if n == 1:  # ARPACK needs at least two
+        return float(step(np.ones(1))[0])
     operator = LinearOperator((n, n), matvec=step, dtype=np.float32)
     start = torch.randn(n, generator=torch.Generator().manual_seed(0)).numpy()
     return float(eigsh(operator, 1, which="LA", v0=start, tol=PRECISION, return_eigenvectors=False)[0])
