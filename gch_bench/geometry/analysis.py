@@ -14,8 +14,8 @@ from torch import Tensor
 from gch_bench.config.diagnosis import AlignmentConfig, SpectralConfig
 from gch_bench.geometry.chains import Factor
 from gch_bench.geometry.channel_tables import channel_tables
-from gch_bench.geometry.channels import Channels, channels_of
-from gch_bench.geometry.factors import Analysed, analysed, factor_row, spectrum_rows
+from gch_bench.geometry.channels import ChannelRow, Channels, channels_of
+from gch_bench.geometry.factors import Analysed, analysed, factor_row, plain_spikes, spectrum_rows
 from gch_bench.geometry.interfaces import Meeting, interface_row
 from gch_bench.geometry.pictures import Place, picture
 from gch_bench.geometry.summary import summary_of
@@ -55,7 +55,8 @@ def analyse(
     Args:
         factors: in the order in which they are applied.
         chain, description: the chain's name and what its factors are, for the report.
-        keep: if given, it is called with each interface's index, form and matrices, for example to write them to a file.
+        keep: if given, it is called with each interface's index, form and matrices, for example to write them to a file; not
+            for interfaces of large factors, whose channels are left out.
 
     Raises:
         ValueError: if there is no factor, one is zero or not finite, factors do not compose, their product is zero, or
@@ -68,7 +69,8 @@ def analyse(
     for index, factor in enumerate(factors):
         here = _ends(factor, options.spectral.eta)
         report.kind = factor.kind
-        tables["factors"].append({"index": index, **factor_row(here.whole, options.spectral)})
+        ends = {"spikes_read": _end_spikes(here.read, here.whole), "spikes_write": _end_spikes(here.write, here.whole)}
+        tables["factors"].append({"index": index, **factor_row(here.whole, options.spectral), **ends})
         tables["spectra"].append(spectrum_rows(index, here.whole))
         product = product_with(product, factor.matrix)
         if before is not None:
@@ -96,6 +98,11 @@ def _ends(factor: Factor, eta: float) -> _Ends:
     return _Ends(whole, read, write)
 
 
+def _end_spikes(end: Analysed, whole: Analysed) -> float:
+    """The spikes of what a branch reads or writes; nan where that is the factor itself."""
+    return math.nan if end is whole else float(plain_spikes(end))
+
+
 def _meetings(index: int, first: _Ends, second: _Ends) -> Iterator[Meeting]:
     """The interface in its two forms; one alone where both factors are plain matrices."""
     yield Meeting(index, BLOCK, first.whole, second.whole)
@@ -106,8 +113,15 @@ def _meetings(index: int, first: _Ends, second: _Ends) -> Iterator[Meeting]:
 def _add_interface(
     meeting: Meeting, options: Options, tables: dict[str, list[Any]], report: ChainReport, keep: Keep | None
 ) -> None:
-    """Add the rows and pictures of an interface; no matrix of it is kept in memory."""
+    """Add the rows and pictures of an interface; no matrix of it is kept in memory.
+
+    The channels of a large factor's interfaces are left out: they need all modes, and products of all sizes at ten windows.
+    """
     first, second = meeting.first, meeting.second
+    if any(each.parts.modes < len(each.parts.values) for each in (first, second)):
+        left_out = {f"{matrix}_{name}": math.nan for matrix in (PHYSICAL, SOURCE) for name in ChannelRow._fields}
+        tables["interfaces"].append(interface_row(meeting, None, options.seed) | left_out)
+        return
     moved = transport_of(first.parts, second.parts, first.window, second.window)
     row = interface_row(meeting, moved, options.seed)
     try:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gch_bench.geometry.chain_format import IF_SQUARE, Chain, Entry, Unit
-from gch_bench.spectral.linalg import finite64
+from gch_bench.spectral.linalg import finite64, product
 
 
 class Block(NamedTuple):
@@ -85,7 +85,7 @@ def _multiplied(factors: Sequence[Tensor]) -> Tensor:
         if total is None:
             total = factor
         elif factor.ndim == 2:
-            total = factor * total if total.ndim == 1 else factor @ total
+            total = factor * total if total.ndim == 1 else product(factor, total)
         elif factor.is_floating_point():
             total = factor * total if total.ndim == 1 else factor[:, None] * total
         else:

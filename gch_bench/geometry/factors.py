@@ -14,13 +14,17 @@ from torch import Tensor
 from gch_bench.config.diagnosis import SpectralConfig
 from gch_bench.geometry.chains import Factor
 from gch_bench.spectral import gibbs, nulls, radial
-from gch_bench.spectral.linalg import Decomposition, decompose, numerical_rank, top_value
+from gch_bench.spectral.leading import leading
+from gch_bench.spectral.linalg import Decomposition, decompose, is_large, numerical_rank, top_value
 from gch_bench.spectral.power_law import power_law_tail, square_exponent
 
 ETAS = (0.5, 0.9, 0.95, 0.99)
 # A chart is adequate if it explains so much of the distance from a flat spectrum, and more than it does for every draw of a
-# Gaussian matrix of the same shape (of which it explains 0.6 to 0.8). Definition of this project.
+# Gaussian matrix of the same shape; and so much of it, too, among the ranks behind the spikes, which any decaying family would
+# explain. Flat spectra, and those of fewer ranks than LEAST, allow no verdict. Definition of this project.
 ADEQUATE = 0.9
+LEAST = 8
+ADEQUATE_CHART, INADEQUATE_CHART, NO_VERDICT = "adequate", "not adequate", "not applicable"
 # Up to this spectral norm of A - I the first-order formula of r is shown; its error is of the order of the norm's square.
 NEAR_IDENTITY = 0.1
 
@@ -29,7 +33,7 @@ class Analysed(NamedTuple):
     """A factor, or one plain matrix of a branch, and what its spectrum shows."""
 
     name: str
-    parts: Decomposition  # with all modes
+    parts: Decomposition  # with all modes, or the leading ones of a large matrix
     radial: radial.Radial  # of the modes within the numerical rank
     energies: Tensor  # float64 (numerical rank,), on the CPU
     window: int  # modes that a truncation keeps: the effective rank of the chart
@@ -53,7 +57,7 @@ def analysed(name: str, matrix: Tensor, like: Factor, eta: float, group_size: in
         ValueError: if the matrix is zero or not finite.
     """
     try:
-        parts = decompose(matrix, like.dtype)
+        parts = leading(matrix, like.dtype) if is_large(matrix) else decompose(matrix, like.dtype)
         rank = numerical_rank(parts.values, tuple(matrix.shape), like.dtype)  # type: ignore[arg-type]
         radius = radial.radial_of_values(parts.values[:rank])
     except ValueError as error:
@@ -96,13 +100,13 @@ def spectrum_columns(radius: radial.Radial, values: Tensor, energies: Tensor, sh
         values: all singular values, descending.
         shape: rows, columns, and the number of taps (matrices whose values are taken together).
     """
-    fit, chance = radius.fit, gaussian_numbers(*shape)
+    fit = radius.fit
+    chance = gaussian_numbers(*_of_rank(shape, fit.size))
     share = nulls.compared(fit.explained_share, chance.explained_shares)
     above = nulls.compared(radius.radial, chance.radials)
-    best = float(chance.explained_shares.max())
-    adequate = math.isnan(fit.explained_share) or (fit.explained_share >= ADEQUATE and fit.explained_share > best)
+    found = spikes(values, chance)
+    rest = gibbs.fit_rest(energies, found)
     tail = power_law_tail(values.square())
-    whole = float(torch.linalg.vector_norm(values))
     return {
         "norm": radius.norm,
         "top": float(values[0]),
@@ -114,8 +118,10 @@ def spectrum_columns(radius: radial.Radial, values: Tensor, energies: Tensor, sh
         "fisher": fit.fisher,
         "explained_share": fit.explained_share,
         "explained_share_null": share.mean,
-        "chart": "adequate" if adequate else "not adequate",
-        "spikes": int((values.cpu() / whole > chance.tops.max()).sum()),
+        "rest_exponent": rest.exponent,
+        "rest_share": rest.explained_share,
+        "chart": _chart_verdict(fit, rest, float(chance.explained_shares.max())),
+        "spikes": found,
         "alpha": tail.alpha,
         "alpha_of_chart": 1 + 1 / fit.exponent if fit.exponent > 0 else math.inf,
         "radial": radius.radial,
@@ -124,6 +130,24 @@ def spectrum_columns(radius: radial.Radial, values: Tensor, energies: Tensor, sh
         **{f"rank_{eta * 100:.0f}": gibbs.effective_rank(energies, eta) for eta in ETAS},
         "rank_95_null": float(chance.ranks[0.95].mean()),
     }
+
+
+def _of_rank(shape: tuple[int, int, int], rank: int) -> tuple[int, int, int]:
+    """The shape of the Gaussian matrices to compare with: of as many ranks, where the spectrum has fewer than its shape."""
+    rows, columns, taps = shape
+    return (max(rows, columns), rank, 1) if taps == 1 and rank < min(rows, columns) else shape
+
+
+def spikes(values: Tensor, chance: GaussianNumbers) -> int:
+    """How many of the singular ``values`` (d,) exceed the largest one of all draws of a Gaussian matrix, both over ||A||_F."""
+    return int((values.cpu() / float(torch.linalg.vector_norm(values)) > chance.tops.max()).sum())
+
+
+def _chart_verdict(fit: gibbs.GibbsFit, rest: gibbs.RestFit, best: float) -> str:
+    if fit.size < LEAST or math.isnan(fit.explained_share):
+        return NO_VERDICT
+    whole = fit.explained_share >= ADEQUATE and fit.explained_share > best
+    return ADEQUATE_CHART if whole and rest.explained_share >= ADEQUATE else INADEQUATE_CHART
 
 
 @functools.lru_cache(maxsize=256)
@@ -158,12 +182,19 @@ def _near_identity(matrix: Tensor) -> dict[str, Any]:
     return row
 
 
+def plain_spikes(here: Analysed) -> int:
+    """The spikes of one plain matrix, such as what a branch reads."""
+    matrix, fit = here.parts.matrix, here.radial.fit
+    return spikes(here.parts.values, gaussian_numbers(*_of_rank((matrix.shape[0], matrix.shape[1], 1), fit.size)))
+
+
 def spectrum_rows(index: int, here: Analysed) -> pd.DataFrame:
     """The rows of spectra.parquet for one factor: all singular values, the energies of those within the numerical
     rank, and the mean energies of Gaussian matrices of the same shape."""
     values, kept = here.parts.values.cpu(), len(here.energies)
     energy = torch.cat([here.energies, torch.zeros(len(values) - kept, dtype=torch.float64)])
     rows, columns = here.parts.matrix.shape
-    chance = nulls.gaussian_spectra(rows, columns).square().mean(0)
+    chance = torch.zeros(len(values), dtype=torch.float64)
+    chance[:kept] = nulls.gaussian_spectra(*_of_rank((rows, columns, 1), kept)).square().mean(0)
     numbers = {"value": values.numpy(), "energy": energy.numpy(), "energy_null": chance.numpy()}
     return pd.DataFrame({"index": index, "rank": range(1, len(values) + 1), **numbers})

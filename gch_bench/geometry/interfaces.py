@@ -7,10 +7,12 @@ import torch
 
 from gch_bench.geometry.factors import Analysed
 from gch_bench.spectral import gibbs, radial
+from gch_bench.spectral.leading import Met, met
 from gch_bench.spectral.linalg import top_value
-from gch_bench.spectral.nulls import Null, Spectra, interface_nulls, permuted_gain
-from gch_bench.spectral.transport import Transport, mean_cosine_squared
+from gch_bench.spectral.nulls import Null, Spectra, interface_nulls, permuted_gain_of
+from gch_bench.spectral.transport import Transport, mean_cosine_squared, truncation_bounds
 
+SAME = 1e-9  # difference of two singular values, in units of the largest, that is rounding
 ANGLE_ETA = 0.5  # principal angles are between subspaces that hold this share of the energy
 
 
@@ -27,21 +29,29 @@ class Meeting(NamedTuple):
         return f"{self.first.name} -> {self.second.name}"
 
 
-def interface_row(meeting: Meeting, moved: Transport, seed: int) -> dict[str, Any]:
+def interface_row(meeting: Meeting, moved: Transport | None, seed: int) -> dict[str, Any]:
     """The columns of interfaces.csv that concern the interface as a whole; those of its channels: channels.py.
+
+    ``moved`` is None where a factor is large, so that not all of its modes are known (leading.py). Then the truncation error is
+    nan, and so are the angles if they are between more modes.
 
     Raises:
         ValueError: if the product of both matrices is zero.
     """
     first, second = meeting.first, meeting.second
-    top, energy = top_value(moved.full), float(torch.linalg.vector_norm(moved.full)) ** 2
+    together = met(first.parts, second.parts) if moved is None else _met(first, second, moved)
+    top, energy = together.top, together.energy
     if energy == 0:
         raise ValueError(f"interface {meeting.title}: the product of its factors is zero, it carries nothing")
     windows = _angle_windows(first, second)
-    overlap = mean_cosine_squared(first.parts, second.parts, *windows)
-    spectra = Spectra(first.parts.values, second.parts.values, second.parts.matrix.shape[1])
-    found = interface_nulls(spectra, top, energy, (overlap, *windows), seed)
-    permuted = permuted_gain(first.parts.outputs, second.parts.inputs, found.energy_gain.value)
+    known = _defined(first, windows[0]) and _defined(second, windows[1])
+    known = known and windows[0] <= first.parts.modes and windows[1] <= second.parts.modes
+    overlap = mean_cosine_squared(first.parts, second.parts, *windows) if known else math.nan
+    kept = (each.parts.values[: len(each.energies)] for each in (first, second))
+    spectra = Spectra(*kept, shared=second.parts.matrix.shape[1])
+    found = interface_nulls(spectra, top, energy, (overlap, *windows), (seed, meeting.number))
+    permuted = permuted_gain_of(together.scatters, found.energy_gain.value)
+    bounds = truncation_bounds(first.parts.values, second.parts.values, first.window, second.window)
     between = radial.interface_of(first.radial, second.radial, top / (first.radial.norm * second.radial.norm))
     return {
         "index": meeting.number,
@@ -67,13 +77,20 @@ def interface_row(meeting: Meeting, moved: Transport, seed: int) -> dict[str, An
         **_spectra_row(first, second, between.exponent_change),
         "modes_first": len(first.parts.values),
         "modes_second": len(second.parts.values),
-        "rank_first": moved.rank_first,
-        "rank_second": moved.rank_second,
+        "rank_first": first.window,
+        "rank_second": second.window,
         "product_norm": math.sqrt(energy),
-        "truncation_error": moved.error,
-        "truncation_bound": moved.bound,
-        "fitted_bound": moved.fitted_bound,
+        "truncation_error": math.nan if moved is None else moved.error,
+        "truncation_bound": bounds[0],
+        "fitted_bound": bounds[1],
     }
+
+
+def _met(first: Analysed, second: Analysed, moved: Transport) -> Met:
+    """``met`` from modes, which are all known."""
+    outputs, inputs = first.parts.outputs, second.parts.inputs
+    energy = float(torch.linalg.vector_norm(moved.full)) ** 2
+    return Met(top_value(moved.full), energy, (outputs @ outputs.mT, inputs.mT @ inputs))
 
 
 def _columns(name: str, null: Null) -> dict[str, float]:
@@ -81,11 +98,21 @@ def _columns(name: str, null: Null) -> dict[str, float]:
 
 
 def _angle_windows(first: Analysed, second: Analysed) -> tuple[int, int]:
-    """The windows of the principal angles: those of R_.50, and before a classifier as many directions as it tells apart."""
-    if second.classifier:
-        directions = min(max(second.parts.matrix.shape[0] - 1, 1), len(first.energies), len(second.energies))
+    """The windows of the principal angles: those of R_.50, and before a classifier as many directions as it tells apart.
+
+    Of a classifier with so many classes that these would be more than half of all directions, R_.50 counts, too.
+    """
+    rows, shared = second.parts.matrix.shape
+    if second.classifier and rows - 1 <= shared / 2:
+        directions = min(max(rows - 1, 1), len(first.energies), len(second.energies))
         return directions, directions
     return gibbs.effective_rank(first.energies, ANGLE_ETA), gibbs.effective_rank(second.energies, ANGLE_ETA)
+
+
+def _defined(here: Analysed, window: int) -> bool:
+    """Whether the leading directions of a window are defined, that is, whether its last mode is larger than the next one."""
+    values = here.parts.values
+    return window >= len(values) or float(values[window - 1] - values[window]) > SAME * float(values[0])
 
 
 def _spectra_row(first: Analysed, second: Analysed, exponent_change: float) -> dict[str, float]:

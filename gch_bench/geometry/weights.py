@@ -30,5 +30,5 @@ def _weight_row(weight: tuple[str, Tensor]) -> dict[str, Any]:
     row: dict[str, Any] = {"name": name, "taps": shape[2], "rows": shape[0], "columns": shape[1], "norm": 0.0}
     if float(values[0]) == 0:
         return row
-    kept = values[: numerical_rank(values, shape[:2], taps.dtype)]
+    kept = values[: numerical_rank(values, shape[:2], taps.dtype, shape[2])]
     return row | spectrum_columns(radial.radial_of_values(kept), values, gibbs.energies(kept).cpu(), shape)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gch_bench.spectral.linalg import norm, power_of_two, top_value
+from gch_bench.spectral.linalg import product as multiplied
 from gch_bench.spectral.radial import composable
 
 
@@ -70,7 +71,7 @@ def product_with(product: Product | None, matrix: Tensor) -> Product:
         return _scaled(Product(matrix, 0.0, log_gain, log_size))
     composable(product.matrix, matrix)
     log_null = product.log_null + log_size - math.log(matrix.shape[1]) / 2
-    return _scaled(Product(matrix @ product.matrix, product.log_scale, product.log_gain + log_gain, log_null))
+    return _scaled(Product(multiplied(matrix, product.matrix), product.log_scale, product.log_gain + log_gain, log_null))
 
 
 def _scaled(product: Product) -> Product:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gch_bench.spectral.blocks import grouped_norms, membership
-from gch_bench.spectral.linalg import Decomposition, norm, power_of_two
+from gch_bench.spectral.linalg import Decomposition, norm, power_of_two, unit_columns
 from gch_bench.spectral.transport import Transport
 
 # Share by which an a-priori bound is widened: singular vectors are orthonormal to rounding only.
@@ -119,7 +119,7 @@ def error_blocks_along(
     """
     scale = power_of_two(moved.physical.abs().max())
     full = moved.full / scale
-    left, right_T = _unit(second.outputs), _unit(first.inputs.mT).mT  # U2 (p, d2), V1^T (d1, n)
+    left, right_T = unit_columns(second.outputs), unit_columns(first.inputs.mT).mT  # U2 (p, d2), V1^T (d1, n)
     physical, source = moved.physical / scale, moved.source_mode / scale
     members = [membership(group) for group in groups]
     k1 = k2 = 0
@@ -137,8 +137,3 @@ def error_blocks_along(
         k1, k2 = to1, to2
         blocks = [scale * (one @ each.square()).sqrt_() for one, each in zip(members, (physical, source), strict=True)]
         yield Windowed(k1, k2, norm(blocks[0]), ErrorBlocks(*blocks))
-
-
-def _unit(columns: Tensor) -> Tensor:
-    lengths = _columns(columns)
-    return columns / torch.where(lengths > 0, lengths, 1)

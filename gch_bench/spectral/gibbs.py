@@ -82,6 +82,32 @@ def fit_exponent(singular_values: Tensor) -> GibbsFit:
     return GibbsFit(exponent, slope, r_squared, kl, share, fisher_information(exponent, len(p)), len(p))
 
 
+class RestFit(NamedTuple):
+    """The chart's power law fitted to the ranks behind the first ones alone."""
+
+    exponent: float  # nan where fewer than two ranks are left
+    explained_share: float  # as GibbsFit's, of the remaining ranks; nan also where they are flat
+
+
+def fit_rest(p: Tensor, first: int) -> RestFit:
+    """The power law i^-a on the ranks i = ``first`` + 1..d of the energies ``p`` (d,), descending (definition of this project).
+
+    Any family that decays explains a spectrum that one large mode dominates. On an exact power law the rest has the exponent of
+    the whole and an explained share of 1, because its ranks keep their numbers.
+    """
+    rest = p[first:].to(torch.float64).cpu()
+    if len(rest) < 2 or float(rest.sum()) <= 0:
+        return RestFit(math.nan, math.nan)
+    rest, log_i = rest / rest.sum(), _log_ranks(len(p))[first:]
+    exponent = _solve(float(rest @ (log_i - log_i[0])), log_i - log_i[0])
+    if math.isinf(exponent):
+        return RestFit(exponent, 1.0)
+    entropy = float(torch.special.xlogy(rest, rest).sum())
+    kl = max(entropy - float(rest @ (-exponent * log_i).log_softmax(0)), 0.0)
+    from_uniform = entropy + math.log(len(rest))
+    return RestFit(exponent, 1 - kl / from_uniform if from_uniform > FLAT else math.nan)
+
+
 def _solve(mean_log_rank: float, log_i: Tensor) -> float:
     """The a with E_a[log i] = ``mean_log_rank``, by Newton's method inside a bracket: E_a[log i] falls as a grows."""
     if len(log_i) == 1:

@@ -13,6 +13,12 @@ import torch
 from torch import Tensor
 
 GRAM_FLOOR = 1e-4
+LARGE = 2048  # a matrix with both sides above it is large: see leading.py
+
+
+def is_large(*matrices: Tensor) -> bool:
+    """Whether all sides of all ``matrices`` are above LARGE."""
+    return min(side for matrix in matrices for side in matrix.shape) > LARGE
 
 
 def matrix64(matrix: Tensor, name: str = "matrix") -> Tensor:
@@ -38,19 +44,20 @@ def finite64(values: Tensor, name: str) -> Tensor:
     return values
 
 
-def numerical_rank(values: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> int:
+def numerical_rank(values: Tensor, shape: tuple[int, int], dtype: torch.dtype, taps: int = 1) -> int:
     """The number of singular ``values`` (d,), descending, that rounding to ``dtype`` could not have made, at least 1.
 
     They exceed max(m, n) eps(dtype) s_1, as in NumPy and LAPACK. For 16-bit types this would cut whole matrices (it is 4 s_1
     for 4096 columns of float16); there the cut is the largest singular value of independent uniform rounding errors,
-    eps (sqrt m + sqrt n) ||A||_F / sqrt(12 m n) (definition of this project).
+    eps (sqrt m + sqrt n) ||A||_F / sqrt(12 m n) (definition of this project). ``values`` of several ``taps``, matrices of the
+    same ``shape`` (m, n), are taken together.
     """
     rows, columns = shape
     eps = torch.finfo(dtype).eps
     if eps < torch.finfo(torch.float16).eps:
         cut = max(rows, columns) * eps * float(values[0])
     else:
-        cut = eps * (math.sqrt(rows) + math.sqrt(columns)) * norm(values) / math.sqrt(12 * rows * columns)
+        cut = eps * (math.sqrt(rows) + math.sqrt(columns)) * norm(values) / math.sqrt(12 * rows * columns * taps)
     return max(int((values > cut).sum()), 1)
 
 
@@ -94,13 +101,35 @@ def norm(values: Tensor) -> float:
     return float(scale * torch.linalg.vector_norm(values / scale))
 
 
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """``left`` (p, m) times ``right`` (m, n), float64; computed in float32 if both are large."""
+    if not is_large(left, right):
+        return left @ right
+    scales = [power_of_two(matrix.abs().max()) for matrix in (left, right)]
+    found = (left / scales[0]).float() @ (right / scales[1]).float()
+    return found.double().mul_(scales[0]).mul_(scales[1])
+
+
+def unit_columns(columns: Tensor) -> Tensor:
+    """``columns`` (m, k) scaled to unit length; columns of length 0 stay 0."""
+    lengths = torch.linalg.vector_norm(columns, dim=0)
+    return columns / torch.where(lengths > 0, lengths, 1)
+
+
 class Decomposition(NamedTuple):
     """A = U Sigma V^T, kept as U Sigma and Sigma V^T: these products need no division by a small singular value."""
 
     matrix: Tensor  # A (m, n)
     values: Tensor  # Sigma (d,), descending
-    outputs: Tensor  # U Sigma (m, d): output channels x modes
-    inputs: Tensor  # Sigma V^T (d, n): modes x input channels
+    outputs: Tensor  # U Sigma (m, d): output channels x modes; of a large matrix the leading modes only
+    inputs: Tensor  # Sigma V^T (d, n): modes x input channels; likewise
+    # Of a large matrix: the Gram matrix on its shorter side, float32 (d, d), of A divided by a power of two (``power_of_two``).
+    gram: Tensor | None = None
+
+    @property
+    def modes(self) -> int:
+        """The number of modes of which the vectors are known: d, or fewer for a large matrix."""
+        return len(self.inputs)
 
 
 def decompose(matrix: Tensor, dtype: torch.dtype = torch.float64) -> Decomposition:

@@ -30,6 +30,7 @@ from torch import Tensor
 from gch_bench.spectral.rotations import haar_rotations
 
 GAUSSIANS = 20
+STILL = 1e-6  # relative spread of a null that is rounding: its draws are float32
 
 
 class Null(NamedTuple):
@@ -39,20 +40,21 @@ class Null(NamedTuple):
     mean: float  # of the null
     sd: float  # of the null
     z: float  # (value - mean) / sd; nan where the null does not vary
-    percentile: float  # share of the null's draws below the value, 0..100, those equal to it counted half
+    percentile: float  # share of the null's draws below the value, 0..100; nan where the null does not vary
 
 
 def compared(value: float, draws: Tensor, mean: float | None = None, sd: float | None = None) -> Null:
-    """``value`` beside ``draws`` (k,) of its null, whose exact ``mean`` and ``sd`` are taken where they are given."""
+    """``value`` beside ``draws`` (k,) of its null, whose exact ``mean`` and ``sd`` are taken where they are given.
+
+    A null that varies by rounding alone has no scale to compare with: z and percentile are then nan.
+    """
     if math.isnan(value):
         return Null(value, math.nan, math.nan, math.nan, math.nan)
     mean = float(draws.mean()) if mean is None else mean
     sd = float(draws.std()) if sd is None else sd
-    # A null that varies by rounding alone has no scale to compare with.
-    z = (value - mean) / sd if sd > 1e-9 * max(abs(mean), 1e-12) else math.nan
-    close = 1e-9 * max(abs(value), 1.0) if math.isfinite(value) else 0.0
-    below, equal = (draws < value - close).double().mean(), ((draws - value).abs() <= close).double().mean()
-    return Null(value, mean, sd, z, 100 * float(below + equal / 2))
+    if not sd > STILL * max(abs(mean), STILL):
+        return Null(value, mean, sd, math.nan, math.nan)
+    return Null(value, mean, sd, (value - mean) / sd, 100 * float((draws < value).double().mean()))
 
 
 class Alignment(NamedTuple):
@@ -79,13 +81,13 @@ def interface_nulls(spectra: Spectra, top: float, energy: float, overlap: tuple[
         top: s_1(A_{l+1} A_l).
         energy: ||A_{l+1} A_l||_F^2.
         overlap: the mean cos^2 of the principal angles, and the windows k_l and k_{l+1} that it is of.
-        seed: of the rotations.
+        seed: of the rotations, and the number of the interface in its chain, which gets rotations of its own.
     """
     m = spectra.shared
     first, second = (values.cpu().double() / float(torch.linalg.vector_norm(values)) for values in spectra[:2])
     norms = float(torch.linalg.vector_norm(spectra.first)) * float(torch.linalg.vector_norm(spectra.second))
     cosine, k1, k2 = overlap
-    rotations = haar_rotations(m, seed)
+    rotations = haar_rotations(m, *seed)
     gain = compared(
         m * energy / norms**2, m * rotations.traces(first.square(), second.square()), 1.0, _trace_sd(first**2, second**2, m) * m
     )
@@ -118,8 +120,13 @@ def permuted_gain(first: Tensor, second: Tensor, gain: float) -> Permuted:
     tr(P X P^T Y) = sum_i x_{s(i)} y_i + sum_{i != j} X_{s(i) s(j)} Y_ij, a linear rank statistic of the diagonals x and y and
     Mantel's statistic (1967) of the rest. Its moments follow from how often the indices of two terms agree.
     """
-    m = len(first)
-    x, y = (_scatter(each) for each in (first, second.mT))
+    return permuted_gain_of((first @ first.mT, second.mT @ second), gain)
+
+
+def permuted_gain_of(scatters: tuple[Tensor, Tensor], gain: float) -> Permuted:
+    """``permuted_gain`` from A_l A_l^T and A_{l+1}^T A_{l+1} (m, m)."""
+    m = len(scatters[0])
+    x, y = (_scatter(each) for each in scatters)
     pairs = max(m * (m - 1), 1)
     mean = x.diagonal * y.diagonal / m + x.rest * y.rest / pairs
     squared = x.diagonal_squares * y.diagonal_squares / m
@@ -147,8 +154,7 @@ class _Scatter(NamedTuple):
     mixed: float  # sum x_i R_i
 
 
-def _scatter(matrix: Tensor) -> _Scatter:
-    scatter = matrix @ matrix.mT
+def _scatter(scatter: Tensor) -> _Scatter:
     scatter = scatter / scatter.trace()
     x = scatter.diagonal()
     rows = scatter.sum(1) - x
@@ -169,21 +175,16 @@ def gaussian_spectra(rows: int, columns: int, taps: int = 1, seed: int = 0) -> T
     """float64 (GAUSSIANS, d taps): singular values, descending, of Gaussian matrices (rows, columns) with ||A||_F = 1.
 
     Those of ``taps`` independent matrices are taken together as one spectrum. They are exact draws: a Gaussian matrix has the
-    singular values of a bidiagonal matrix whose entries are independent chi variables. With several taps the draws choose their
-    matrices from a common stock, each matrix once at most, so that a draw's matrices are independent of each other.
+    singular values of a bidiagonal matrix whose entries are independent chi variables.
     """
     large, d = max(rows, columns), min(rows, columns)
     generator = np.random.default_rng([seed, rows, columns, taps])
-    stock = np.empty((GAUSSIANS if taps == 1 else max(GAUSSIANS, 3 * taps), d))
-    for energies in stock:
-        on = generator.chisquare(np.arange(large, large - d, -1))
-        beside = generator.chisquare(np.arange(d - 1, 0, -1))
-        squares = on.copy()
-        squares[1:] += beside
-        energies[:] = eigh_tridiagonal(squares, np.sqrt(on[:-1] * beside), eigvals_only=True) if d > 1 else on
-    if taps == 1:
-        chosen = stock
-    else:
-        chosen = np.stack([stock[generator.permutation(len(stock))[:taps]].ravel() for _ in range(GAUSSIANS)])
-    drawn = torch.from_numpy(chosen).clamp_(min=0).sort(1, descending=True).values
+    on = generator.chisquare(np.arange(large, large - d, -1), (GAUSSIANS * taps, d))
+    beside = generator.chisquare(np.arange(d - 1, 0, -1), (GAUSSIANS * taps, d - 1))
+    energies = on.copy()
+    if d > 1:
+        energies[:, 1:] += beside
+        pairs = zip(energies, np.sqrt(on[:, :-1] * beside), strict=True)
+        energies = np.array([eigh_tridiagonal(*each, eigvals_only=True, check_finite=False) for each in pairs])
+    drawn = torch.from_numpy(energies).reshape(GAUSSIANS, -1).clamp_(min=0).sort(1, descending=True).values
     return (drawn / drawn.sum(1, keepdim=True)).sqrt()

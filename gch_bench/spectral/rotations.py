@@ -95,12 +95,28 @@ def _largest(diagonal: list[Tensor], beside: list[Tensor]) -> Tensor:
     return torch.tensor(found, dtype=torch.float64).reshape(shape)
 
 
+def haar_rotations(m: int, seed: int = 0, interface: int = 0) -> Rotations:
+    """The rotations of dimension m for one ``interface``, independent of those of others but for the Haar matrices above DENSE.
+
+    Up to DENSE all matrices are drawn anew, above it only the order of their rows and columns.
+    """
+    generator = torch.Generator().manual_seed(1_000_003 * seed + interface)
+    bases = _haar(m, ROTATIONS, generator) if m <= DENSE else _bases(m, seed)
+    order = torch.rand(2, len(bases), m, ROTATIONS // len(bases), generator=generator).argsort(2)
+    return Rotations(bases, order[0], order[1])
+
+
+def one_rotation(m: int, seed: int = 0) -> Tensor:
+    """float64 (m, m): a single Haar-random rotation, one for all matrices of the dimension."""
+    return _bases(m, seed)[0].double()
+
+
 @functools.lru_cache(maxsize=4)
-def haar_rotations(m: int, seed: int) -> Rotations:
-    generator = torch.Generator().manual_seed(seed)
-    count = ROTATIONS if m <= DENSE else BASES if m <= 1024 else 1
+def _bases(m: int, seed: int) -> Tensor:
+    return _haar(m, BASES if m <= 1024 else 1, torch.Generator().manual_seed(seed))
+
+
+def _haar(m: int, count: int, generator: torch.Generator) -> Tensor:
+    """float32 (count, m, m), Haar-random: Q of the QR decomposition of a Gaussian matrix, its signs made random."""
     q, r = torch.linalg.qr(torch.randn(count, m, m, generator=generator))
-    signs = torch.where(r.diagonal(dim1=1, dim2=2) < 0, -1.0, 1.0)
-    each = ROTATIONS // count
-    order = torch.rand(2, count, m, each, generator=generator).argsort(2)
-    return Rotations(q * signs[:, None], order[0], order[1])
+    return q * torch.where(r.diagonal(dim1=1, dim2=2) < 0, -1.0, 1.0)[:, None]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gch_bench.spectral.gibbs import chart, energies, fit_exponent
-from gch_bench.spectral.linalg import Decomposition, decompose, norm, tail
+from gch_bench.spectral.linalg import Decomposition, decompose, norm, tail, unit_columns
 from gch_bench.spectral.radial import composable
 
 
@@ -51,17 +51,17 @@ def transport_of(first: Decomposition, second: Decomposition, rank_first: int, r
     for name, rank, of in (("rank_first", rank_first, first), ("rank_second", rank_second, second)):
         if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= len(of.values):
             raise ValueError(f"{name} must be a whole number in 1..{len(of.values)}, got {rank!r}")
+        if of.modes < len(of.values):
+            raise ValueError(f"a transport needs all {len(of.values)} modes of its factors, got {of.modes} leading ones")
     full = second.inputs @ first.outputs
     truncated = torch.zeros_like(full)
     truncated[:rank_second, :rank_first] = full[:rank_second, :rank_first]
-    right_T = _unit(first.inputs[:rank_first].mT).mT  # (k1, n)
-    left = _unit(second.outputs[:, :rank_second])  # (p, k2)
+    right_T = unit_columns(first.inputs[:rank_first].mT).mT  # (k1, n)
+    left = unit_columns(second.outputs[:, :rank_second])  # (p, k2)
     source_mode = second.matrix @ first.outputs
     source_mode_truncated = torch.zeros_like(source_mode)
     source_mode_truncated[:, :rank_first] = left @ full[:rank_second, :rank_first]
-    tops = float(first.values[0]), float(second.values[0])
-    tails = tail(first.values, rank_first), tail(second.values, rank_second)
-    fitted = fitted_tail(first.values, rank_first), fitted_tail(second.values, rank_second)
+    bounds = truncation_bounds(first.values, second.values, rank_first, rank_second)
     return Transport(
         full=full,
         truncated=truncated,
@@ -70,23 +70,25 @@ def transport_of(first: Decomposition, second: Decomposition, rank_first: int, r
         source_mode=source_mode,
         source_mode_truncated=source_mode_truncated,
         error=norm(full - truncated),
-        bound=math.hypot(tops[1] * tails[0], tops[0] * tails[1]),
-        fitted_bound=math.hypot(tops[1] * fitted[0], tops[0] * fitted[1]),
+        bound=bounds[0],
+        fitted_bound=bounds[1],
         rank_first=rank_first,
         rank_second=rank_second,
     )
 
 
-def _unit(columns: Tensor) -> Tensor:
-    """``columns``, which are orthogonal, scaled to unit length; columns of length 0 stay 0."""
-    lengths = torch.linalg.vector_norm(columns, dim=0)
-    return columns / torch.where(lengths > 0, lengths, 1)
+def truncation_bounds(first: Tensor, second: Tensor, rank_first: int, rank_second: int) -> tuple[float, float]:
+    """``Transport.bound`` and ``fitted_bound`` of two factors, from all their singular values, descending."""
+    tops = float(first[0]), float(second[0])
+    tails = tail(first, rank_first), tail(second, rank_second)
+    fitted = fitted_tail(first, rank_first), fitted_tail(second, rank_second)
+    return math.hypot(tops[1] * tails[0], tops[0] * tails[1]), math.hypot(tops[1] * fitted[0], tops[0] * fitted[1])
 
 
 def _basis(columns: Tensor) -> Tensor:
     """An orthonormal basis of ``columns``; columns of length 0 stay 0.
 
-    Unlike ``_unit``, it orthogonalises again: rounding leaves small modes orthogonal only relative to the largest mode.
+    Unlike ``unit_columns``, it orthogonalises again: rounding leaves small modes orthogonal only relative to the largest mode.
     """
     return torch.linalg.qr(columns).Q * (torch.linalg.vector_norm(columns, dim=0) > 0)
 
