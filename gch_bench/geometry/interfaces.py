@@ -47,8 +47,8 @@ def interface_row(meeting: Meeting, moved: Transport | None, seed: int) -> dict[
     known = _defined(first, windows[0]) and _defined(second, windows[1])
     known = known and windows[0] <= first.parts.modes and windows[1] <= second.parts.modes
     overlap = mean_cosine_squared(first.parts, second.parts, *windows) if known else math.nan
-    kept = (each.parts.values[: len(each.energies)] for each in (first, second))
-    spectra = Spectra(*kept, shared=second.parts.matrix.shape[1])
+    kept = [each.parts.values[: len(each.energies)] for each in (first, second)]
+    spectra = Spectra(kept[0], kept[1], second.parts.matrix.shape[1])
     found = interface_nulls(spectra, top, energy, (overlap, *windows), (seed, meeting.number))
     permuted = permuted_gain_of(together.scatters, found.energy_gain.value)
     bounds = truncation_bounds(first.parts.values, second.parts.values, first.window, second.window)

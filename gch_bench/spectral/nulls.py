@@ -73,7 +73,9 @@ class Spectra(NamedTuple):
     shared: int  # m
 
 
-def interface_nulls(spectra: Spectra, top: float, energy: float, overlap: tuple[float, int, int], seed: int = 0) -> Alignment:
+def interface_nulls(
+    spectra: Spectra, top: float, energy: float, overlap: tuple[float, int, int], seed: tuple[int, int] = (0, 0)
+) -> Alignment:
     """The numbers of one interface beside their nulls.
 
     Args:
