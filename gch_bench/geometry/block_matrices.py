@@ -34,7 +34,7 @@ class Reader(NamedTuple):
 
 
 class BlockMatrices(NamedTuple):
-    """A block's operator, and the two ends of its branch. Matrices are float64 (outputs, inputs)."""
+    """A block's operator, and the two ends of its branch. Matrices are float64 (outputs, inputs); see ``linalg.product``."""
 
     matrix: Tensor  # the shortcut, if there is one, plus residual_scale times the product
     read: Tensor | None  # first plain matrix of the product; None if the product is one plain matrix without shortcut

@@ -27,7 +27,7 @@ PRECISION = 1e-5  # relative, of the square of the largest singular value of a p
 def leading(matrix: Tensor, dtype: torch.dtype = torch.float64) -> Decomposition:
     """All singular values of ``matrix`` (m, n), and U Sigma (m, k) and Sigma V^T (k, n) of the k modes with half its energy.
 
-    The singular values are those of ``decompose`` to 0.1% or better, and to 1e-10 above 1e-3 s_1, if they are within the
+    The singular values are those of ``decompose`` to 0.1% or better, and to 1e-9 above 1e-3 s_1, if they are within the
     numerical rank of ``dtype``, in which the matrix was stored. The modes' subspaces are accurate to about 1e-5.
 
     Raises:
