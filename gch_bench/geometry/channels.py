@@ -108,7 +108,7 @@ def channels_of(
     curves = certified_curve(first, second, moved, made)
     apriori = apriori_error_blocks(first, second, moved, made.groups)
     rotated = _rotated_share(first, second, options, group_size)
-    found = []
+    found: list[Channels] = []
     for (full, truncated), alignment, curve, bounds in zip(forms, made, curves, apriori, strict=True):
         error = truncated - full
         measured = grouped_norms(error, alignment.group)

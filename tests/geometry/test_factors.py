@@ -136,12 +136,16 @@ def test_verdicts_on_the_chart() -> None:
     for seed in range(10):
         assert row_of(gaussian(40, 30, seed))["chart"] == "not adequate"
     flat = row_of(orthogonal(10, 10, 0))
-    assert (flat["chart"], flat["exponent"], flat["alpha_of_chart"]) == ("adequate", pytest.approx(0, abs=1e-6), math.inf)
+    assert (flat["chart"], flat["exponent"], flat["alpha_of_chart"]) == ("not applicable", pytest.approx(0, abs=1e-6), math.inf)
     assert math.isnan(flat["explained_share"])
     halves = row_of(with_values([1.0] * 10 + [0.1] * 10, 20, 20))
     assert halves["chart"] == "not adequate"
     two = row_of(gaussian(2, 9, 0))  # two energies lie on some chart, as those of every Gaussian matrix do
-    assert (two["explained_share"], two["chart"]) == (pytest.approx(1), "not adequate")
+    assert (two["explained_share"], two["chart"]) == (pytest.approx(1), "not applicable")
+    spiked = row_of(gaussian(60, 60, 0) + 60 * orthogonal(60, 1, 1) @ orthogonal(60, 1, 2).mT)
+    assert spiked["explained_share"] > 0.8, "one large mode looks like a power law"
+    assert (spiked["spikes"], spiked["chart"]) == (1, "not adequate")
+    assert spiked["rest_share"] < 0.8
 
 
 def test_near_the_identity() -> None:
@@ -170,7 +174,16 @@ def test_one_mode() -> None:
     """A row of numbers has one rank, of which there is nothing to explain."""
     row = row_of(gaussian(1, 7, 0))
     assert (row["exponent"], row["radial"], row["rank_99"], row["spikes"]) == (0, 0, 1, 0)
-    assert row["chart"] == "adequate"
+    assert row["chart"] == "not applicable"
+
+
+def test_the_gaussian_null_has_the_rank_of_the_factor() -> None:
+    """Products of low rank are not set against matrices of full rank."""
+    for rank in (8, 12):
+        z = [
+            row_of((gaussian(40, rank, seed) @ gaussian(rank, 40, 99 - seed)).float().double())["radial_z"] for seed in range(4)
+        ]
+        assert max(map(abs, z)) < 25  # against matrices of rank 40 it is below -35
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,8 @@ def test_windows_before_a_classifier() -> None:
     assert (row["angle_window_first"], row["angle_window_second"]) == (4, 4)
     assert row["angle_null"] == pytest.approx(4 / 20)
     assert row_of(first, gaussian(1, 20, 1), classifier=True)["angle_window_first"] == 1
-    assert row_of(first, gaussian(50, 20, 1), classifier=True)["angle_window_second"] == 20
+    many = row_of(first, gaussian(50, 20, 1), classifier=True)
+    assert many["angle_window_second"] < 10, "with more classes than half the directions R_.50 counts"
     low = with_values([1.0, 1.0], 20, 20)
     assert row_of(low, gaussian(9, 20, 1), classifier=True)["angle_window_first"] == 2
     assert row_of(first, gaussian(5, 20, 1))["angle_window_second"] != 4

@@ -32,7 +32,7 @@ def measured(first: Tensor, second: Tensor, windows: tuple[int, int] = (3, 5), s
     one, two = decompose(first), decompose(second)
     top, energy = float(torch.linalg.matrix_norm(second @ first, 2)), float((second @ first).square().sum())
     overlap = mean_cosine_squared(one, two, *windows)
-    return interface_nulls(Spectra(one.values, two.values, len(first)), top, energy, (overlap, *windows), seed)
+    return interface_nulls(Spectra(one.values, two.values, len(first)), top, energy, (overlap, *windows), (seed, 0))
 
 
 @pytest.mark.parametrize(("size", "inputs", "outputs"), [(12, 12, 12), (12, 5, 30), (30, 9, 7), (2, 2, 2), (130, 40, 130)])
@@ -159,7 +159,7 @@ def test_mean_cosine_is_that_of_the_angles() -> None:
 
 @pytest.mark.parametrize(("rows", "columns", "taps"), [(12, 12, 1), (40, 8, 1), (5, 9, 4), (6, 1, 1), (1, 1, 1)])
 def test_gaussian_spectra_are_those_of_gaussian_matrices(rows: int, columns: int, taps: int) -> None:
-    drawn = torch.cat([gaussian_spectra(rows, columns, taps, seed) for seed in range(20)])
+    drawn = torch.cat([gaussian_spectra(rows, columns, taps, (seed, 0)) for seed in range(20)])
     generator = torch.Generator().manual_seed(9)
     matrices = torch.randn(400, taps, rows, columns, dtype=torch.float64, generator=generator)
     values = torch.linalg.svdvals(matrices).flatten(1).sort(1, descending=True).values
@@ -169,12 +169,21 @@ def test_gaussian_spectra_are_those_of_gaussian_matrices(rows: int, columns: int
         assert stats.ks_2samp(drawn[:, column].numpy().round(12), values[:, column].numpy().round(12)).pvalue > 1e-3
 
 
+def test_draws_of_several_taps_share_no_matrix() -> None:
+    """With a common stock of matrices the draws would be alike, and everything outside them."""
+    drawn = gaussian_spectra(30, 1, 9).square()
+    ratios = (drawn / drawn.sum(1, keepdim=True)).numpy()
+    assert len(np.unique(ratios.round(12))) == ratios.size
+
+
 def test_compared() -> None:
     draws = torch.tensor([1.0, 2.0, 2.0, 3.0], dtype=torch.float64)
     got = compared(2.0, draws)
-    assert (got.mean, got.percentile) == (2.0, 50.0)
+    assert (got.mean, got.percentile, compared(2.5, draws).percentile) == (2.0, 25.0, 75.0)
     assert got.sd == pytest.approx(float(draws.std()))
     assert compared(2.5, draws, mean=1.0, sd=0.5).z == 3.0
-    assert math.isnan(compared(2.0, torch.ones(4)).z)
+    still = compared(1.0, torch.ones(4) + 1e-7 * torch.arange(4))  # nothing but the rounding of float32
+    assert math.isnan(still.z)
+    assert math.isnan(still.percentile)
     assert math.isnan(compared(math.nan, draws).percentile)
     assert compared(math.inf, draws).percentile == 100
