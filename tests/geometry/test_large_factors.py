@@ -59,7 +59,8 @@ def test_every_number_is_that_of_all_modes_or_left_out(
         left_out = name in (
             "certified_share", "energy_certified_share", "strict_share", "certified_rank", "certified_95", "certified_95_rotated",
         )  # fmt: skip
-        assert large.summary[name] == pytest.approx(np.nan if left_out else value, rel=SINGLE, abs=SINGLE, nan_ok=True), name
+        expected = np.nan if left_out else value
+        assert large.summary[name] == pytest.approx(expected, rel=SINGLE, abs=SINGLE, nan_ok=True), name
 
 
 def test_the_angles_of_more_modes_than_are_known_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
