@@ -14,7 +14,7 @@ from torch import Tensor
 from gch_bench.config.diagnosis import AlignmentConfig, SpectralConfig
 from gch_bench.geometry.chains import Factor
 from gch_bench.geometry.channel_tables import channel_tables
-from gch_bench.geometry.channels import ChannelRow, Channels, channels_of
+from gch_bench.geometry.channels import ROTATED, ChannelRow, Channels, channels_of, rotated_share
 from gch_bench.geometry.factors import Analysed, analysed, factor_row, plain_spikes, spectrum_rows
 from gch_bench.geometry.interfaces import Meeting, interface_row
 from gch_bench.geometry.pictures import Place, picture
@@ -105,8 +105,9 @@ def _end_spikes(end: Analysed, whole: Analysed) -> float:
 
 def _meetings(index: int, first: _Ends, second: _Ends) -> Iterator[Meeting]:
     """The interface in its two forms; one alone where both factors are plain matrices."""
-    yield Meeting(index, BLOCK, first.whole, second.whole)
-    if first.write is not first.whole or second.read is not second.whole:
+    branches = first.write is not first.whole or second.read is not second.whole
+    yield Meeting(index, BLOCK, first.whole, second.whole, headline=not branches)
+    if branches:
         yield Meeting(index, BRANCH, first.write, second.read)
 
 
@@ -120,12 +121,16 @@ def _add_interface(
     first, second = meeting.first, meeting.second
     if any(each.parts.modes < len(each.parts.values) for each in (first, second)):
         left_out = {f"{matrix}_{name}": math.nan for matrix in (PHYSICAL, SOURCE) for name in ChannelRow._fields}
+        left_out[ROTATED] = math.nan
         tables["interfaces"].append(interface_row(meeting, None, options.seed) | left_out)
         return
     moved = transport_of(first.parts, second.parts, first.window, second.window)
     row = interface_row(meeting, moved, options.seed)
     try:
         found = channels_of(first.parts, second.parts, moved, options.alignment, second.group_size)
+        rotated = math.nan
+        if meeting.headline:
+            rotated = rotated_share(first.parts, second.parts, options.alignment, second.group_size)
     except ValueError as error:
         raise ValueError(f"interface {meeting.title}: {error}") from error
     for matrix, each in zip((PHYSICAL, SOURCE), found, strict=True):
@@ -134,7 +139,7 @@ def _add_interface(
         tables["certificates"] += [where | point._asdict() for point in each.curve]
         for name, table in channel_tables(each).items():
             tables[name].append(table.assign(**where))
-    tables["interfaces"].append(row)
+    tables["interfaces"].append(row | {ROTATED: rotated})
     place = Place(meeting.number, meeting.form, PHYSICAL, meeting.title)
     report.pictures.append(picture(place, moved.physical, found.physical.alignment, found.physical.certificate.edges))
     if keep is not None:

@@ -25,6 +25,7 @@ from gch_bench.spectral.transport import Transport
 
 GIVEN, CLUSTERS = "given", "clusters"  # groupings: the chain's group_size; rows with like profiles
 SENSITIVITY = (0.9, 1.1)  # of certified shares to tau
+ROTATED = "physical_certified_95_rotated"  # the column with the null of the certified share
 ROTATED_ETA = 0.95  # share of the energy in the windows at which the null of the certified share is taken
 
 
@@ -54,8 +55,6 @@ class ChannelRow(NamedTuple):
     certified_share: float  # decided by the measured error blocks
     energy_certified_share: float
     apriori_certified_share: float  # decided by the a-priori error blocks
-    # By chance: decided at the windows of 95% of the energy if a Haar rotation stands between the factors; physical form only.
-    certified_95_rotated: float
     edges_certified: float  # share of pairs of groups; nan for one group
     hubs_certified: float  # share of columns
     masks_certified: float
@@ -107,8 +106,7 @@ def channels_of(
     made = AlignmentPair(*(_align(full, options, group_size) for full, _ in forms))
     curves = certified_curve(first, second, moved, made)
     apriori = apriori_error_blocks(first, second, moved, made.groups)
-    rotated = _rotated_share(first, second, options, group_size)
-    found: list[Channels] = []
+    found = []
     for (full, truncated), alignment, curve, bounds in zip(forms, made, curves, apriori, strict=True):
         error = truncated - full
         measured = grouped_norms(error, alignment.group)
@@ -124,10 +122,25 @@ def channels_of(
             | _labelled(labels, certain)
             | _compared(alignment, grouped_norms(truncated, alignment.group))
             | _rank(curve)
-            | {"certified_95_rotated": math.nan if found else rotated}
         )
         found.append(Channels(ChannelRow(**row), curve, alignment, certificate, labels, certain))
     return ChannelsPair(*found)
+
+
+def rotated_share(first: Decomposition, second: Decomposition, options: AlignmentConfig, group_size: int | None) -> float:
+    """The null of the certified share at the windows of 95% of the energy: that of A_{l+1} Q A_l, Q a Haar rotation.
+
+    It is of the physical form. Groups and thresholds are chosen anew, by the same rules; the arguments are those of
+    ``channels_of``.
+    """
+    k1, k2 = (effective_rank(energies(each.values.cpu()), ROTATED_ETA) for each in (first, second))
+    rotation = one_rotation(len(first.matrix)).to(first.matrix.device)
+    full = second.matrix @ (rotation @ first.matrix)
+    left, right = unit_columns(second.outputs[:, :k2]), unit_columns(first.inputs[:k1].mT)
+    core = second.inputs[:k2] @ (rotation @ first.outputs[:, :k1])
+    made = _align(full, options, group_size)
+    error = grouped_norms(full - (left @ core) @ right.mT, made.group)
+    return certify_norms(made.norms, error, made.thresholds).certified_share
 
 
 def _align(matrix: Tensor, options: AlignmentConfig, group_size: int | None) -> Alignment:
@@ -147,21 +160,6 @@ def _align(matrix: Tensor, options: AlignmentConfig, group_size: int | None) -> 
     tau = choose_tau(norms, options.density)
     at = Thresholds(tau, choose_omega(norms, tau, options.edge_density), options.hub_degree)
     return align_norms(norms, group, at, options.noise_budget)
-
-
-def _rotated_share(first: Decomposition, second: Decomposition, options: AlignmentConfig, group_size: int | None) -> float:
-    """The null of the certified share at the windows of 95% of the energy: that of A_{l+1} Q A_l, Q a Haar rotation.
-
-    Groups and thresholds are chosen anew, by the same rules.
-    """
-    k1, k2 = (effective_rank(energies(each.values.cpu()), ROTATED_ETA) for each in (first, second))
-    rotation = one_rotation(len(first.matrix)).to(first.matrix.device)
-    full = second.matrix @ (rotation @ first.matrix)
-    left, right = unit_columns(second.outputs[:, :k2]), unit_columns(first.inputs[:k1].mT)
-    core = second.inputs[:k2] @ (rotation @ first.outputs[:, :k1])
-    made = _align(full, options, group_size)
-    error = grouped_norms(full - (left @ core) @ right.mT, made.group)
-    return certify_norms(made.norms, error, made.thresholds).certified_share
 
 
 def _static(matrix: Tensor, made: Alignment, options: AlignmentConfig, clusters: bool) -> dict[str, float]:

@@ -23,6 +23,7 @@ class Meeting(NamedTuple):
     form: str  # BLOCK or BRANCH
     first: Analysed
     second: Analysed
+    headline: bool = True  # whether this form stands for the interface in the chain's summary
 
     @property
     def title(self) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gch_bench.config.diagnosis import AlignmentConfig
 from gch_bench.errors import FieldError
-from gch_bench.geometry.channels import ChannelRow, ChannelsPair, channels_of
+from gch_bench.geometry.channels import ChannelRow, ChannelsPair, channels_of, rotated_share
 from gch_bench.results.geometry import PHYSICAL, SOURCE
 from gch_bench.spectral import alignment, error_blocks, group_nulls, groups, labels
 from gch_bench.spectral.certificates import model_share
@@ -47,9 +47,7 @@ certified_eta tau_low_share tau_high_share model_share"""
 
 def test_forms_and_columns_are_those_of_the_tables() -> None:
     assert ChannelsPair._fields == (PHYSICAL, SOURCE)
-    assert set(ChannelRow._fields) == {
-        *COLUMNS.split(), "masks_certified", "overlap_share_reclustered", "certified_95_rotated",
-    }  # fmt: skip
+    assert set(ChannelRow._fields) == {*COLUMNS.split(), "masks_certified", "overlap_share_reclustered"}
 
 
 @pytest.mark.parametrize("grouping", ["clusters", "contiguous"])
@@ -148,22 +146,21 @@ def test_small_interfaces() -> None:
     """One row, one column, fewer rows than groups; nothing to decide is nan, and all else is a number."""
     for shapes in (((1, 1), (1, 1)), ((3, 1), (1, 3)), ((2, 5), (3, 2)), ((4, 4), (20, 4))):
         parts = [decompose(torch.randn(shape, dtype=torch.float64)) for shape in shapes]
-        for form, made in enumerate(channels_of(*parts, transport_of(*parts, 1, 1), AlignmentConfig())):
+        assert 0 <= rotated_share(*parts, AlignmentConfig()) <= 1
+        for made in channels_of(*parts, transport_of(*parts, 1, 1), AlignmentConfig()):
             row = made.row
             assert row.groups == min(8, shapes[1][0])
             unknown = {name for name, value in row._asdict().items() if isinstance(value, float) and math.isnan(value)}
-            expected = {"certified_95_rotated"} if form else set()
-            assert unknown == expected | ({"edges_certified"} if row.groups == 1 else set())
+            assert unknown == ({"edges_certified"} if row.groups == 1 else set())
 
 
 def test_the_certified_share_of_a_rotated_interface() -> None:
-    """Two factors of low rank that share their modes are certified at their windows; turned at random they are no longer."""
+    """Against curves of explicitly rotated factors."""
     generator = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(60, 60, dtype=torch.float64, generator=generator)).Q
     weights = torch.arange(1, 61, dtype=torch.float64) ** -1.0
     blocks = torch.block_diag(*[torch.ones(10, 10, dtype=torch.float64)] * 6)
     parts = decompose(basis * weights), decompose((blocks + 0.1 * basis) @ (basis * weights).mT)
-    row = channels_of(*parts, transport_of(*parts, 20, 20), AlignmentConfig(groups=6)).physical.row
     # An independent computation, with another rotation of the same law.
     shares = []
     for _ in range(5):
@@ -171,7 +168,7 @@ def test_the_certified_share_of_a_rotated_interface() -> None:
         turned = decompose(parts[1].matrix @ rotation)
         pair = channels_of(parts[0], turned, transport_of(parts[0], turned, 20, 20), AlignmentConfig(groups=6))
         shares.append(next(point.certified_share for point in pair.physical.curve if point.eta == 0.95))
-    assert row.certified_95_rotated == pytest.approx(sum(shares) / 5, abs=0.15)
+    assert rotated_share(*parts, AlignmentConfig(groups=6)) == pytest.approx(sum(shares) / 5, abs=0.15)
 
 
 def test_a_product_of_zero_is_refused() -> None:

@@ -57,7 +57,8 @@ def test_every_number_is_that_of_all_modes_or_left_out(
     assert large.interfaces["mean_cosine_squared"].notna().all()
     for name, value in exact.summary.items():
         left_out = name in (
-            "certified_share", "energy_certified_share", "strict_share", "certified_rank", "certified_95", "certified_95_rotated",
+            "certified_share", "energy_certified_share", "strict_share", "certified_rank", "certified_95",
+            "certified_95_rotated",
         )  # fmt: skip
         expected = np.nan if left_out else value
         assert large.summary[name] == pytest.approx(expected, rel=SINGLE, abs=SINGLE, nan_ok=True), name
