@@ -127,7 +127,9 @@ def channels_of(
     return ChannelsPair(*found)
 
 
-def rotated_share(first: Decomposition, second: Decomposition, options: AlignmentConfig, group_size: int | None) -> float:
+def rotated_share(
+    first: Decomposition, second: Decomposition, options: AlignmentConfig, group_size: int | None = None
+) -> float:
     """The null of the certified share at the windows of 95% of the energy: that of A_{l+1} Q A_l, Q a Haar rotation.
 
     It is of the physical form. Groups and thresholds are chosen anew, by the same rules; the arguments are those of
