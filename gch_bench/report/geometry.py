@@ -2,14 +2,14 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from gch_bench.files import slug
 from gch_bench.report.geometry_compare import Comparison
-from gch_bench.report.geometry_headline import Reports, headline, measured_of
+from gch_bench.report.geometry_headline import Reports, headline, rows_of
 from gch_bench.report.geometry_jacobians import (
     CHAIN,
     COMPOSED,
@@ -30,7 +30,7 @@ from gch_bench.report.geometry_quantities import (
     WHOLE,
     Section,
 )
-from gch_bench.report.geometry_words import short_verdict, verdict, verdict_over_images
+from gch_bench.report.geometry_words import short_verdict, sides_over_images, verdict, verdict_over_images
 from gch_bench.report.render import TerminalTable, markdown_text, terminal_lines
 from gch_bench.report.text_table import markdown_rows
 from gch_bench.results.geometry import BLOCK, BRANCH, PHYSICAL, SOURCE, STATIC, ChainReport
@@ -61,7 +61,7 @@ def console_tables(reports: Reports) -> list[TerminalTable]:
     shown = [table.columns.index(header) for header in CONSOLE]
     lines = [[" ".join(filter(None, row[:2])), *(row[at] for at in shown)] for row in (table.columns, *table.rows)]
     lines[0][0] = "network, chain"
-    notes = [f"{label} {each.chain}: {short_verdict(each)}" for label, each in reports]
+    notes = [f"{name}: {text}" for name, text in _verdicts(reports, short_verdict, sides_over_images, " ")]
     if any(each.kind == STATIC for _, each in reports):
         notes.append(STATIC_NOTE)
     return terminal_lines(table.title, lines, notes)
@@ -97,7 +97,11 @@ def markdown(
         lines += _how_to_read(reports, table.notes, bool(composed))
         lines += ["", "## Headline", "", *markdown_rows(table.columns, table.rows, table.heads), ""]
         lines += ["The same as LaTeX and CSV: geometry_headline.tex, geometry_headline.csv.", "", "## Verdicts"]
-        lines += [line for name, text in _verdicts(reports) for line in ("", f"**{_text(name)}.** {_text(text)}")]
+        lines += [
+            line
+            for name, text in _verdicts(reports, verdict, verdict_over_images, ", ")
+            for line in ("", f"**{_text(name)}.** {_text(text)}")
+        ]
     lines += composed
     if comparison is not None:
         lines += ["", "## Geometry and reliability", "", *markdown_rows(*comparison.runs), ""]
@@ -125,12 +129,18 @@ def _about(facts: dict[str, Any]) -> list[str]:
     return [*lines, "", *warnings] if warnings else lines
 
 
-def _verdicts(reports: Reports) -> list[tuple[str, str]]:
-    """(name, paragraph): one per chain of weights, and one for the Jacobians of a network at all images."""
-    found = [(f"{label}, {each.chain}", verdict(each)) for label, each in reports if each.kind == STATIC]
-    for label in dict.fromkeys(label for label, each in reports if each.kind != STATIC):
-        own = measured_of(reports, label)
-        found.append((f"{label}, jacobian, {len(own)} image{'s' if len(own) > 1 else ''}", verdict_over_images(own)))
+def _verdicts(
+    reports: Reports, of_one: Callable[[ChainReport], str], of_images: Callable[[Sequence[ChainReport]], str], between: str
+) -> list[tuple[str, str]]:
+    """(network and chain, words): for each chain of weights, and for the Jacobians of a network at all images together."""
+    found: list[tuple[str, str]] = []
+    for row in rows_of(reports):
+        own = [
+            each
+            for label, each in reports
+            if label == row.label and (each.kind != STATIC if row.images else each.chain == row.chain)
+        ]
+        found.append((f"{row.label}{between}{row.chain}", of_images(own) if row.images > 1 else of_one(own[0])))
     return found
 
 

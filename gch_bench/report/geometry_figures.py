@@ -167,8 +167,8 @@ def profile(reports: Reports) -> Figure:
     style.legend(figure, [middle], style.legend_columns(names, figure.get_size_inches()[0]))
     figure.set_label(
         f"{reports[0][1].chain} ({reports[0][1].kind}): the spectra over depth. Above: exponent of the energies; hollow"
-        " where the power law is not adequate, or does not apply, and the exponent therefore describes nothing."
-        " Middle: share of the ranks that hold 95% of the energy, grey for a Gaussian matrix of the same shape. Below: number of"
+        " where the power law is not adequate, or does not apply, and the exponent therefore describes nothing. Middle:"
+        " share of the ranks that hold 95% of the energy, grey for a Gaussian matrix of the same shape. Below: number of"
         " ranks d. Lines join neighbours of equal d alone, because exponents of different d are not comparable."
     )
     return figure

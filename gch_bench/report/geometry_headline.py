@@ -66,7 +66,10 @@ COLUMNS = {
     ),
 }
 CHANCE = ["1", "0", "2.5% / 2.5%", "0 (0)", "its null", "0", "0%", "beside it", NONE, NONE]
-OVER_IMAGES = "jacobian chains: measured at these images, mean ± standard deviation over the images of each image's number"
+OVER_IMAGES = (
+    "jacobian chains: measured at these images, mean ± standard deviation over the images of each image's number (counts:"
+    " mean alone; the CSV file has all deviations)"
+)
 SUMMARY = (  # entries of a chain's summary that the headline's CSV holds
     "energy_gain", "energy_gain_q25", "energy_gain_q75", "energy_gain_z", "mean_log_gain", "angle_excess", "angle_excess_z",
     "slack_ratio", "slack_ratio_z", "slack_excess", "spikes", "certified_95", "certified_95_rotated", "certified_share",
@@ -195,26 +198,31 @@ def cells(row: Row) -> list[str]:
     low, high = (own.get(f"energy_gain_q{at}", math.nan) for at in (25, 75))
     if math.isfinite(low) and row.images < 2:  # of several images the spread over them stands in its place
         gain += f" [{low:.2f}, {high:.2f}]"
-    charts = f"{number('chart_adequate', '.3g')} of {own['chart_applicable']:.3g}"
+    certified = [_text(own[name], ".0%") for name in ("certified_95", "certified_95_rotated")]
     return [
         gain,
         number("energy_gain_z", "+.1f"),
-        f"{_side(row, 'aligned')} / {_side(row, 'opposed')} of {own['interfaces_with_null']:.3g}"
+        f"{_side(row, 'aligned')} / {_side(row, 'opposed')} of {_count(row, 'interfaces_with_null')}"
         if own["interfaces"]
         else NONE,
         number("angle_excess", "+.3f") + _z(own["angle_excess_z"]),
         f"{slack} / {_text(own['slack_ratio_null'], '.2f')}" if slack != NONE else NONE,
         number("spikes", ".1f"),
-        charts if math.isfinite(own["chart_applicable"]) else NONE,
-        f"{number('certified_95', '.0%')} / {_text(own['certified_95_rotated'], '.0%')}" if own["interfaces"] else NONE,
+        f"{_count(row, 'chart_adequate')} of {_count(row, 'chart_applicable')}" if own["chart_applicable"] >= 0 else NONE,
+        f"{number('certified_95', '.0%')} / {certified[1]}" if certified != [NONE, NONE] else NONE,
         number("certified_rank", ".2f"),
         number("mean_square_exponent", ".2f"),
     ]
 
 
 def _side(row: Row, name: str) -> str:
-    both = row.mean[f"{name}_both"]
-    return row.number(name, ".0f" if row.images < 2 else ".1f") + (f" ({both:.2g})" if math.isfinite(both) else "")
+    both = f" ({_count(row, f'{name}_both')})" if math.isfinite(row.mean[f"{name}_both"]) else ""
+    return f"{_count(row, name)}{both}"
+
+
+def _count(row: Row, name: str) -> str:
+    """A number of interfaces or factors, or its mean over images, without .0."""
+    return f"{row.mean[name]:.1f}".removesuffix(".0")
 
 
 def with_z(row: Any, name: str, form: str) -> str:

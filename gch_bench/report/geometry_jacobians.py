@@ -87,14 +87,20 @@ def wide(over_images: pd.DataFrame, table: str) -> pd.DataFrame:
 
 
 def composition_sentence(interfaces: pd.DataFrame, chain: pd.DataFrame) -> str:
-    """In one sentence how far the blocks of a network compose; the arguments are what `wide` returns, the first not empty."""
-    defect = interfaces["composition_defect"]
+    """In words how far the blocks of a network compose; "" where every Jacobian is zero.
+
+    Args:
+        interfaces, chain: what `wide` returns of the tables COMPOSITION and CHAIN; ``interfaces`` has a row or more.
+    """
+    defect = interfaces["composition_defect"].dropna()
+    if not len(defect):
+        return ""
     text = (
         f"The product of two neighbouring blocks' Jacobians is off by {defect.median():.0%} of the true one (median over"
         f" {len(defect)} interfaces; largest {defect.max():.0%}), where a random rotation between both makes it"
         f" {interfaces['composition_defect_null'].median():.0%}"
     )
-    if len(chain):
+    if len(chain) and math.isfinite(chain["composition_defect"].iloc[0]):
         own = chain.iloc[0]
         text += (
             f". The product of all blocks is off by {own['composition_defect']:.0%}; rotations:"

@@ -160,7 +160,7 @@ CHARTS = Section(
     [
         SPECTRA.quantities[0],
         Quantity(
-            "rest: a (explained)", "rest_exponent, rest_share", "the chart of the ranks behind the spikes alone",
+            "rest a (explained)", "rest_exponent, rest_share", "the chart of the ranks behind the spikes alone",
             "see explained: Gaussian matrices have no spikes", _in_brackets("rest_exponent", "rest_share", ".3g", ".0%"),
         ),
         Quantity("slope", "slope", "of log energy over log rank, least squares", FITTED),
@@ -201,8 +201,8 @@ TURNED = Section(
         Quantity(
             "permuted (z)", "energy_gain_permuted, energy_gain_permuted_z", "mean gain if the shared channels are permuted,"
             " which keeps what any assignment of them has, such as a direction in which all move together (z of the gain"
-            " against that)", "it is itself a null, whose z is 0", _in_brackets("energy_gain_permuted", "energy_gain_permuted_z", ".2f",
-            "+.1f"),
+            " against that)", "it is itself a null, whose z is 0",
+            _in_brackets("energy_gain_permuted", "energy_gain_permuted_z", ".2f", "+.1f"),
         ),
         Quantity(
             "percentile", "energy_gain_percentile", "share of the rotations whose gain is smaller, in percent; missing where"

@@ -168,11 +168,13 @@ def gain_words(report: ChainReport) -> str:
 
 def verdict_over_images(reports: Sequence[ChainReport]) -> str:
     """One paragraph on the measured Jacobians of one network, a report per image."""
-    if len(reports) == 1:
-        return verdict(reports[0])
+    return f"Neighbouring blocks: {sides_over_images(reports)}. {LINEARISED[0].upper()}{LINEARISED[1:]}."
+
+
+def sides_over_images(reports: Sequence[ChainReport]) -> str:
+    """At how many images the energy gain stands to chance in the same way."""
     words = Counter(gain_words(report) for report in reports)
-    counts = ", ".join(f"{text} at {count} of {len(reports)} images" for text, count in words.most_common())
-    return f"Neighbouring blocks: {counts}. {LINEARISED[0].upper()}{LINEARISED[1:]}."
+    return ", ".join(f"{text} at {count} of {len(reports)} images" for text, count in words.most_common())
 
 
 def _side(each: _Alignment, found: _Found) -> tuple[int, int]:
