@@ -203,7 +203,7 @@ def cells(row: Row) -> list[str]:
         gain,
         number("energy_gain_z", "+.1f"),
         f"{_side(row, 'aligned')} / {_side(row, 'opposed')} of {_count(row, 'interfaces_with_null')}"
-        if own["interfaces"]
+        if own["interfaces_with_null"]
         else NONE,
         number("angle_excess", "+.3f") + _z(own["angle_excess_z"]),
         f"{slack} / {_text(own['slack_ratio_null'], '.2f')}" if slack != NONE else NONE,

@@ -8,7 +8,6 @@ import pandas as pd
 from gch_bench.report.geometry_quantities import Quantity, Row, Section, plain
 
 COMPOSITION, CHAIN = "composition", "chain"  # tables in over_images.csv
-ROUNDING = 1e-9  # smaller numbers are rounding alone
 TOGETHER = "none: compare it with the product's"
 OverImages = Mapping[str, pd.DataFrame]  # label -> over_images.csv of that network
 
@@ -16,9 +15,8 @@ OverImages = Mapping[str, pd.DataFrame]  # label -> over_images.csv of that netw
 def _with_sd(name: str) -> Callable[[Row], str]:
     def cell(row: Row) -> str:
         value, sd = (float(row.get(each, math.nan)) for each in (name, f"{name}_sd"))
-        if abs(value) < ROUNDING:
-            return "0"
-        return plain(value) + (f" ± {plain(sd, 2)}" if math.isfinite(sd) and math.isfinite(value) else "")
+        text = plain(value)
+        return text if text in ("-", "0") or math.isnan(sd) else f"{text} ± {plain(sd, 2)}"
 
     return cell
 

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from gch_bench.report.geometry_headline import with_z
 
 Row = Mapping[str, Any]
+ROUNDING = 1e-12  # smaller numbers are rounding alone
+LARGE = 1e6  # numbers from here on are written with an exponent
 SIZE = "none: it is a size"
 FITTED = "none: it describes the fit, and counts only where the chart is adequate"
 DERIVED = "none: it follows from the two spectra alone, however the factors are turned"
@@ -42,7 +44,11 @@ class Section(NamedTuple):
 def plain(value: Any, digits: int = 3) -> str:
     if isinstance(value, str):
         return value
-    return "-" if value is None or math.isnan(value) else f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:.0f}"
+    if value is None or math.isnan(value):
+        return "-"
+    if abs(value) < ROUNDING:
+        return "0"
+    return f"{value:.0f}" if 1000 <= abs(value) < LARGE else f"{value:.{digits}g}"
 
 
 def _number(row: Row, name: str) -> float:

@@ -152,7 +152,9 @@ def short_verdict(report: ChainReport) -> str:
     parts = [f"branches zero at initialisation: {gain_words(report)}" if zero_branches(report) else gain_words(report)]
     if own["chart_applicable"] > 0:
         parts.append(f"power law adequate for {own['chart_adequate']:.0f} of {own['chart_applicable']:.0f} factors")
-    if math.isfinite(own["certified_share"]):
+    if math.isfinite(own["certified_95"]):
+        parts.append(f"{own['certified_95']:.0%} of the blocks certified at R.95")
+    elif math.isfinite(own["certified_share"]):
         parts.append(f"{own['certified_share']:.0%} of the blocks certified")
     return "; ".join(parts)
 
@@ -227,6 +229,10 @@ def _certificates(report: ChainReport) -> list[str]:
     energy = own["energy_certified_share"]
     weighted = f", which hold {energy:.0%} of the energy," if math.isfinite(energy) else ""
     text = f"at the charts' windows {own['certified_share']:.0%} of the blocks{weighted} are certified to keep their status"
+    at_95, rotated = own["certified_95"], own["certified_95_rotated"]
+    if math.isfinite(at_95):
+        text += f", with the ranks that hold 95% of the energy {at_95:.0%}"
+        text += f" (after a random rotation {rotated:.0%})" if math.isfinite(rotated) else ""
     name = f"{PHYSICAL}_certified"
     if name in table:
         text += f"; the strict all-or-nothing certificate holds at {int((table[name] != 'no').sum())} of {len(table)}"
