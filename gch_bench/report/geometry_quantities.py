@@ -27,10 +27,10 @@ class Quantity(NamedTuple):
     name: str  # column of the CSV file, or several
     meaning: str
     chance: str  # what it is by chance, or why that is not asked; "" for names
-    cell: Callable[[Row], str] | None = None  # the text of a row; None: the column ``name`` as it is
+    cell: Callable[[Row], str] | None = None  # the text of a row; None: the column ``name`` as it is, without FORM_
 
     def text(self, row: Row) -> str:
-        return self.cell(row) if self.cell else plain(row.get(self.name, math.nan))
+        return self.cell(row) if self.cell else plain(row.get(self.name.removeprefix("FORM_"), math.nan))
 
 
 class Section(NamedTuple):

@@ -142,7 +142,7 @@ def _sentence(each: _Alignment, table: pd.DataFrame, what: str) -> str:
     numbers = each.form.format(value=found.value, z=found.z, null=found.null)
     filled = words.format(what=what, count=f"{count} of {found.total} interfaces", other=other)
     left = len(table) - found.total
-    others = f"; of the other {left} the null has no spread" if left else ""
+    others = f"; at {left} more the null has no spread" if left else ""
     return f"{filled}, {numbers}{hint}{others}"
 
 

@@ -180,7 +180,7 @@ def test_interfaces_without_a_null_are_not_counted() -> None:
     z, percentile = [9.0, 8.0, math.nan, math.nan, 8.0], [100.0, 100.0, math.nan, math.nan, 100.0]
     some = with_columns(energy_gain_z=z, energy_gain_percentile=percentile, energy_gain_permuted_z=[3.0, 1.0, 9.0, 9.0, -3.0])
     assert "are aligned: at 3 of 3 interfaces" in verdict(some)
-    assert "; of the other 2 the null has no spread." in verdict(some)
+    assert "; at 2 more the null has no spread." in verdict(some)
     assert "1 of the 3 aligned ones also exceed" in verdict(some)
     assert headline([("net", some)]).rows[0][4] == "3 (1) / 0 (0) of 3"
 
@@ -246,6 +246,21 @@ def test_console_and_logged_numbers() -> None:
     logged = logged_metrics([("a net/x", TRAINED)])
     assert logged["a-net-x/residual/energy_gain"] == TRAINED.summary["energy_gain"]
     assert "a-net-x/residual/drift" not in logged  # nan
+
+
+def test_no_column_of_a_table_is_lost() -> None:
+    """The made-up results have every column, so that every header must stand in a table, with its number."""
+    text = markdown(a_facts(), [("net", a_chain(3))], None, {})
+    found = {header for _, headers in lines_of_tables(text) for header in headers}
+    for section in SECTIONS:
+        assert not {each.header for each in section.quantities} - found, section.title
+    row = next(line for line in text.splitlines() if "8 contiguous" in line)
+    assert "| 8 contiguous | 0.3 | 40% | 30% [13%, 44%] | 28% | 30% | 9 | 4 | 20/30/14 |" in row
+    row = next(line for line in text.splitlines() if "84% (91%)" in line)
+    assert "| 70%, 80%, 55%, 60% |" in row
+    assert row.endswith("| no | 0.99 |")
+    assert "1.01 (+" in text
+    assert re.search(r"\| \d \(3, 1\) \|", text)
 
 
 def test_numbers_in_cells() -> None:
