@@ -2,16 +2,35 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from gch_bench.files import slug
 from gch_bench.report.geometry_compare import Comparison
-from gch_bench.report.geometry_headline import Reports, headline
-from gch_bench.report.geometry_quantities import CERTIFICATES, CHARTS, MARGINS, SECTIONS, SPECTRA, STRUCTURE, TURNED, Section
-from gch_bench.report.geometry_words import short_verdict, verdict
+from gch_bench.report.geometry_headline import Reports, headline, rows_of
+from gch_bench.report.geometry_jacobians import (
+    CHAIN,
+    COMPOSED,
+    COMPOSED_CHAIN,
+    COMPOSITION,
+    OverImages,
+    composition_sentence,
+    wide,
+)
+from gch_bench.report.geometry_quantities import (
+    CERTIFICATES,
+    CHARTS,
+    MARGINS,
+    SECTIONS,
+    SPECTRA,
+    STRUCTURE,
+    TURNED,
+    WHOLE,
+    Section,
+)
+from gch_bench.report.geometry_words import short_verdict, sides_over_images, verdict, verdict_over_images
 from gch_bench.report.render import TerminalTable, markdown_text, terminal_lines
 from gch_bench.report.text_table import markdown_rows
 from gch_bench.results.geometry import BLOCK, BRANCH, PHYSICAL, SOURCE, STATIC, ChainReport
@@ -21,8 +40,8 @@ STATIC_NOTE = (
     " network computes with its nonlinearities; measured Jacobians (jacobian.images=N) verify the same chain at real inputs"
 )
 MEASURED_NOTE = (
-    "measured at these images: the Jacobians of the blocks at real inputs, so that all statements hold for the network"
-    " linearised there, and for no other input"
+    "measured at these images: the Jacobians of the blocks at real inputs. All statements hold for each block linearised"
+    " there, and for no other input; products of blocks are off from the network's own Jacobian by the composition defect"
 )
 FORMS = {
     BRANCH: "branch to branch: what the branch of one block writes, and what that of the next one reads",
@@ -31,7 +50,7 @@ FORMS = {
 MATRICES = {PHYSICAL: "output channels x input channels", SOURCE: "output channels x source modes"}
 FIGURES = ("spectra", "margins", "certificates", "alignment", "incidence")  # of one network's chain
 OVER_DEPTH = ("alignment_profile", "profile")  # of a chain, with all networks
-CONSOLE = ("energy gain (z)", "aligned / opposed", "chart", "certified (energy)")  # columns in the terminal
+CONSOLE = ("energy gain", "aligned / opposed", "chart", "R.95 / rotated")  # columns in the terminal
 
 
 def console_tables(reports: Reports) -> list[TerminalTable]:
@@ -42,7 +61,7 @@ def console_tables(reports: Reports) -> list[TerminalTable]:
     shown = [table.columns.index(header) for header in CONSOLE]
     lines = [[" ".join(filter(None, row[:2])), *(row[at] for at in shown)] for row in (table.columns, *table.rows)]
     lines[0][0] = "network, chain"
-    notes = [f"{label} {each.chain}: {short_verdict(each)}" for label, each in reports]
+    notes = [f"{name}: {text}" for name, text in _verdicts(reports, short_verdict, sides_over_images, " ")]
     if any(each.kind == STATIC for _, each in reports):
         notes.append(STATIC_NOTE)
     return terminal_lines(table.title, lines, notes)
@@ -58,22 +77,32 @@ def logged_metrics(reports: Reports) -> dict[str, float]:
     }
 
 
-def markdown(facts: dict[str, Any], reports: Reports, comparison: Comparison | None, figures: Mapping[str, str]) -> str:
+def markdown(
+    facts: dict[str, Any],
+    reports: Reports,
+    comparison: Comparison | None,
+    figures: Mapping[str, str],
+    over_images: OverImages | None = None,
+) -> str:
     """The text of report.md: what was measured, how to read it, the headline, a verdict per chain, tables and figures.
 
     Args:
         facts: as in run.json.
         figures: name -> caption of those that there are; each is the file figures/NAME.svg.
+        over_images: network -> its over_images.csv, empty where no Jacobians were measured.
     """
-    lines = [*_about(facts)]
+    lines, composed = [*_about(facts)], _composition(over_images or {})
     if len(reports):
         table = headline(reports)
-        lines += _how_to_read(reports, table.notes)
+        lines += _how_to_read(reports, table.notes, bool(composed))
         lines += ["", "## Headline", "", *markdown_rows(table.columns, table.rows, table.heads), ""]
         lines += ["The same as LaTeX and CSV: geometry_headline.tex, geometry_headline.csv.", "", "## Verdicts"]
         lines += [
-            line for label, each in reports for line in ("", f"**{_text(label)}, {_text(each.chain)}.** {_text(verdict(each))}")
+            line
+            for name, text in _verdicts(reports, verdict, verdict_over_images, ", ")
+            for line in ("", f"**{_text(name)}.** {_text(text)}")
         ]
+    lines += composed
     if comparison is not None:
         lines += ["", "## Geometry and reliability", "", *markdown_rows(*comparison.runs), ""]
         lines += [*markdown_rows(*comparison.console[1:3]), ""]
@@ -100,23 +129,50 @@ def _about(facts: dict[str, Any]) -> list[str]:
     return [*lines, "", *warnings] if warnings else lines
 
 
-def _how_to_read(reports: Reports, notes: Sequence[str]) -> list[str]:
+def _verdicts(
+    reports: Reports, of_one: Callable[[ChainReport], str], of_images: Callable[[Sequence[ChainReport]], str], between: str
+) -> list[tuple[str, str]]:
+    """(network and chain, words): for each chain of weights, and for the Jacobians of a network at all images together."""
+    found: list[tuple[str, str]] = []
+    for row in rows_of(reports):
+        own = [
+            each
+            for label, each in reports
+            if label == row.label and (each.kind != STATIC if row.images else each.chain == row.chain)
+        ]
+        found.append((f"{row.label}{between}{row.chain}", of_images(own) if row.images > 1 else of_one(own[0])))
+    return found
+
+
+def _composition(over_images: OverImages) -> list[str]:
+    """The section on whether measured Jacobians compose; empty where none of two neighbouring blocks were measured."""
+    lines: list[str] = []
+    for label, table in over_images.items():
+        interfaces, chain = wide(table, COMPOSITION), wide(table, CHAIN)
+        if len(interfaces):
+            lines += ["", f"### {_text(label)}", "", _text(composition_sentence(interfaces, chain)), ""]
+            lines += [*_table(COMPOSED, interfaces), "", *_table(COMPOSED_CHAIN, chain)]
+    return ["", "## Measured Jacobians: do they compose?", *lines] if lines else []
+
+
+def _how_to_read(reports: Reports, notes: Sequence[str], composed: bool) -> list[str]:
     """All headers of the tables below: what they mean, the columns of the CSV files, and what they are by chance."""
     kinds = {each.kind for _, each in reports}
     lines = ["", "## How to read this", ""]
     lines += [
         "Every number stands beside what it is by chance, or its reason for having no such number is given here. Chance"
         " is, at an interface, a Haar-random rotation between the two factors, which keeps both spectra; and for a"
-        " spectrum, Gaussian matrices of the same shape. z: distance from the mean of the null in its standard deviations."
-        " Definitions:"
-        " docs/geometry.md.",
+        " spectrum, Gaussian matrices of the same shape. z: distance from the mean of the null in its standard deviations; it"
+        " is missing where the null has no spread, and grows with the number of channels, so that it is no size of an effect."
+        " Definitions: docs/geometry.md.",
         "",
     ]
     static = {kind == STATIC for kind in kinds}
     lines += [f"- {_text(_sentence(note))}" for note, which in ((STATIC_NOTE, True), (MEASURED_NOTE, False)) if which in static]
     lines += ["", "### Headline (geometry_headline.csv)", "", *(f"- {_text(note)}." for note in notes)]
     between = any(len(each.interfaces) for _, each in reports)
-    for section in SECTIONS if between else (SPECTRA, CHARTS):
+    sections = SECTIONS if between else (SPECTRA, CHARTS)
+    for section in (COMPOSED, COMPOSED_CHAIN, *sections) if composed else sections:
         lines += ["", f"### {section.title}: {section.file}", ""]
         for each in section.quantities:
             chance = f" {_text(_chance(each.chance))}." if each.chance else ""
@@ -132,6 +188,9 @@ def _chain(label: str, report: ChainReport, figures: Mapping[str, str]) -> list[
     note = STATIC_NOTE if report.kind == STATIC else MEASURED_NOTE
     lines = ["", f"## {_text(label)}: {_text(report.chain)} ({report.kind})", ""]
     lines += [f"{_text(report.description)}. {_text(_sentence(note))}", ""]
+    lines += [f"{_text(verdict(report))}", ""] if report.kind != STATIC else []
+    if len(report.interfaces):
+        lines += [*_table(WHOLE, pd.DataFrame([report.summary])), ""]
     lines += [*_table(SPECTRA, report.factors), "", *_table(CHARTS, report.factors)]
     for form in (BRANCH, BLOCK) if len(report.interfaces) else ():
         table = report.interfaces[report.interfaces["form"] == form]

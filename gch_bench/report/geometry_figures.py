@@ -85,9 +85,9 @@ def alignment_profile(reports: Reports) -> Figure | None:
     figure.set_label(
         f"{reports[0][1].chain} ({reports[0][1].kind}): how neighbouring factors are turned to each other, over depth."
         " Dotted lines and grey bands: mean and 95% (normal approximation) of the null, which is a random rotation between"
-        " the two factors. Filled: outside 95% of the rotations; hollow: not. Above: energy of the product over its mean"
-        " under rotations; middle: mean cos^2 of the angles between leading directions, less its mean under rotations;"
-        " below: share of both top radii that the product loses, which is small where the top directions meet."
+        " the two factors. Filled: outside 95% of the rotations; hollow: not, or the null has no spread. Above: energy of the"
+        " product over its mean under rotations; middle: mean cos^2 of the angles between leading directions, less its mean"
+        " under rotations; below: share of both top radii that the product loses, which is small where the top directions meet."
     )
     return figure
 
@@ -167,9 +167,9 @@ def profile(reports: Reports) -> Figure:
     style.legend(figure, [middle], style.legend_columns(names, figure.get_size_inches()[0]))
     figure.set_label(
         f"{reports[0][1].chain} ({reports[0][1].kind}): the spectra over depth. Above: exponent of the energies; hollow"
-        " where the power law is not adequate and the exponent therefore describes nothing. Middle: share of the ranks"
-        " that hold 95% of the energy, grey for a Gaussian matrix of the same shape. Below: number of ranks d. Lines join"
-        " neighbours of equal d alone, because exponents of different d are not comparable."
+        " where the power law is not adequate, or does not apply, and the exponent therefore describes nothing. Middle:"
+        " share of the ranks that hold 95% of the energy, grey for a Gaussian matrix of the same shape. Below: number of"
+        " ranks d. Lines join neighbours of equal d alone, because exponents of different d are not comparable."
     )
     return figure
 
@@ -239,8 +239,9 @@ def _spectrum(axis: Axes, own: pd.DataFrame, factor: Any) -> None:
     positive = energy[energy > 0]
     axis.set_ylim(max(positive.min(), positive.max() * 1e-6) / 2, positive.max() * 3)
     style.log_axis(axis, "x", most=20)
-    verdict = "" if factor["chart"] == "adequate" else ", not adequate"
-    share, null = (f"{factor[name]:.0%}" for name in ("explained_share", "explained_share_null"))
+    verdict = "" if factor["chart"] == "adequate" else f", {factor['chart']}"
+    shares = [factor[name] for name in ("explained_share", "explained_share_null")]
+    share, null = ("-" if np.isnan(value) else f"{value:.0%}" for value in shares)
     spikes = f"{factor['spikes']:.0f} spike{'' if factor['spikes'] == 1 else 's'}"
     name = style.shortened(str(factor["name"]), 34)
     axis.set_title(f"{name}\na = {factor['exponent']:.2f}: {share} ({null}){verdict}\n{spikes}")

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from gch_bench.report.geometry_headline import with_z
 
 Row = Mapping[str, Any]
+ROUNDING = 1e-12  # smaller numbers are rounding alone
+LARGE = 1e6  # numbers from here on are written with an exponent
 SIZE = "none: it is a size"
 FITTED = "none: it describes the fit, and counts only where the chart is adequate"
 DERIVED = "none: it follows from the two spectra alone, however the factors are turned"
@@ -25,10 +27,10 @@ class Quantity(NamedTuple):
     name: str  # column of the CSV file, or several
     meaning: str
     chance: str  # what it is by chance, or why that is not asked; "" for names
-    cell: Callable[[Row], str] | None = None  # the text of a row; None: the column ``name`` as it is
+    cell: Callable[[Row], str] | None = None  # the text of a row; None: the column ``name`` as it is, without FORM_
 
     def text(self, row: Row) -> str:
-        return self.cell(row) if self.cell else plain(row.get(self.name, math.nan))
+        return self.cell(row) if self.cell else plain(row.get(self.name.removeprefix("FORM_"), math.nan))
 
 
 class Section(NamedTuple):
@@ -42,7 +44,11 @@ class Section(NamedTuple):
 def plain(value: Any, digits: int = 3) -> str:
     if isinstance(value, str):
         return value
-    return "-" if value is None or math.isnan(value) else f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:.0f}"
+    if value is None or math.isnan(value):
+        return "-"
+    if abs(value) < ROUNDING:
+        return "0"
+    return f"{value:.0f}" if 1000 <= abs(value) < LARGE else f"{value:.{digits}g}"
 
 
 def _number(row: Row, name: str) -> float:
@@ -79,8 +85,24 @@ def _against_null(name: str, form: str) -> Callable[[Row], str]:
     return cell
 
 
+def _in_brackets(name: str, other: str, form: str, other_form: str) -> Callable[[Row], str]:
+    """value (other)."""
+
+    def cell(row: Row) -> str:
+        value, beside = _number(row, name), _number(row, other)
+        return "-" if math.isnan(value) else f"{value:{form}}" + ("" if math.isnan(beside) else f" ({beside:{other_form}})")
+
+    return cell
+
+
+def _spikes(row: Row) -> str:
+    """Those of the factor and, of a block with a branch, those of what it reads and writes."""
+    own = _beside("spikes_read", "spikes_write", between=", ")(row)
+    return plain(row.get("spikes", math.nan)) + (f" ({own})" if own != "-, -" else "")
+
+
 def _with_range(part: str) -> Callable[[Row], str]:
-    """A share and, where rows are grouped by their order, its range over permutations of the rows."""
+    """A share and its range over permutations of the rows among the groups."""
 
     def cell(row: Row) -> str:
         value, low, high = (_number(row, f"{part}{end}") for end in ("", "_low", "_high"))
@@ -114,10 +136,14 @@ SPECTRA = Section(
             "share of the distance (KL) from a flat spectrum that the chart explains", "beside it, for Gaussian matrices",
             _beside("explained_share", "explained_share_null", percent=True),
         ),
-        Quantity("chart", "chart", "verdict on the power law: adequate or not", "not adequate"),
         Quantity(
-            "spikes", "spikes", "singular values above the largest of 20 Gaussian matrices of this shape",
-            "0, rarely more",
+            "chart", "chart", "verdict on the power law: adequate, not adequate, or not applicable where the spectrum is flat"
+            " or has fewer than 8 ranks, which no count includes", "not adequate",
+        ),
+        Quantity(
+            "spikes (read, write)", "spikes, spikes_read, spikes_write", "singular values above the largest of 20 Gaussian"
+            " matrices of this shape; in brackets those of the single matrices that the block's branch reads and writes with,"
+            " which count in the headline, because no identity is added to them", "0, rarely more", _spikes,
         ),
         Quantity(
             "alpha / of a", "alpha, alpha_of_chart", "weightwatcher's exponent of the density of eigenvalues / the same as a"
@@ -139,6 +165,10 @@ CHARTS = Section(
     "factors.csv",
     [
         SPECTRA.quantities[0],
+        Quantity(
+            "rest a (explained)", "rest_exponent, rest_share", "the chart of the ranks behind the spikes alone",
+            "see explained: Gaussian matrices have no spikes", _in_brackets("rest_exponent", "rest_share", ".3g", ".0%"),
+        ),
         Quantity("slope", "slope", "of log energy over log rank, least squares", FITTED),
         Quantity("R2", "r_squared", "of that line", FITTED),
         Quantity("KL", "kl", "of the energies from the chart; 0 is an exact power law", "see explained"),
@@ -156,7 +186,7 @@ CHARTS = Section(
         ),
         Quantity(
             "|A - I|", "identity_distance", "of a square factor: Frobenius norm over the root of its size",
-            "about the root of 1 + |A|^2 / d",
+            "none: it is a distance",
         ),
         Quantity("near I", "near_identity", "whether the spectral norm of A - I is at most 0.1", "no"),
     ],
@@ -175,9 +205,14 @@ TURNED = Section(
             _z("energy_gain", ".2f"),
         ),
         Quantity(
-            "percentile", "energy_gain_percentile", "share of the rotations whose gain is smaller, in percent",
-            "50; above 97.5 in"
-            " 2.5% of the interfaces",
+            "permuted (z)", "energy_gain_permuted, energy_gain_permuted_z", "mean gain if the shared channels are permuted,"
+            " which keeps what any assignment of them has, such as a direction in which all move together (z of the gain"
+            " against that)", "it is itself a null, whose z is 0",
+            _in_brackets("energy_gain_permuted", "energy_gain_permuted_z", ".2f", "+.1f"),
+        ),
+        Quantity(
+            "percentile", "energy_gain_percentile", "share of the rotations whose gain is smaller, in percent; missing where"
+            " the null has no spread", "50; 97.5 or more in 2.5% of the interfaces",
         ),
         Quantity(
             "slack ratio / null (z)", "slack_ratio, slack_ratio_null, slack_ratio_z", "share of r1 + r2 that the product loses",
@@ -185,7 +220,7 @@ TURNED = Section(
         ),
         Quantity(
             "cos^2", "mean_cosine_squared", "mean over the principal angles between the directions that hold half of each"
-            " energy",
+            " energy (before a classifier, as many as it has classes, less one)",
             "the larger number of directions over m",
         ),
         Quantity("excess (z)", "angle_excess, angle_excess_z", "cos^2 less chance", "0 (0)", _z("angle_excess", "+.3f")),
@@ -239,8 +274,14 @@ STRUCTURE = Section(
         ),
         Quantity(
             "overlap [null]", "FORM_overlap_share, _low, _high", "energy of active blocks in columns with several",
-            "in brackets:"
-            " range over random permutations of the rows, where groups are contiguous", _with_range("overlap_share"),
+            "in brackets: 5 to 95% of"
+            " random permutations of the rows among the groups, which clusters exceed by construction: compare them with"
+            " reclustered", _with_range("overlap_share"),
+        ),
+        Quantity(
+            "reclustered", "FORM_overlap_share_reclustered", "overlap that the same clustering finds where the columns are"
+            " shifted against each other; one draw, and only where groups are clusters", "it is itself a null",
+            _share("overlap_share_reclustered"),
         ),
         Quantity("noise", "FORM_noise_share", "energy of inactive blocks", "see overlap", _share("noise_share")),
         Quantity(
@@ -271,8 +312,10 @@ CERTIFICATES = Section(
             PROOF, _share("apriori_certified_share"),
         ),
         Quantity(
-            "edges, hubs, labels", "FORM_edges_certified, FORM_hubs_certified, FORM_labels_certified", "share of each that is"
-            " decided", PROOF, _beside("edges_certified", "hubs_certified", "labels_certified", between=", ", percent=True),
+            "edges, hubs, masks, labels",
+            "FORM_edges_certified, FORM_hubs_certified, FORM_masks_certified, FORM_labels_certified",
+            "share of each that is decided; the mask of a block says core, overlap or noise", PROOF,
+            _beside("edges_certified", "hubs_certified", "masks_certified", "labels_certified", between=", ", percent=True),
         ),
         Quantity(
             "k*", "FORM_certified_rank_first, _second, FORM_certified_eta",
@@ -302,4 +345,24 @@ CERTIFICATES = Section(
         Quantity("short by", "FORM_missing", "truncation error less the certificate's radius", PROOF),
     ],
 )  # fmt: skip
-SECTIONS = (SPECTRA, CHARTS, TURNED, MARGINS, STRUCTURE, CERTIFICATES)
+WHOLE = Section(
+    "The chain as a whole",
+    "summary.csv",
+    [
+        Quantity("factors", "factors", "their number", SIZE),
+        Quantity(
+            "log M", "log_top", "log s_1 of the product of all factors, each scaled to the Frobenius norm sqrt d",
+            "none: log gain has one",
+        ),
+        Quantity(
+            "log gain", "log_gain", "log of the product's Frobenius norm over its root mean square with a random rotation at"
+            " every interface", "0 or slightly less",
+        ),
+        Quantity(
+            "mean log gain", "mean_log_gain", "of the energy gains, mean over the interfaces of their logarithms",
+            "0 or slightly less",
+        ),
+        Quantity("slack excess", "slack_excess", "slack ratio less its null, median over the interfaces", "0"),
+    ],
+)  # fmt: skip
+SECTIONS = (WHOLE, SPECTRA, CHARTS, TURNED, MARGINS, STRUCTURE, CERTIFICATES)

@@ -14,12 +14,12 @@ from gch_bench.report.figure_style import DOUBLE, LINE, Look, legend, legend_col
 QUANTITIES: dict[str, tuple[str, float | None]] = {
     "energy_gain": ("energy gain", 1.0),
     "angle_excess": ("angle excess", 0.0),
-    "slack_ratio": ("slack ratio", None),
+    "slack_excess": ("slack excess", 0.0),
     "mean_exponent": ("mean exponent", None),
-    "spikes": ("spikes per factor", 0.0),
+    "spikes": ("spikes", 0.0),
     "certified_rank": ("certified rank / d", None),
 }
-SCORES = {"energy_gain": "energy_gain_z", "angle_excess": "angle_excess_z", "slack_ratio": "slack_ratio_z"}
+SCORES = {"energy_gain": "energy_gain_z", "angle_excess": "angle_excess_z", "slack_excess": "slack_ratio_z"}
 CHANCE = 2.0  # a quantity whose |z| is below this may be chance: its marker is open
 _COLUMNS = ("chain", "label", "epoch")
 

@@ -25,7 +25,8 @@ def factor_rows(count: int, trained: bool, rng: np.random.Generator) -> list[dic
             "numerical_rank": d, "exponent": a, "slope": -a, "r_squared": 0.9, "kl": 0.05, "fisher": 1.2,
             "explained_share": 0.94 if good else 0.75, "explained_share_null": 0.7,
             "chart": "adequate" if good else "not adequate",
-            "spikes": int(rng.poisson(2)) if trained else 0, "alpha": 2.4,
+            "spikes": int(rng.poisson(2)) if trained else 0, "spikes_read": 3.0 if trained else 0.0,
+            "spikes_write": 1.0 if trained else 0.0, "rest_share": 0.72, "rest_exponent": a - 0.3, "alpha": 2.4,
             "alpha_of_chart": 1 + 1 / a, "square_exponent": a + 0.1,
             "radial": 1.4 if trained else 0.7, "radial_null": 0.69, "radial_z": 12.0 if trained else 0.3, "chart_radial": 1.2,
             "residual": 0.2,
@@ -47,7 +48,8 @@ def interface_row(
     d = factors[index]["numerical_rank"]
     row = {
         "index": index, "form": form, "first": factors[index]["name"], "second": factors[index + 1]["name"], "shared": d,
-        "energy_gain": 1 + 0.06 * gain_z, "energy_gain_null": 1.0, "energy_gain_z": gain_z, "slack_ratio": 0.5 + 0.04 * slack_z,
+        "energy_gain": 1 + 0.06 * gain_z, "energy_gain_null": 1.0, "energy_gain_z": gain_z,
+        "energy_gain_permuted": 1.01, "energy_gain_permuted_z": gain_z / 2, "slack_ratio": 0.5 + 0.04 * slack_z,
         "slack_ratio_null": 0.5, "slack_ratio_z": slack_z, "mean_cosine_squared": 0.1 + 0.01 * angle_z, "angle_null": 0.1,
         "angle_excess": 0.01 * angle_z, "angle_excess_z": angle_z,
         **{f"{name}_percentile": 100 / (1 + math.exp(-1.7 * z)) for name, z in
@@ -60,7 +62,8 @@ def interface_row(
         row |= {f"{matrix}_{name}": value for name, value in {
             "groups": 8, "grouping": "contiguous", "tau": 0.3, "omega": 0.9, "radius": 0.001, "limit": "support",
             "certified": "no", "missing": 0.99, "core_share": 0.4, "overlap_share": 0.3, "noise_share": 0.3,
-            "overlap_share_low": 0.13, "overlap_share_high": 0.44, "active": 120, "edges": 9, "hubs": 4, "SC": 20, "SA": 30,
+            "overlap_share_low": 0.13, "overlap_share_high": 0.44, "overlap_share_reclustered": 0.28, "masks_certified": 0.55,
+            "active": 120, "edges": 9, "hubs": 4, "SC": 20, "SA": 30,
             "ST": 14, "certified_share": 0.84, "energy_certified_share": 0.91, "apriori_certified_share": 0.2,
             "edges_certified": 0.7, "hubs_certified": 0.8, "labels_certified": 0.6, "margin_01": 0.01, "margin_05": 0.05,
             "margin_50": 0.5, "jaccard": 0.9, "agreement": 0.97, "certified_rank_first": d * 3 // 4,
@@ -130,15 +133,23 @@ def a_chain(count: int = 12, trained: bool = True, branches: bool = True, seed: 
 def summary_of(factors: pd.DataFrame, interfaces: pd.DataFrame) -> dict[str, float]:
     found = {
         "factors": float(len(factors)), "mean_exponent": factors["exponent"].mean(), "mean_kl": 0.05, "drift": math.nan,
-        "mean_square_exponent": factors["square_exponent"].mean(), "spikes": factors["spikes"].mean(),
+        "mean_square_exponent": factors["square_exponent"].mean(), "log_top": 4.5, "log_gain": 0.4,
+        "spikes": factors[["spikes_read", "spikes_write"]].to_numpy().mean(),
+        "chart_applicable": float((factors["chart"] != "not applicable").sum()),
     }  # fmt: skip
     if not len(interfaces):
         return found
     table = headline_interfaces(interfaces)
     names = ("energy_gain", "energy_gain_z", "slack_ratio", "slack_ratio_z", "angle_excess", "angle_excess_z")
+    gain, permuted = table["energy_gain"], table["energy_gain_permuted_z"]
+    aligned, opposed = table["energy_gain_percentile"] >= 97.5, table["energy_gain_percentile"] <= 2.5
     return found | {name: table[name].median() for name in names} | {
-        "interfaces": float(len(table)), "aligned_share": (table["energy_gain_percentile"] >= 97.5).mean(),
-        "certified_share": 0.84, "energy_certified_share": 0.91, "strict_share": 0.0, "certified_rank": 0.75,
+        "interfaces": float(len(table)), "energy_gain_q25": gain.quantile(0.25), "energy_gain_q75": gain.quantile(0.75),
+        "mean_log_gain": np.log(gain.clip(lower=0.01)).mean(), "aligned_share": aligned.mean(), "opposed_share": opposed.mean(),
+        "aligned_both_share": (aligned & (permuted >= 2)).mean(), "opposed_both_share": (opposed & (permuted <= -2)).mean(),
+        "slack_excess": (table["slack_ratio"] - table["slack_ratio_null"]).median(), "certified_95": 0.88,
+        "certified_95_rotated": 0.86, "certified_share": 0.84, "energy_certified_share": 0.91, "strict_share": 0.0,
+        "certified_rank": 0.75,
     }  # fmt: skip
 
 

@@ -178,7 +178,8 @@ def test_a_comparison(tmp_path: Path) -> None:
     runs, reports, stages, digests = made_runs(12)
     found = compare(runs, reports, stages, digests)
     assert list(found.table["run"]) == list(digests)
-    assert list(found.table["energy_gain_z"]) == [own[1].summary["energy_gain_z"] for _, own in reports]
+    assert list(found.table["mean_log_gain"]) == [own[1].summary["mean_log_gain"] for _, own in reports]
+    assert not any(name.endswith("_z") for name in GEOMETRY)  # they grow with the width of the network
     assert found.table["spikes"].isna().all()
     assert (found.table["last_stage_rank_90"] == 15).all()
     assert found.table[CONTROL].between(0, 1).all()
@@ -197,7 +198,9 @@ def test_a_comparison(tmp_path: Path) -> None:
     _, columns_, rows, notes = found.console
     assert len(columns_) == len(rows[0]) == 9
     assert len(rows) == len(pairs)
-    assert not any("WARNING" in note for note in notes)
+    warnings = [note for note in notes if "WARNING" in note]
+    assert len(warnings) == 1
+    assert "WARNING: runs of the same noise (none: 6, gch: 6) are not independent" in warnings[0]
     assert found.runs[1][0][0] == "run-0"
     assert len(found.runs[0]) == len(found.runs[1][0])
     assert found.figure is not None
@@ -233,6 +236,17 @@ def test_runs_of_the_same_weights_count_once() -> None:
         [runs[i] for i in without], [reports[i] for i in without], {k: stages[k] for k in kept}, {k: k for k in kept}
     )
     assert other.correlations.equals(found.correlations)
+
+
+def test_only_runs_of_the_same_noise_are_warned_about() -> None:
+    runs, reports, stages, digests = made_runs(6)
+    for number, run in enumerate(runs):
+        run.facts.config["noise"] = {"name": f"noise-{number % 5}"}
+    words = "WARNING: runs of the same noise (noise-0: 2) are not independent, but p and q treat them as if they were"
+    assert words in "\n".join(compare(runs, reports, stages, digests).console[3])
+    runs[-1].facts.config["noise"]["name"] = "noise-5"
+    assert "same noise" not in "\n".join(compare(runs, reports, stages, digests).console[3])
+    assert "same noise" not in "\n".join(compare(*made_runs(4)).console[3])  # too few for any p
 
 
 def test_few_runs() -> None:

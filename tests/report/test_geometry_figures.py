@@ -1,5 +1,6 @@
 """The figures of the geometry: which there are, what they draw, and that they can be saved in every form."""
 
+import math
 from pathlib import Path
 
 import matplotlib
@@ -63,6 +64,18 @@ def test_points_are_filled_outside_the_null() -> None:
     points = [line for line in lines(alignment_profile([("net", REPORT)]), 2) if line.get_linestyle() == "None"]
     hollow = {int(at) for line in points if line.get_markerfacecolor() == "white" for at in line.get_xdata()}
     assert hollow == inside
+
+
+def test_what_has_no_null_or_no_chart_is_hollow_and_says_so() -> None:
+    report = a_chain(4)
+    nothing = dict.fromkeys(("slack_ratio", "slack_ratio_z", "slack_ratio_percentile"), math.nan)
+    report.interfaces = report.interfaces.assign(**nothing, energy_gain_z=math.nan, energy_gain_percentile=math.nan)
+    report.factors = report.factors.assign(chart="not applicable", explained_share=math.nan)
+    points = [line for line in lines(alignment_profile([("net", report)]), 0) if line.get_linestyle() == "None"]
+    assert {len(line.get_xdata()) for line in points if line.get_markerfacecolor() == "white"} == {3}
+    titles = [axis.get_title() for axis in spectra("net", report).axes]
+    assert all("not applicable" in title for title in titles)
+    assert not any("nan" in title for title in titles)
 
 
 def test_null_deviation_is_that_of_the_tables() -> None:

@@ -74,7 +74,7 @@ def test_the_figure(tmp_path: Path) -> None:
     assert lines["resnet"].get_xydata() == pytest.approx(np.array([[0, 0], [1, 1], [2, 2], [5, 5], [6, 6]]))
     opened = [line for line in panels["energy gain"].lines if line.get_markerfacecolor() == "white"]
     assert [list(line.get_xdata()) for line in opened] == [[1, 2], [1, 2]]  # z is epoch - 2.5
-    assert not [line for line in panels["spikes per factor"].lines if line.get_markerfacecolor() == "white"]
+    assert not [line for line in panels["spikes"].lines if line.get_markerfacecolor() == "white"]
     assert min(text.get_fontsize() for axis in figure.axes for text in (axis.title, *axis.get_xticklabels())) >= 6
     save({"trajectory": figure}, tmp_path, ("png",), dpi=150)
     assert (tmp_path / "trajectory.png").stat().st_size > 10_000

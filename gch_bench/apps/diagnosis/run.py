@@ -189,7 +189,7 @@ def _write(
         "subjects": [item.facts for item in found],
     }
     captions = {name: str(figure.get_label()) for name, figure in figures.items()}
-    text = geometry.markdown(facts, reports, comparison, captions)
+    text = geometry.markdown(facts, reports, comparison, captions, {item.facts["label"]: item.over_images for item in found})
     for name in TABLES:
         table = tables.get(name, pd.DataFrame())
         if len(table.columns):
