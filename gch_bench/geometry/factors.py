@@ -123,7 +123,7 @@ def spectrum_columns(radius: radial.Radial, values: Tensor, energies: Tensor, sh
         "chart": _chart_verdict(fit, rest, float(chance.explained_shares.max())),
         "spikes": found,
         "alpha": tail.alpha,
-        "alpha_of_chart": 1 + 1 / fit.exponent if fit.exponent > 0 else math.inf,
+        "alpha_of_chart": 1 + 1 / fit.exponent if fit.exponent > 1e-6 else math.inf,
         "radial": radius.radial,
         "radial_null": above.mean,
         "radial_z": above.z,
