@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.linalg import eigh_tridiagonal
+from scipy.linalg import eigvalsh_tridiagonal
 from torch import Tensor
 
 from gch_bench.spectral.rotations import haar_rotations
@@ -187,6 +187,6 @@ def gaussian_spectra(rows: int, columns: int, taps: int = 1, seed: int = 0) -> T
     if d > 1:
         energies[:, 1:] += beside
         pairs = zip(energies, np.sqrt(on[:, :-1] * beside), strict=True)
-        energies = np.array([eigh_tridiagonal(*each, eigvals_only=True, check_finite=False) for each in pairs])
+        energies = np.array([eigvalsh_tridiagonal(*each, check_finite=False, lapack_driver="sterf") for each in pairs])
     drawn = torch.from_numpy(energies).reshape(GAUSSIANS, -1).clamp_(min=0).sort(1, descending=True).values
     return (drawn / drawn.sum(1, keepdim=True)).sqrt()
