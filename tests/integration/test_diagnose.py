@@ -217,7 +217,10 @@ def test_runs_against_their_reliability(tmp_path: Path, refused) -> None:
         folders.append(str(tmp_path / f"{noise}-{seed}"))
         train_and_evaluate(configuration(*tiny, f"noise={noise}", f"seed={seed}", "recipe.epochs=1", f"output={folders[-1]}"))
     (tmp_path / "none-1.txt").touch()
-    run(f"runs=[{tmp_path}/none-0,{tmp_path}/gch-*,{tmp_path}/none-*]", "logger=none", f"output={tmp_path / 'out'}")
+    run(f"runs=[{tmp_path}/none-0,{tmp_path}/gch-*,{tmp_path}/none-*]", "random_initialisation=true", "logger=none",
+        f"output={tmp_path / 'out'}")  # fmt: skip
+    subjects = json.loads((tmp_path / "out" / "run.json").read_text())["subjects"]
+    assert [each["label"] for each in subjects] == ["none-0", "gch-0", "none-1", "custom random"]
     table = pd.read_csv(tmp_path / "out" / "comparison.csv")
     assert list(table["run"]) == ["none-0", "gch-0", "none-1"]
     summary = pd.read_csv(tmp_path / "none-0" / "summary.csv")

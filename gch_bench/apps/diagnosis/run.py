@@ -89,7 +89,8 @@ def _run(config: DiagnoseConfig, device: torch.device) -> None:
         identity = _identity(config, named, found)
         folder = base if config.output else base / f"diagnose-{_name(found)}-{identity[:8]}"
         check_identity(folder, LAYOUT, identity)
-        comparison = _compare(runs, found, config.seed) if runs else None
+        # Behind the runs comes their architecture with random weights, where it was asked for: it has no reliability.
+        comparison = _compare(runs, found[: len(runs)], config.seed) if runs else None
         _write(config, folder, identity, found, comparison, Path(scratch), display)
 
 
