@@ -62,7 +62,7 @@ def random_states() -> dict[str, dict[str, Tensor]]:
 def measure(name: str, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         options = [option.replace("FOLDER", scratch) for option in STUDIES[name]]
-        if any(option.startswith("source=") for option in options):
+        if any("FOLDER" in option for option in STUDIES[name]):
             save_file(random_states()[name], Path(scratch) / f"{name}.safetensors")
         command = ["diagnose.py", *options, "logger=none", "spectral.weights=false"]
         subprocess.run([sys.executable, *command, f"output={scratch}/out"], cwd=REPOSITORY, check=True)

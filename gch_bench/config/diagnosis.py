@@ -121,7 +121,7 @@ class DiagnoseConfig:
     source: str | None = field(default=None, metadata=NOT_IN_IDENTITY)
     # Folders of finished runs, whose geometry is compared with their reliability.
     runs: list[str] = field(default_factory=list, metadata=NOT_IN_IDENTITY)
-    # Names or YAML files of the chains of layers to analyse; null: every built-in chain that fits the weights.
+    # Names or YAML files of the chains of layers to analyse; null: the first family of built-in chains that fits the weights.
     chain: list[str] | None = field(default=None, metadata=NOT_IN_IDENTITY)
     head_dim: int | None = None  # rows per attention head; null: the network's own, or that of config.json beside the source
     num_classes: int | None = None  # number of classes of the classifier; null: that of the checkpoint

@@ -32,7 +32,7 @@ class Options(NamedTuple):
 
     spectral: SpectralConfig = SpectralConfig()
     alignment: AlignmentConfig = AlignmentConfig()
-    seed: int = 0  # of the draws of the nulls
+    seed: int = 0  # of the rotations, the null of an interface; all other draws are the same whatever the seed
 
 
 OPTIONS = Options()

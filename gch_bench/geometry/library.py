@@ -1,6 +1,7 @@
 """The geometry of a network as a call: what `diagnose.py` measures of weights, as data frames."""
 
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import pandas as pd
@@ -28,32 +29,37 @@ class Frames(NamedTuple):
 
 
 def diagnose(
-    model: nn.Module | Mapping[str, Tensor], chain: str = "auto", options: Options = OPTIONS, head_dim: int | None = None
+    model: nn.Module | Mapping[str, Tensor],
+    chain: str | Sequence[str] = "auto",
+    options: Options | None = None,
+    head_dim: int | None = None,
 ) -> Frames:
-    """The geometry of a network's weights.
-
-    Args:
-        model: a network or its state dict.
-        chain: "auto" for all built-in chains that fit, the name of one, or a file NAME.yaml.
-        options: as the groups `spectral` and `alignment` of diagnose.py.
-        head_dim: rows of an attention head; by default what the network's modules say.
-
-    Raises:
-        ValueError: if the chain does not exist or does not fit the weights, no built-in chain fits, or a weight is not finite.
-    """
+    """See ``gch_bench.spectral.diagnose``, which is this function without its imports."""
     network = model if isinstance(model, nn.Module) else None
+    if network is None and not isinstance(model, Mapping):
+        raise TypeError(f"model must be a network or its state dict, got {type(model).__name__}")
     weights: Mapping[str, Tensor] = network.state_dict() if network is not None else model  # type: ignore[assignment]
+    options = options or OPTIONS
     head_dim = head_dim or (head_dim_of(network) if network is not None else None)
-    wanted = find_chains(weights) if chain == "auto" else [load_chain(chain)]
-    if not wanted:
-        raise ValueError("no built-in chain fits these weights: give chain='NAME.yaml' (gch_bench/geometry/chain_format.py)")
-    scale = options.spectral.residual_scale
-    if network is not None:
-        wanted = [for_network(each, network) for each in wanted]
-    reports = [
-        analyse(chain_factors(weights, each, head_dim=head_dim, residual_scale=scale), each.name, each.description, options)
-        for each in wanted
-    ]
+    automatic = chain == "auto"
+    names = [chain] if isinstance(chain, str) else list(chain)
+    wanted = find_chains(weights) if automatic else [load_chain(name) for name in names]
+    reports = []
+    for each in wanted:
+        if network is not None:
+            each = for_network(each, network)
+        factors = chain_factors(weights, each, head_dim=head_dim, residual_scale=options.spectral.residual_scale)
+        try:
+            reports.append(analyse(factors, each.name, each.description, options))
+        except ValueError as error:
+            if not automatic:
+                raise
+            warnings.warn(f"chain {each.name} was left out: {error}", stacklevel=3)
+    if not reports:
+        raise ValueError(
+            f"no built-in chain fits these weights (first keys: {', '.join(list(weights)[:3])}): give chain='NAME.yaml'"
+            " (gch_bench/geometry/chain_format.py)"
+        )
     table = weight_table(weight_matrices(weights)) if options.spectral.weights else pd.DataFrame()
     return Frames(**frames(reports), weights=table)
 

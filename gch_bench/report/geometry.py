@@ -123,7 +123,10 @@ def _about(facts: dict[str, Any]) -> list[str]:
     machine = f"{', '.join(hardware['gpus']) or hardware['processor']}, {hardware['threads']} threads"
     rows = [[each["label"], each["weights"], each["origin"]] for each in facts["subjects"]]
     lines = ["# Geometry", "", f"`{facts['command']}`", ""]
-    lines += [f"commit {facts['commit']}; torch {facts['versions']['torch']}; {machine}. Computed in float64.", ""]
+    lines += [
+        f"commit {facts['commit']}; torch {facts['versions']['torch']}; {machine}. In float64, rotations in float32.",
+        "",
+    ]
     lines += markdown_rows(["network", "weights", "from"], rows, heads=3)
     warnings = [f"- WARNING: {_text(s['label'])}: {_text(warning)}" for s in facts["subjects"] for warning in s["warnings"]]
     return [*lines, "", *warnings] if warnings else lines

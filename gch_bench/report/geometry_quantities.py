@@ -220,7 +220,7 @@ TURNED = Section(
         ),
         Quantity(
             "cos^2", "mean_cosine_squared", "mean over the principal angles between the directions that hold half of each"
-            " energy (before a classifier, as many as it has classes, less one)",
+            " energy (before a classifier, as many as it has classes, less one, if that is at most half of m)",
             "the larger number of directions over m",
         ),
         Quantity("excess (z)", "angle_excess, angle_excess_z", "cos^2 less chance", "0 (0)", _z("angle_excess", "+.3f")),

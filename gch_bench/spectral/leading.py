@@ -15,7 +15,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
-from gch_bench.spectral.linalg import Decomposition, _tall, matrix64, norm, numerical_rank, power_of_two, top_value
+from gch_bench.spectral.linalg import Decomposition, matrix64, norm, numerical_rank, power_of_two, scaled_tall, top_value
 
 SHARE = 0.5  # of the energy, in the modes whose singular vectors are computed
 # The error of a singular value s_i is about 1e-15 s_1^2 / s_i: below this share of s_1 it would be 0.1% of s_i.
@@ -34,7 +34,7 @@ def leading(matrix: Tensor, dtype: torch.dtype = torch.float64) -> Decomposition
         ValueError: if the matrix is not 2-d, or is empty, complex or not finite.
     """
     matrix = matrix64(matrix)
-    tall, scale = _tall(matrix)
+    tall, scale = scaled_tall(matrix)
     gram = _lower_gram(tall)
     values = torch.linalg.eigvalsh(gram).flip(0).clamp_(min=0).sqrt_()
     last = numerical_rank(values, tuple(matrix.shape), dtype) - 1  # type: ignore[arg-type]

@@ -63,7 +63,7 @@ def numerical_rank(values: Tensor, shape: tuple[int, int], dtype: torch.dtype, t
 
 def gram_values(matrices: Tensor) -> Tensor:
     """Singular values (..., d) of matrices (..., m, n), descending, by the Gram matrix, or by an SVD where it is too coarse."""
-    tall, scale = _tall(matrices)
+    tall, scale = scaled_tall(matrices)
     squares = torch.linalg.eigvalsh(tall.mT @ tall).flip(-1).clamp_(min=0)
     values = squares.sqrt_()
     coarse = values[..., -1] <= GRAM_FLOOR * values[..., 0]
@@ -72,7 +72,7 @@ def gram_values(matrices: Tensor) -> Tensor:
     return values * scale
 
 
-def _tall(matrices: Tensor) -> tuple[Tensor, Tensor]:
+def scaled_tall(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Matrices or their transposes, (..., max(m, n), d), scaled to a largest entry in [1, 2); and their divisors (..., 1)."""
     scale = power_of_two(matrices.abs().amax((-2, -1), keepdim=True))
     matrices = matrices / scale
@@ -89,7 +89,7 @@ def power_of_two(largest: Tensor) -> Tensor:
 
 def top_value(matrix: Tensor) -> float:
     """The largest singular value s_1 of a float64 matrix (m, n)."""
-    tall, scale = _tall(matrix)
+    tall, scale = scaled_tall(matrix)
     return float(torch.linalg.eigvalsh(tall.mT @ tall)[-1].clamp(min=0).sqrt() * scale)
 
 
@@ -141,7 +141,7 @@ def decompose(matrix: Tensor, dtype: torch.dtype = torch.float64) -> Decompositi
         ValueError: if the matrix is not 2-d, or is empty, complex or not finite.
     """
     matrix = matrix64(matrix)
-    tall, scale = _tall(matrix)
+    tall, scale = scaled_tall(matrix)
     vectors = torch.linalg.eigh(tall.mT @ tall).eigenvectors
     left = tall @ vectors
     values, order = torch.linalg.vector_norm(left, dim=0).sort(descending=True)  # more exact than roots of eigenvalues

@@ -44,7 +44,7 @@ class Work(NamedTuple):
     device: torch.device
     display: Display
     scratch: Path  # the folder where matrices are kept until the diagnosis is whole
-    named: list[Chain]  # the chains that were asked for; none: all that fit
+    named: list[Chain]  # the chains that were asked for; none: the first family that fits
 
 
 def diagnose_subject(work: Work, subject: Subject, images: Images | None) -> Diagnosed:

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -36,6 +37,7 @@ from gch_bench.report.geometry_headline import headline
 from gch_bench.report.runs import read_run
 from gch_bench.report.study import Run
 from gch_bench.report.text_table import write as write_table
+from gch_bench.results.geometry import ChainReport
 
 CSV = (
     "summary", "factors", "interfaces", "certificates", "weights", "over_images", "composition", "comparison", "correlations",
@@ -91,7 +93,18 @@ def _run(config: DiagnoseConfig, device: torch.device) -> None:
         check_identity(folder, LAYOUT, identity)
         # Behind the runs comes their architecture with random weights, where it was asked for: it has no reliability.
         comparison = _compare(runs, found[: len(runs)], config.seed) if runs else None
-        _write(config, folder, identity, found, comparison, Path(scratch), display)
+        outcome = _outcome(config, identity, found, comparison)
+        figures = _write(outcome, Path(scratch))
+        written = move(Path(scratch), folder, LAYOUT)
+        logger = open_logger(config, folder, main=True)
+        try:
+            logger.metrics(geometry.logged_metrics(outcome.reports), 0)
+            logger.pictures([folder / "figures" / f"{name}.png" for name in figures])
+            logger.artifact(folder, "geometry", written)
+        finally:
+            logger.close()
+        _show(outcome, display)
+        display.line(f"report: {folder / 'report.md'}")
 
 
 def _compare(runs: list[Run], found: list[Diagnosed], seed: int) -> geometry_compare.Comparison:
@@ -162,24 +175,21 @@ def _trajectories(found: list[Diagnosed]) -> tuple[pd.DataFrame, Figure | None]:
     return geometry_trajectory.trajectories(chains)
 
 
-def _write(
-    config: DiagnoseConfig,
-    folder: Path,
-    identity: str,
-    found: list[Diagnosed],
-    comparison: geometry_compare.Comparison | None,
-    scratch: Path,
-    display: Display,
-) -> None:
-    reports = [(item.facts["label"], report) for item in found for report in item.reports]
-    tables, figures = _tables(found), geometry_figures.all_figures(reports)
-    tables["trajectory"], over_epochs = _trajectories(found)
-    if over_epochs is not None:
-        figures["trajectory"] = over_epochs
-    if comparison is not None:
-        tables |= {"comparison": comparison.table, "correlations": comparison.correlations}
-        if comparison.figure is not None:
-            figures["comparison"] = comparison.figure
+class _Outcome(NamedTuple):
+    """All that a diagnosis found."""
+
+    facts: dict[str, Any]  # run.json
+    found: list[Diagnosed]
+    comparison: geometry_compare.Comparison | None
+
+    @property
+    def reports(self) -> list[tuple[str, ChainReport]]:
+        return [(item.facts["label"], report) for item in self.found for report in item.reports]
+
+
+def _outcome(
+    config: DiagnoseConfig, identity: str, found: list[Diagnosed], comparison: geometry_compare.Comparison | None
+) -> _Outcome:
     facts = {
         "kind": "diagnosis",
         "command": shlex.join(sys.argv),
@@ -189,8 +199,20 @@ def _write(
         "identity": identity,
         "subjects": [item.facts for item in found],
     }
-    captions = {name: str(figure.get_label()) for name, figure in figures.items()}
-    text = geometry.markdown(facts, reports, comparison, captions, {item.facts["label"]: item.over_images for item in found})
+    return _Outcome(facts, found, comparison)
+
+
+def _write(outcome: _Outcome, scratch: Path) -> list[str]:
+    """Write all files to ``scratch``; returns the figures' names."""
+    found, comparison, reports = outcome.found, outcome.comparison, outcome.reports
+    tables, figures = _tables(found), geometry_figures.all_figures(reports)
+    tables["trajectory"], over_epochs = _trajectories(found)
+    if over_epochs is not None:
+        figures["trajectory"] = over_epochs
+    if comparison is not None:
+        tables |= {"comparison": comparison.table, "correlations": comparison.correlations}
+        if comparison.figure is not None:
+            figures["comparison"] = comparison.figure
     for name in TABLES:
         table = tables.get(name, pd.DataFrame())
         if len(table.columns):
@@ -208,24 +230,22 @@ def _write(
             path.unlink()
     if reports:
         write_table(headline(reports), scratch)
+    captions = {name: str(figure.get_label()) for name, figure in figures.items()}
+    over_images = {item.facts["label"]: item.over_images for item in found}
+    text = geometry.markdown(outcome.facts, reports, comparison, captions, over_images)
     files.write_atomic(scratch / "report.md", lambda file: file.write(text.encode()))
-    files.write_json(scratch / "run.json", facts)
-    written = move(scratch, folder, LAYOUT)
-    logger = open_logger(config, folder, main=True)
-    try:
-        logger.metrics(geometry.logged_metrics(reports), 0)
-        logger.pictures([folder / "figures" / f"{name}.png" for name in figures])
-        logger.artifact(folder, "geometry", written)
-    finally:
-        logger.close()
-    for item in found:
+    files.write_json(scratch / "run.json", outcome.facts)
+    return list(figures)
+
+
+def _show(outcome: _Outcome, display: Display) -> None:
+    for item in outcome.found:
         for warning in item.facts["warnings"]:
             display.warn(f"{item.facts['label']}: {warning}")
-    for shown in geometry.console_tables(reports):
+    for shown in geometry.console_tables(outcome.reports):
         display.table(*shown)
-    if comparison is not None:
-        display.table(*comparison.console)
-    display.line(f"report: {folder / 'report.md'}")
+    if outcome.comparison is not None:
+        display.table(*outcome.comparison.console)
 
 
 def _name(found: list[Diagnosed]) -> str:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from gch_bench.apps.diagnosis.patterns import epoch_of, expanded
+from gch_bench.apps.diagnosis.patterns import epoch_of, expanded, natural
 from gch_bench.config.diagnosis import DiagnoseConfig
 from gch_bench.config.run import ModelConfig
 from gch_bench.data.transforms import Normalisation
@@ -85,7 +85,7 @@ class SafetensorsWeights(Mapping[str, Tensor]):
                     self.file_of |= dict.fromkeys(opened.keys(), file)
             except (OSError, SafetensorError) as error:
                 raise UserError(f"source={file} cannot be read as safetensors: {error}") from error
-        self.names = sorted(self.file_of, key=_natural)
+        self.names = sorted(self.file_of, key=natural)
 
     def __getitem__(self, name: str) -> Tensor:
         try:
@@ -121,10 +121,6 @@ class SafetensorsWeights(Mapping[str, Tensor]):
             if isinstance(facts.get(width), int) and isinstance(facts.get(heads), int) and facts[heads] > 0:
                 return int(facts[width] // facts[heads])
         return None
-
-
-def _natural(name: str) -> list[tuple[bool, int, str]]:
-    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")]
 
 
 def subjects(config: DiagnoseConfig) -> Iterator[Subject]:
@@ -164,7 +160,7 @@ def _named(config: DiagnoseConfig) -> Iterator[Subject]:
                 return
             raise UserError(
                 "diagnose.py needs weights: give checkpoint=FILE, checkpoints=[FILE,FILE], model.pretrained=true,"
-                " source=FILE.safetensors or runs=[FOLDER,FOLDER]"
+                " source=FILE.safetensors, runs=[FOLDER,FOLDER], or random_initialisation=true for random ones"
             )
         for model, label in zip(models, labels(paths) if len(paths) > 1 else [config.model.name], strict=True):
             try:
