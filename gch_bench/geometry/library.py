@@ -13,6 +13,8 @@ from gch_bench.geometry.chains import chain_factors, find_chains, for_network, w
 from gch_bench.geometry.weights import weight_table
 from gch_bench.results.geometry import ChainReport
 
+__all__ = ["Frames", "Options", "diagnose", "frames", "head_dim_of"]
+
 
 class Frames(NamedTuple):
     """What was measured of a network; the columns are explained in docs/geometry.md."""

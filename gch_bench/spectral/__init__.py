@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from gch_bench.geometry.analysis import Options
-    from gch_bench.geometry.library import Frames
+    from gch_bench.geometry.library import Frames, Options
 
 
 def diagnose(
@@ -28,7 +27,7 @@ def diagnose(
     Args:
         model: a network or its state dict.
         chain: "auto" for the first family of built-in chains that fits, the name of a chain or a file NAME.yaml, or several.
-        options: ``gch_bench.geometry.analysis.Options(spectral, alignment, seed)``, with the groups of diagnose.py's options.
+        options: ``gch_bench.geometry.library.Options(spectral, alignment, seed)``, with the groups of diagnose.py's options.
         head_dim: rows of an attention head; by default what the network's modules say.
 
     Raises:

@@ -121,14 +121,19 @@ def test_grouped_queries_need_the_size_of_a_head() -> None:
         for key, shape in shapes.items()
     }
     with pytest.raises(ValueError, match=r"^[^\n]*give head_dim=SIZE$"):
-        diagnose(state, options=QUICK)
+        diagnose(state, chain="llama_ov", options=QUICK)
+    with pytest.warns(UserWarning, match="^chain llama_ov was left out: .*give head_dim=SIZE$"):
+        assert set(diagnose(state, options=QUICK).summary["chain"]) == {"llama_mlp"}
     found = diagnose(state, options=QUICK, head_dim=4)
     assert set(found.summary["chain"]) == {"llama_mlp", "llama_ov"}
 
 
 def test_what_cannot_be_diagnosed_is_refused(transformer: nn.Module, tmp_path: Path) -> None:
     odd = {"a.weight": torch.randn(4, 3), "b.weight": torch.randn(4, 3)}
-    with pytest.raises(ValueError, match=r"^no built-in chain fits these weights: give chain='NAME\.yaml'[^\n]*$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^no built-in chain fits these weights .first keys: a.weight, b.weight.: give chain='NAME\.yaml'[^\n]*$",
+    ):
         diagnose(odd)
     with pytest.raises(ValueError, match=r"^chain resnet needs at least two blocks[^\n]*$"):
         diagnose(odd, "resnet")
