@@ -33,7 +33,7 @@ STUDIES = {
     "dit-random": ("source=FOLDER/dit-random.safetensors",),
 }
 KEPT = ("geometry_headline.*", "factors.csv", "interfaces.csv", "comparison.csv", "correlations.csv")
-FIGURES = ("alignment_profile-", "certificates-", "spectra-")
+FIGURES = ("alignment_profile-", "certificates-")
 
 
 def random_states() -> dict[str, dict[str, Tensor]]:

@@ -145,4 +145,4 @@ def test_what_cannot_be_diagnosed_is_refused(transformer: nn.Module, tmp_path: P
     bad = state[key].clone()
     bad[0, 0] = math.nan
     with pytest.raises(ValueError, match=f"^{key} must be finite, got 1 NaN or infinite values$"):
-        diagnose(state | {key: bad})
+        diagnose(state | {key: bad}, "vit_mlp")
