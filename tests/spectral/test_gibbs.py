@@ -67,7 +67,7 @@ def simplex(count: int, seed: int, floor: float = 0.0) -> torch.Tensor:
     return energies(torch.from_numpy(np.random.default_rng(seed).uniform(0, 1, count) + floor))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(values=spectra())
 def test_energies(values: torch.Tensor) -> None:
     p = energies(values)
@@ -77,7 +77,7 @@ def test_energies(values: torch.Tensor) -> None:
     assert (p.diff() <= 0).all()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(exponent=exponents, count=st.integers(2, 2000), scale=scales, seed=seeds)
 def test_exact_laws_recover_their_exponent(exponent: float, count: int, scale: float, seed: int) -> None:
     values = np.random.default_rng(seed).permutation(power_law(exponent, count)) * scale
@@ -91,7 +91,7 @@ def test_exact_laws_recover_their_exponent(exponent: float, count: int, scale: f
         assert fit.r_squared == pytest.approx(1, abs=1e-9)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(values=spectra())
 def test_fit_is_the_maximum_of_the_likelihood(values: torch.Tensor) -> None:
     p = energies(values).numpy()
@@ -109,7 +109,7 @@ def test_fit_is_the_maximum_of_the_likelihood(values: torch.Tensor) -> None:
     assert fit.fisher == pytest.approx(moments(fit.exponent, len(p))[1], rel=1e-10)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(values=spectra())
 def test_line_and_divergence_against_scipy(values: torch.Tensor) -> None:
     p = energies(values).numpy()
@@ -162,7 +162,7 @@ def test_bures_is_its_definition(count: int, one: int, two: int, turned: bool) -
     assert bures_squared(p, q) == pytest.approx(expected, abs=1e-12 * count)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(first=st.integers(1, 40), second=st.integers(1, 40), one=seeds, two=seeds)
 def test_divergences(first: int, second: int, one: int, two: int) -> None:
     """Against SciPy, of unequal lengths as well; >= 0, 0 iff equal, and the inequalities between them."""
@@ -243,7 +243,7 @@ def test_rank_window(exponent: float, less: float, count: int, eta: float) -> No
 near_one = st.sampled_from([1.0, 1 - 1e-15, 1 + 1e-15, 1 - 1e-13, 1 + 1e-13, 1 - 1e-11, 1 + 1e-9, 1 - 1e-6, 1 + 1e-6])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(exponent=st.one_of(exponents, near_one, st.just(0.0)), ends=st.tuples(st.integers(1, 2000), st.integers(1, 2000)))
 def test_tail_bound(exponent: float, ends: tuple[int, int]) -> None:
     """Above the sum, below the closed forms of the theory, equal to the integral."""

@@ -110,7 +110,7 @@ def checked(one: Interface) -> None:
         assert one.exponent_change == exponents[1] - exponents[0]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(pair=pairs())
 def test_margin_inequality(pair: tuple[Tensor, Tensor]) -> None:
     first, second = pair
@@ -120,7 +120,7 @@ def test_margin_inequality(pair: tuple[Tensor, Tensor]) -> None:
     assert math.exp(2 * one.amplitude) == pytest.approx(top, rel=1e-10, abs=1e-13)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(pair=st.integers(1, 9).flatmap(lambda side: st.tuples(factors(side, side), factors(side, side))))
 def test_exponent_bound_of_equal_sizes(pair: tuple[Tensor, Tensor]) -> None:
     one = interface(*pair)
@@ -183,7 +183,7 @@ def summary(one: Interface) -> tuple[float, ...]:
 
 
 # A spectrum whose second value is noise has an exponent of noise; the regular kinds have none such.
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(pair=pairs(kinds=REGULAR), scale=st.tuples(scales, scales), seed=seeds)
 def test_invariances(pair: tuple[Tensor, Tensor], scale: tuple[float, float], seed: int) -> None:
     """Orthogonal changes of basis in the middle, at the input and at the output, and the scale of either factor."""
@@ -216,7 +216,7 @@ def radial_of(matrix: Tensor) -> float:
     return math.log(np.linalg.norm(normalised(matrix).numpy(), 2))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(count=st.integers(1, 8), seed=seeds, kind=st.sampled_from(["any", "symmetric", "skew", "top twice"]))
 def test_near_identity_error_is_of_second_order(count: int, seed: int, kind: str) -> None:
     """log(1 + x) = x + O(x^2) in s_1^2 and in ||A||_F^2 / d leaves at most 10 (eps ||B||)^2 where eps ||B|| <= 1/6."""

@@ -50,7 +50,7 @@ def norm(matrix: Tensor) -> float:
     return float(np.linalg.norm(matrix.numpy()))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(case=cases())
 def test_bounds_of_the_truncation(case: tuple[Tensor, Tensor, int, int]) -> None:
     """error <= bound <= fitted bound, with the bound of NumPy's singular values and charts."""
@@ -65,7 +65,7 @@ def test_bounds_of_the_truncation(case: tuple[Tensor, Tensor, int, int]) -> None
     assert (made.rank_first, made.rank_second) == (k1, k2)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(case=cases())
 def test_one_error_in_three_forms(case: tuple[Tensor, Tensor, int, int]) -> None:
     first, second, k1, k2 = case
@@ -86,7 +86,7 @@ def test_one_error_in_three_forms(case: tuple[Tensor, Tensor, int, int]) -> None
     assert not made.source_mode_truncated[:, k1:].any()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(case=cases())
 def test_physical_forms_against_numpy(case: tuple[Tensor, Tensor, int, int]) -> None:
     first, second, k1, k2 = case
@@ -98,7 +98,7 @@ def test_physical_forms_against_numpy(case: tuple[Tensor, Tensor, int, int]) -> 
     np.testing.assert_allclose(made.physical_truncated, cut(second, k2) @ cut(first, k1), rtol=0, atol=rounding)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(case=cases(kinds=("gaussian", "power law")))
 def test_transport_is_its_formula(case: tuple[Tensor, Tensor, int, int]) -> None:
     """T = Sigma_{l+1} V_{l+1}^T U_l Sigma_l and A_{l+1} U_l Sigma_l, up to the signs of singular vectors."""
@@ -155,7 +155,7 @@ def test_fitted_tail(case: tuple[Tensor, int]) -> None:
     assert got >= np.linalg.norm(s[rank:]) * (1 - 1e-12)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(case=cases(kinds=REGULAR))
 def test_principal_angles_against_scipy(case: tuple[Tensor, Tensor, int, int]) -> None:
     first, second, k1, k2 = case
