@@ -45,7 +45,7 @@ ALLOWED = {
 }  # fmt: skip
 # Imports against the arrows: (module, what it imports). `spectral.diagnose` is a facade: those who have a network find
 # its whole geometry where they find the formulas. It is imported inside the function, so that the formulas need nothing above.
-EXCEPTIONS = {("gch_bench.spectral", "gch_bench.geometry.library")}
+EXCEPTIONS = {("gch_bench.spectral", "gch_bench.geometry.network")}
 LIGHT = {"display": {"torch", "timm"}, "loggers": {"torch", "timm"}, "report": {"timm"}, "config": {"torch", "timm", "numpy"}}
 
 

@@ -26,23 +26,17 @@ _COLUMNS = ("chain", "label", "epoch")
 Summaries = Sequence[tuple[str, int | None, Mapping[str, float]]]
 
 
-def trajectory(summaries: Summaries, chain: str = "") -> tuple[pd.DataFrame, Figure | None]:
-    """The headline quantities over epochs, of one chain in several checkpoints of one training.
+def trajectories(chains: Mapping[str, Summaries]) -> tuple[pd.DataFrame, Figure | None]:
+    """The headline quantities over epochs, of the chains in several checkpoints of one training.
 
     Args:
-        summaries: for each checkpoint its label, its epoch, and the chain's summary; in any order. Where an epoch is None,
+        chains: name -> for each checkpoint its label, its epoch, and the chain's summary; in any order. Where an epoch is None,
             the number of the checkpoint in the order given, from 0, takes its place for all.
-        chain: the chain's name.
 
     Returns:
         A table with the columns chain, label, epoch, the QUANTITIES and their SCORES (nan where a summary lacks one), by epoch,
-        and the figure of `figure`.
+        and the figure of `figure`, with a line for each chain.
     """
-    return trajectories({chain: summaries})
-
-
-def trajectories(chains: Mapping[str, Summaries]) -> tuple[pd.DataFrame, Figure | None]:
-    """`trajectory` of several chains: one table, and a figure with a line for each. Their z scores are beside them."""
     names = [name for key in QUANTITIES for name in (key, SCORES.get(key)) if name]
     numbered = any(epoch is None for summaries in chains.values() for _, epoch, _ in summaries)
     rows = []

@@ -1,7 +1,7 @@
 """A table of a report as one data structure, and its forms: CSV, Markdown, LaTeX and plain text for the terminal."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -114,10 +114,18 @@ def write(table: Table, folder: Path) -> list[Path]:
     Raises:
         UserError: a file cannot be written.
     """
-    paths = [folder / f"{table.key}.{suffix}" for suffix in FORMATS]
-    for path, form in zip(paths, FORMATS.values(), strict=True):
-        write_atomic(path, partial(_write_text, form(table)))
-    return paths
+    return write_texts({f"{table.key}.{suffix}": form(table) for suffix, form in FORMATS.items()}, folder)
+
+
+def write_texts(texts: Mapping[str, str], folder: Path) -> list[Path]:
+    """Write file name -> text to the folder, and return the paths.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    for name, text in texts.items():
+        write_atomic(folder / name, partial(_write_text, text))
+    return [folder / name for name in texts]
 
 
 def _write_text(text: str, file: BinaryIO) -> None:

@@ -1,14 +1,12 @@
 """A table whose cells are texts, with the numbers behind them, and its forms: CSV, Markdown and LaTeX."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
-from gch_bench.files import write_atomic
-from gch_bench.report.render import latex_number, latex_text, markdown_text
+from gch_bench.report.render import latex_number, latex_text, markdown_text, write_texts
 
 
 class TextTable(NamedTuple):
@@ -75,11 +73,4 @@ def write(table: TextTable, folder: Path) -> list[Path]:
     Raises:
         UserError: a file cannot be written.
     """
-    paths = [folder / f"{table.name}.{suffix}" for suffix in FORMATS]
-    for path, form in zip(paths, FORMATS.values(), strict=True):
-        write_atomic(path, partial(_write_text, form(table)))
-    return paths
-
-
-def _write_text(text: str, file: BinaryIO) -> None:
-    file.write(text.encode())
+    return write_texts({f"{table.name}.{suffix}": form(table) for suffix, form in FORMATS.items()}, folder)

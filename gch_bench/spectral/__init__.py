@@ -5,35 +5,18 @@ Sources: Liu, Wang, Wang et al., Geometric and Spectral Alignment for Deep Neura
 modules take plain tensors and return named results, in float64 unless they say otherwise. ``diagnose`` reads a whole network.
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from gch_bench.geometry.network import diagnose
 
-    from gch_bench.geometry.library import Frames, Options
+__all__ = ["diagnose"]
 
 
-def diagnose(
-    model: nn.Module | Mapping[str, Tensor],
-    chain: str | Sequence[str] = "auto",
-    options: Options | None = None,
-    head_dim: int | None = None,
-) -> Frames:
-    """The geometry of a network's weights as data frames: .summary .factors .interfaces .certificates .channels and others.
+def __getattr__(name: str) -> Any:
+    """``diagnose`` is imported when it is asked for, because it stands on everything in this package."""
+    if name != "diagnose":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from gch_bench.geometry.network import diagnose as found
 
-    Args:
-        model: a network or its state dict.
-        chain: "auto" for the first family of built-in chains that fits, the name of a chain or a file NAME.yaml, or several.
-        options: ``gch_bench.geometry.library.Options(spectral, alignment, seed)``, with the groups of diagnose.py's options.
-        head_dim: rows of an attention head; by default what the network's modules say.
-
-    Raises:
-        ValueError: a chain does not exist or does not fit the weights, no built-in chain fits, or a weight is not finite.
-        TypeError: the model is neither a network nor a mapping from names to tensors.
-    """
-    from gch_bench.geometry.library import diagnose as measured
-
-    return measured(model, chain, options, head_dim)
+    return found

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gch_bench.spectral.blocks import grouped_norms, membership
+from gch_bench.spectral.blocks import membership
 from gch_bench.spectral.linalg import Decomposition, norm, power_of_two, unit_columns
 from gch_bench.spectral.transport import Transport
 
@@ -44,11 +44,6 @@ class Windowed(NamedTuple):
     rank_second: int  # k2
     error: float  # Frobenius norm of full less truncated, the same in both forms
     blocks: ErrorBlocks  # measured
-
-
-def measured_error_blocks(full: Tensor, truncated: Tensor, group: Tensor) -> Tensor:
-    """(q, n): the block norms of ``full`` less ``truncated`` (m, n), for each row's group, int64 (m,)."""
-    return grouped_norms(full - truncated, group)
 
 
 def apriori_error_blocks(first: Decomposition, second: Decomposition, moved: Transport, groups: GroupPair) -> ErrorBlocks:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gch_bench.report.figure_style import save
-from gch_bench.report.geometry_trajectory import QUANTITIES, SCORES, trajectories, trajectory
+from gch_bench.report.geometry_trajectory import QUANTITIES, SCORES, trajectories
 
 
 def summaries(epochs: list[int | None], shift: float = 0.0) -> list[tuple[str, int | None, dict[str, float]]]:
@@ -20,7 +20,7 @@ def summaries(epochs: list[int | None], shift: float = 0.0) -> list[tuple[str, i
 
 
 def test_the_table_is_by_epoch() -> None:
-    table, figure = trajectory(summaries([10, 2, 0]), "resnet")
+    table, figure = trajectories({"resnet": summaries([10, 2, 0])})
     assert list(table["epoch"]) == [0, 2, 10]
     assert list(table["label"]) == ["epoch-0", "epoch-2", "epoch-10"]
     assert list(table["energy_gain"]) == [0, 2, 10]
@@ -34,7 +34,7 @@ def test_what_a_summary_lacks_is_nan() -> None:
     for _, _, values in own:
         del values["spikes"]
     del own[1][2]["energy_gain_z"]
-    table, figure = trajectory(own)
+    table, figure = trajectories({"": own})
     assert table["spikes"].isna().all()
     assert math.isnan(table["energy_gain_z"][1])
     assert figure is not None
@@ -52,13 +52,13 @@ def test_unknown_epochs_are_numbered() -> None:
 
 
 def test_nothing_to_draw() -> None:
-    assert trajectory([])[1] is None
-    assert list(trajectory([])[0]["epoch"]) == []
-    table, figure = trajectory(summaries([7]))
+    assert trajectories({"": []})[1] is None
+    assert list(trajectories({"": []})[0]["epoch"]) == []
+    table, figure = trajectories({"": summaries([7])})
     assert len(table) == 1
     assert figure is None
-    assert trajectory(summaries([7, 7]))[1] is None
-    assert trajectory([("a", 0, {}), ("b", 1, {})])[1] is None
+    assert trajectories({"": summaries([7, 7])})[1] is None
+    assert trajectories({"": [("a", 0, {}), ("b", 1, {})]})[1] is None
 
 
 def test_the_figure(tmp_path: Path) -> None:

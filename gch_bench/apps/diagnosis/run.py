@@ -28,7 +28,7 @@ from gch_bench.data.transforms import normalise
 from gch_bench.display import Display
 from gch_bench.errors import UserError
 from gch_bench.geometry.chain_format import Chain, load_chain
-from gch_bench.geometry.library import frames
+from gch_bench.geometry.network import frames
 from gch_bench.loggers import open_logger
 from gch_bench.provenance import provenance
 from gch_bench.report import geometry, geometry_compare, geometry_figures, geometry_trajectory

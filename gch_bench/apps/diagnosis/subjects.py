@@ -20,7 +20,7 @@ from gch_bench.config.run import ModelConfig
 from gch_bench.data.transforms import Normalisation
 from gch_bench.errors import FieldError, UserError
 from gch_bench.files import read_json, slug
-from gch_bench.geometry.library import head_dim_of
+from gch_bench.geometry.network import head_dim_of
 from gch_bench.model.build import build_network, normalisation
 from gch_bench.model.packaged import pretrained_origin
 from gch_bench.model.weights import weights_digest

@@ -15,7 +15,7 @@ from gch_bench.config.diagnosis import SpectralConfig
 from gch_bench.geometry.analysis import Options, analyse
 from gch_bench.geometry.chain_format import load_chain
 from gch_bench.geometry.chains import chain_factors, for_network, weight_matrices
-from gch_bench.geometry.library import Frames, head_dim_of
+from gch_bench.geometry.network import Frames, head_dim_of
 from gch_bench.geometry.weights import weight_table
 from gch_bench.spectral import diagnose
 

@@ -36,7 +36,18 @@ def diagnose(
     options: Options | None = None,
     head_dim: int | None = None,
 ) -> Frames:
-    """See ``gch_bench.spectral.diagnose``, which is this function without its imports."""
+    """The geometry of a network's weights as data frames: .summary .factors .interfaces .certificates .channels and others.
+
+    Args:
+        model: a network or its state dict.
+        chain: "auto" for the first family of built-in chains that fits, the name of a chain or a file NAME.yaml, or several.
+        options: ``Options(spectral, alignment, seed)`` of this module, with the groups of diagnose.py's options.
+        head_dim: rows of an attention head; by default what the network's modules say.
+
+    Raises:
+        ValueError: a chain does not exist or does not fit the weights, no built-in chain fits, or a weight is not finite.
+        TypeError: the model is neither a network nor a mapping from names to tensors.
+    """
     network = model if isinstance(model, nn.Module) else None
     if network is None and not isinstance(model, Mapping):
         raise TypeError(f"model must be a network or its state dict, got {type(model).__name__}")
