@@ -14,12 +14,12 @@ from torch import Tensor
 from gch_bench.config.diagnosis import AlignmentConfig, SpectralConfig
 from gch_bench.geometry.chains import Factor
 from gch_bench.geometry.channel_tables import channel_tables
-from gch_bench.geometry.channels import ROTATED, ChannelRow, Channels, channels_of, rotated_share
+from gch_bench.geometry.channels import ChannelRow, Channels, channels_of, rotated_share
 from gch_bench.geometry.factors import Analysed, analysed, factor_row, plain_spikes, spectrum_rows
 from gch_bench.geometry.interfaces import Meeting, interface_row
 from gch_bench.geometry.pictures import Place, picture
 from gch_bench.geometry.summary import summary_of
-from gch_bench.results.geometry import BLOCK, BRANCH, PHYSICAL, SOURCE, ChainReport
+from gch_bench.results.geometry import BLOCK, BRANCH, PHYSICAL, ROTATED, SOURCE, ChainReport
 from gch_bench.spectral.composition import Product, log_top, product_with
 from gch_bench.spectral.linalg import norm
 from gch_bench.spectral.transport import Transport, transport_of

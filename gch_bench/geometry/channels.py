@@ -25,7 +25,6 @@ from gch_bench.spectral.transport import Transport
 
 GIVEN, CLUSTERS = "given", "clusters"  # groupings: the chain's group_size; rows with like profiles
 SENSITIVITY = (0.9, 1.1)  # of certified shares to tau
-ROTATED = "physical_certified_95_rotated"  # the column with the null of the certified share
 ROTATED_ETA = 0.95  # share of the energy in the windows at which the null of the certified share is taken
 
 

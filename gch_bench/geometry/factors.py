@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gch_bench.config.diagnosis import SpectralConfig
 from gch_bench.geometry.chains import Factor
+from gch_bench.results.geometry import ADEQUATE, NOT_ADEQUATE, NOT_APPLICABLE
 from gch_bench.spectral import gibbs, nulls, radial
 from gch_bench.spectral.leading import leading
 from gch_bench.spectral.linalg import Decomposition, decompose, is_large, numerical_rank, top_value
@@ -22,9 +23,8 @@ ETAS = (0.5, 0.9, 0.95, 0.99)
 # A chart is adequate if it explains so much of the distance from a flat spectrum, and more than it does for every draw of a
 # Gaussian matrix of the same shape; and so much of it, too, among the ranks behind the spikes, which any decaying family would
 # explain. Flat spectra, and those of fewer ranks than LEAST, allow no verdict. Definition of this project.
-ADEQUATE = 0.9
+ENOUGH = 0.9
 LEAST = 8
-ADEQUATE_CHART, INADEQUATE_CHART, NO_VERDICT = "adequate", "not adequate", "not applicable"
 # Up to this spectral norm of A - I the first-order formula of r is shown; its error is of the order of the norm's square.
 NEAR_IDENTITY = 0.1
 
@@ -145,9 +145,9 @@ def spikes(values: Tensor, chance: GaussianNumbers) -> int:
 
 def _chart_verdict(fit: gibbs.GibbsFit, rest: gibbs.RestFit, best: float) -> str:
     if fit.size < LEAST or math.isnan(fit.explained_share):
-        return NO_VERDICT
-    whole = fit.explained_share >= ADEQUATE and fit.explained_share > best
-    return ADEQUATE_CHART if whole and rest.explained_share >= ADEQUATE else INADEQUATE_CHART
+        return NOT_APPLICABLE
+    whole = fit.explained_share >= ENOUGH and fit.explained_share > best
+    return ADEQUATE if whole and rest.explained_share >= ENOUGH else NOT_ADEQUATE
 
 
 @functools.lru_cache(maxsize=256)

@@ -6,25 +6,33 @@ import math
 import numpy as np
 import pandas as pd
 
-from gch_bench.geometry.factors import ADEQUATE_CHART, NO_VERDICT
-from gch_bench.results.geometry import ALIGNED, BLOCK, PHYSICAL, ChainReport, headline_interfaces
+from gch_bench.results.geometry import (
+    ADEQUATE,
+    ALIGNED,
+    BEYOND,
+    BLOCK,
+    NOT_APPLICABLE,
+    PHYSICAL,
+    ROTATED,
+    ChainReport,
+    headline_interfaces,
+)
 from gch_bench.spectral import gibbs
 
-BEYOND = 2.0  # z of the permutation null from which a gain is beyond it
 FIXED_ETA = 0.95  # share of the energy in the windows at which networks are compared
 
 
 def summary_of(report: ChainReport) -> dict[str, float]:
     """Name -> number. Of interfaces the branch form counts where there is one: with a shortcut they mostly show it."""
     factors = report.factors
-    judged = factors[factors["chart"] != NO_VERDICT]
+    judged = factors[factors["chart"] != NOT_APPLICABLE]
     summary = {
         "factors": float(len(factors)),
         "mean_exponent": _mean(factors["exponent"]),
         "mean_square_exponent": _mean(factors["square_exponent"]),
         "mean_explained_share": _mean(factors["explained_share"]),
         "chart_applicable": float(len(judged)),
-        "chart_adequate_share": _mean((judged["chart"] == ADEQUATE_CHART).astype(float)),
+        "chart_adequate_share": _mean((judged["chart"] == ADEQUATE).astype(float)),
         "mean_kl": _mean(factors["kl"]),
         "mean_residual": _mean(factors["residual"].abs()),
         "spikes": _plain_spikes(factors),
@@ -76,7 +84,7 @@ def _certified(report: ChainReport) -> dict[str, float]:
         **shares,
         "strict_share": _mean((table[f"{PHYSICAL}_certified"].dropna() != "no").astype(float)),
         "certified_95": _mean(at["certified_share"]) if len(at) else math.nan,
-        "certified_95_rotated": _mean(table[f"{PHYSICAL}_certified_95_rotated"]),
+        "certified_95_rotated": _mean(table[ROTATED]),
         "certified_rank": float(_certified_ranks(table).median()),
     }
 

@@ -19,7 +19,7 @@ from gch_bench.report.figure_style import COLUMN, DOUBLE, Look
 from gch_bench.report.geometry_headline import Reports, column, interfaces_of
 from gch_bench.report.geometry_interface_figures import certificates, margins
 from gch_bench.report.geometry_maps import alignment, incidence
-from gch_bench.results.geometry import ALIGNED, ChainReport
+from gch_bench.results.geometry import ADEQUATE, ALIGNED, ChainReport
 
 PANELS = 6  # most spectra shown of a chain; they are spread over its depth
 MANY = 16  # with more factors or interfaces a figure over depth is two columns wide
@@ -145,7 +145,7 @@ def profile(reports: Reports) -> Figure:
     for look, (_, report) in zip(looks, reports, strict=True):
         table = report.factors
         ranks = table["numerical_rank"].to_numpy(np.float64)
-        adequate = (table["chart"] == "adequate").to_numpy()
+        adequate = (table["chart"] == ADEQUATE).to_numpy()
         for part in _runs(ranks):
             own = table.iloc[part]
             top.plot(own["index"], own["exponent"], color=look.color, lw=0.7)
@@ -239,7 +239,7 @@ def _spectrum(axis: Axes, own: pd.DataFrame, factor: Any) -> None:
     positive = energy[energy > 0]
     axis.set_ylim(max(positive.min(), positive.max() * 1e-6) / 2, positive.max() * 3)
     style.log_axis(axis, "x", most=20)
-    verdict = "" if factor["chart"] == "adequate" else f", {factor['chart']}"
+    verdict = "" if factor["chart"] == ADEQUATE else f", {factor['chart']}"
     shares = [factor[name] for name in ("explained_share", "explained_share_null")]
     share, null = ("-" if np.isnan(value) else f"{value:.0%}" for value in shares)
     spikes = f"{factor['spikes']:.0f} spike{'' if factor['spikes'] == 1 else 's'}"

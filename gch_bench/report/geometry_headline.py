@@ -8,14 +8,12 @@ import numpy as np
 import pandas as pd
 
 from gch_bench.report.text_table import TextTable
-from gch_bench.results.geometry import ALIGNED, STATIC, ChainReport, headline_interfaces
+from gch_bench.results.geometry import ADEQUATE, ALIGNED, BEYOND, NOT_APPLICABLE, STATIC, ChainReport, headline_interfaces
 
 Reports = Sequence[tuple[str, ChainReport]]
 Numbers = Mapping[str, float]
 NAME = "geometry_headline"
 NONE = "-"
-NOT_APPLICABLE = "not applicable"  # verdict on the chart of a flat spectrum, or of one of a few ranks
-BOTH = 2.0  # |z| from which a gain also exceeds what permutations of the shared channels give it
 # header -> (meaning, by chance), for the notes of the table and for the list of all headers
 COLUMNS = {
     "energy gain": (
@@ -29,8 +27,8 @@ COLUMNS = {
     ),
     "aligned / opposed": (
         "interfaces whose energy gain is above / below that of 97.5% of the rotations, of those whose null has a spread; in"
-        f" brackets those that lie, on the same side, {BOTH:g} or more standard deviations from the gain under permutations of"
-        " the shared channels, too",
+        f" brackets those that lie, on the same side, {BEYOND:g} or more standard deviations from the gain under permutations"
+        " of the shared channels, too",
         "2.5% of them each",
     ),
     "angle excess (z)": (
@@ -153,7 +151,7 @@ def facts(report: ChainReport) -> dict[str, float]:
         **sides(meetings),
         "factors": float(len(factors)),
         "chart_applicable": math.nan if chart is None else float((chart != NOT_APPLICABLE).sum()),
-        "chart_adequate": math.nan if chart is None else float((chart == "adequate").sum()),
+        "chart_adequate": math.nan if chart is None else float((chart == ADEQUATE).sum()),
     }
 
 
@@ -170,8 +168,8 @@ def sides(meetings: pd.DataFrame) -> dict[str, float]:
         "interfaces_with_null": float(len(table)),
         "aligned": float(aligned.sum()),
         "opposed": float(opposed.sum()),
-        "aligned_both": float((aligned & (z >= BOTH)).sum()) if known else math.nan,
-        "opposed_both": float((opposed & (z <= -BOTH)).sum()) if known else math.nan,
+        "aligned_both": float((aligned & (z >= BEYOND)).sum()) if known else math.nan,
+        "opposed_both": float((opposed & (z <= -BEYOND)).sum()) if known else math.nan,
     }
 
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import pandas as pd
 from scipy import stats
 
-from gch_bench.report.geometry_headline import BOTH, column, facts, interfaces_of, with_null
-from gch_bench.results.geometry import ALIGNED, BRANCH, PHYSICAL, STATIC, ChainReport
+from gch_bench.report.geometry_headline import column, facts, interfaces_of, with_null
+from gch_bench.results.geometry import ADEQUATE, ALIGNED, BEYOND, BRANCH, PHYSICAL, STATIC, ChainReport
 
 LEVEL = 0.01  # of the binomial test of how many interfaces lie in a tail that holds 2.5% of them by chance
 TAIL = 2 / 80  # chance of a tail: of a value and its 79 rotations, the value is one of the two largest, or smallest
@@ -92,7 +92,7 @@ def _alignment(report: ChainReport) -> list[str]:
     own = facts(report)
     if found and own["aligned"] and math.isfinite(own["aligned_both"]):
         both = f"{own['aligned_both']:.0f} of the {own['aligned']:.0f} aligned ones"
-        found.insert(1, f"{both} also exceed what permutations of the shared channels give (z of at least {BOTH:g})")
+        found.insert(1, f"{both} also exceed what permutations of the shared channels give (z of at least {BEYOND:g})")
     return [*silent, *found]
 
 
@@ -199,7 +199,7 @@ def _spectra(report: ChainReport) -> list[str]:
     if total == 0:
         text = "the power-law chart applies to no factor: their spectra are flat, or have fewer than 8 ranks"
     elif adequate == total:
-        mean = float(column(report.factors, "exponent")[report.factors["chart"] == "adequate"].mean())
+        mean = float(column(report.factors, "exponent")[report.factors["chart"] == ADEQUATE].mean())
         text = f"the power-law chart is adequate for {f'all {total} factors' if total > 1 else 'the only factor'}"
         text = f"{text}{' to which it applies' if left else ''}, mean exponent {mean:.2f}"
     elif adequate == 0:

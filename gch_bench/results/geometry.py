@@ -10,6 +10,10 @@ STATIC, MEASURED = "static weights", "measured Jacobian"
 PICTURE = 128  # largest number of rows or columns of a picture's array
 PHYSICAL, SOURCE = "physical", "source_mode"
 BLOCK, BRANCH = "block", "branch"  # forms of an interface: two factors of the chain; what one branch writes and the next reads
+# Verdicts on the chart of a spectrum; there is none on a flat spectrum, or on one of a few ranks.
+ADEQUATE, NOT_ADEQUATE, NOT_APPLICABLE = "adequate", "not adequate", "not applicable"
+BEYOND = 2.0  # |z| from which an energy gain is also beyond what permutations of the shared channels give
+ROTATED = f"{PHYSICAL}_certified_95_rotated"  # column of interfaces.csv with the null of the certified share
 ALIGNED = 97.5  # percentile of the null from which an interface counts as aligned: by chance 2.5% of them do
 
 
