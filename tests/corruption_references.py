@@ -1,6 +1,6 @@
 """The corruptions by OpenCV, SciPy, scikit-image, NumPy and Pillow: independent of gch_bench, one image at a time.
 
-The random ones take the same draws, from the same generator, as gch_bench does.
+The random ones take the same draws as gch_bench does, which `Draws` makes from the definition of Philox.
 """
 
 import io
@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from gch_bench.corruptions.weather import frost_photographs
+from gch_bench.corruptions.frost import frost_photographs
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
@@ -121,7 +121,48 @@ INDEPENDENT = {  # name: (implementation, largest share of values that may diffe
 }
 
 
-# ---- random: (image, level, generator) ----
+# ---- the draws ----
+
+
+def philox(counter: list, key: list) -> list:
+    """Philox4x32-10 with Python's whole numbers or NumPy's uint64, written from Salmon et al. (2011), section 3."""
+    mask = 0xFFFFFFFF
+    for _ in range(10):
+        first, second = 0xD2511F53 * counter[0], 0xCD9E8D57 * counter[2]
+        counter = [second >> 32 ^ counter[1] ^ key[0], second & mask, first >> 32 ^ counter[3] ^ key[1], first & mask]
+        key = [key[0] + 0x9E3779B9 & mask, key[1] + 0xBB67AE85 & mask]
+    return counter
+
+
+class Draws:
+    """The random fields of one image, by its key: stream after stream, as corruptions/draws.py defines them."""
+
+    def __init__(self, key: int) -> None:
+        self.key = [key & 0xFFFFFFFF, key >> 32]
+
+    def words(self, stream: int, count: int) -> np.ndarray:
+        block = np.arange(-(-count // 4), dtype=np.uint64)
+        counter = [block, block * 0 + stream, block * 0, block * 0]
+        return np.stack(philox(counter, [np.uint64(half) for half in self.key]), 1).ravel()[:count].astype(np.uint32)
+
+    def uniform(self, stream: int, count: int) -> np.ndarray:
+        """U(0, 1)"""
+        return (self.words(stream, count) + 0.5) / 2**32
+
+    def signed(self, stream: int, count: int) -> np.ndarray:
+        """U(-1, 1)"""
+        return self.words(stream, count).astype(np.int32).astype(np.float32) / np.float32(2**31)
+
+    def normal(self, stream: int, count: int) -> np.ndarray:
+        """N(0, 1)"""
+        return stats.norm.ppf(self.uniform(stream, count))
+
+    def below(self, stream: int, count: int, n: int) -> np.ndarray:
+        """0..n - 1"""
+        return (self.words(stream, count).astype(np.uint64) * np.uint64(n) >> np.uint64(32)).astype(int)
+
+
+# ---- random: (image, level, draws) ----
 
 
 def sequential_scan(image, max_delta, draw):

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from gch_bench.corruptions.blur import gaussian_filter
-from gch_bench.corruptions.pixel import truncate
+from gch_bench.corruptions.batched.blur import gaussian_filter
+from gch_bench.corruptions.batched.common import truncate
 
 Spatter = tuple[float, float, float, float, float, int]
 WATER = (175, 238, 238)  # RGB, pale turquoise

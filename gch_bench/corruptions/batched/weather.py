@@ -4,19 +4,18 @@ Every corruption takes uint8 images (B, 3, H, W), the level of one severity and 
 images.
 """
 
-import importlib.metadata
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Generator, Tensor
 
-from gch_bench.corruptions.blur import draw_angles, enlarge, motion_blur_at, zoom_crop
-from gch_bench.corruptions.pixel import truncate
+from gch_bench.corruptions.batched.blur import draw_angles, motion_blur_at
+from gch_bench.corruptions.batched.common import truncate
+from gch_bench.corruptions.batched.zoom import enlarge, zoom_crop
+from gch_bench.corruptions.frost import frost_photographs
 
 Snow = tuple[float, float, float, float, float, float, float]
 LUMA = (0.299, 0.587, 0.114)
@@ -81,26 +80,6 @@ def _frost_texture(number: int, scale: float, device: str) -> Tensor:
     size = (round(photograph.height * scale), round(photograph.width * scale))
     texture = torch.tensor(np.asarray(photograph), dtype=torch.float32).permute(2, 0, 1)[None]
     return F.interpolate(texture, size, mode="bilinear", align_corners=False)[0].round().to(device, torch.uint8)
-
-
-@lru_cache(maxsize=1)
-def frost_photographs() -> list[Image.Image]:
-    """The first five frost photographs of the reference, RGB, read from the files of the package ``imagecorruptions``.
-
-    The package is not imported, because it fails to import with current versions of its dependencies.
-
-    Raises:
-        ValueError: the package is not installed, or its photographs cannot be read.
-    """
-    names = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
-    try:
-        package = importlib.metadata.distribution("imagecorruptions")
-        files = [Path(str(package.locate_file(f"imagecorruptions/frost/{name}"))) for name in names]
-        return [Image.open(file).convert("RGB") for file in files]
-    except (importlib.metadata.PackageNotFoundError, OSError) as error:
-        raise ValueError(
-            "frost needs the photographs of the package imagecorruptions: install them with pip install 'gch-bench[frost]'"
-        ) from error
 
 
 def fog(images: Tensor, level: tuple[float, float], generators: Sequence[Generator]) -> Tensor:

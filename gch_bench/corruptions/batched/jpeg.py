@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gch_bench.corruptions.pixel import product_dtype
+from gch_bench.corruptions.batched.common import product_dtype
 
 # The 8 x 8 DCT matrix of jfdctint.c times 2**13, given by the rows of its even and of its odd frequencies. The columns are the
 # samples 0..3; those of the samples 4..7 mirror them. The inverse DCT is the transposed matrix. Some numbers differ from the

@@ -1,0 +1,5 @@
+"""To be written."""
+
+
+def pixelate(image, out, level, key=None):
+    raise NotImplementedError("pixelate")

@@ -1,0 +1,160 @@
+"""Apply corruptions to a batch of images: on a CPU one image at a time in compiled code, on a GPU all images together.
+
+Both ways use the same random draws, so their results differ by rounding alone.
+"""
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from gch_bench.corruptions.draws import image_keys
+from gch_bench.corruptions.parameters import PARAMETER_SETS
+from gch_bench.corruptions.shared import Shared
+from gch_bench.corruptions.table import CORRUPTIONS, SEVERITIES, Corruption
+from gch_bench.threads import pool
+
+STORED_QUALITY = 85  # JPEG quality of the published ImageNet-C
+DEVICES = ("cpu", "cuda")
+GPU_PIXELS = 1 << 23  # how many pixels a GPU corrupts together: enough to keep it busy, in bounded memory
+
+
+def corrupt(images: Tensor, name: str, severity: int, ids: Tensor, seed: int = 0, parameters: str = "imagenet_224") -> Tensor:
+    """Corrupt a batch of images.
+
+    The result for an image depends on its pixels, the level of the corruption and (seed, id, name, severity) alone, not on the
+    size or order of the batch or on its other images. On a CPU and on a GPU it differs by rounding alone.
+
+    Args:
+        images: uint8 (B, 3, H, W), grey levels 0..255, on a CPU or CUDA device; they are not changed.
+        name: a key of CORRUPTIONS.
+        severity: 1..5.
+        ids: int64 (B,), the number of each image in its data set.
+        seed: the seed of the whole corrupted data set.
+        parameters: a key of PARAMETER_SETS, which gives the levels; see ``parameters_for``.
+
+    Returns:
+        uint8 (B, 3, H, W) on the images' device, truncated to whole levels as in the reference.
+
+    Raises:
+        ValueError: an argument breaks its rule; the message gives name, rule and value in one line.
+    """
+    return next(corrupt_all(images, [(name, severity)], ids, seed, parameters))
+
+
+def corrupt_all(
+    images: Tensor, cells: Sequence[tuple[str, int]], ids: Tensor, seed: int = 0, parameters: str = "imagenet_224"
+) -> Iterator[Tensor]:
+    """Corrupt a batch of images in several ways, and compute what these have in common once.
+
+    Args:
+        cells: pairs (name, severity). Everything else is as in ``corrupt``.
+
+    Returns:
+        An iterator over the cells in their order; each gives what ``corrupt`` gives, bit for bit. Only the results that the
+        caller keeps are held in memory.
+
+    Raises:
+        ValueError: as in ``corrupt``, at the call.
+    """
+    seed = _whole("seed", seed)
+    rows = [(name, _severity(name, severity)) for name, severity in cells]
+    if not isinstance(parameters, str) or parameters not in PARAMETER_SETS:
+        raise ValueError(f"parameters must be one of {', '.join(PARAMETER_SETS)}, got {parameters!r}")
+    _check_images(images)
+    if not isinstance(ids, Tensor):
+        raise ValueError(f"ids must be a torch tensor, got {type(ids).__name__}")
+    if ids.dtype != torch.int64 or ids.shape != images.shape[:1]:
+        raise ValueError(f"ids must be int64 of shape ({images.shape[0]},), got {ids.dtype} of shape {tuple(ids.shape)}")
+    return _corrupt_all(images, rows, ids.tolist(), seed, parameters)
+
+
+def _corrupt_all(
+    images: Tensor, cells: Sequence[tuple[str, int]], ids: list[int], seed: int, parameters: str
+) -> Iterator[Tensor]:
+    apply = _compiled(images) if images.device.type == "cpu" else _batched(images)
+    for name, severity in cells:
+        corruption = CORRUPTIONS[name]
+        keys = image_keys(ids, seed, name, severity) if corruption.random else None
+        yield apply(corruption, PARAMETER_SETS[parameters].levels[name][severity - 1], keys)
+
+
+def jpeg_roundtrip(images: Tensor) -> Tensor:
+    """uint8 (B, 3, H, W) -> the same after JPEG at quality 85, as in stored ImageNet-C. Raises ValueError on other images."""
+    _check_images(images)
+    apply = _compiled(images) if images.device.type == "cpu" else _batched(images)
+    return apply(CORRUPTIONS["jpeg_compression"], STORED_QUALITY, None)
+
+
+Apply = Callable[[Corruption, object, list[int] | None], Tensor]  # (corruption, level, one key per image) -> corrupted images
+
+
+def _compiled(images: Tensor) -> Apply:
+    """On a CPU: one image after the other, by as many threads as torch may use, each with images of its own."""
+    shared = [Shared(image) for image in images.contiguous().numpy()]
+
+    def apply(corruption: Corruption, level: object, keys: list[int] | None) -> Tensor:
+        corrupted = torch.empty(images.shape, dtype=torch.uint8)
+        out = corrupted.numpy()
+
+        def one(number: int) -> None:
+            draws = () if keys is None else (keys[number],)
+            corruption.compiled(shared[number], out[number], level, *draws)
+
+        if torch.get_num_threads() == 1 or len(shared) == 1:
+            for number in range(len(shared)):
+                one(number)
+        else:
+            for _ in pool().map(one, range(len(shared))):
+                pass
+        return corrupted
+
+    return apply
+
+
+def _batched(images: Tensor) -> Apply:
+    """On a GPU: as many images together as fit into GPU_PIXELS."""
+    size = max(1, GPU_PIXELS // (images.shape[2] * images.shape[3]))
+    shared = [Shared(part) for part in images.contiguous().split(size)]
+
+    def apply(corruption: Corruption, level: object, keys: list[int] | None) -> Tensor:
+        draws = [()] * len(shared) if keys is None else [(k,) for k in torch.tensor(keys, device=images.device).split(size)]
+        with torch.autocast(images.device.type, enabled=False):
+            parts = [corruption.batched(part, level, *own) for part, own in zip(shared, draws, strict=True)]
+        return torch.cat(parts) if parts else images.clone()
+
+    return apply
+
+
+def _severity(name: str, severity: int) -> int:
+    severity = _whole("severity", severity)
+    if not isinstance(name, str) or name not in CORRUPTIONS:
+        raise ValueError(f"corruption must be one of {', '.join(CORRUPTIONS)}, got {name!r}")
+    if severity not in SEVERITIES:
+        raise ValueError(f"severity must be 1..5, got {severity!r}")
+    return severity
+
+
+def _check_images(images: Tensor) -> None:
+    if not isinstance(images, Tensor):
+        raise ValueError(f"images must be a torch tensor, got {type(images).__name__}")
+    if images.device.type not in DEVICES:
+        raise ValueError(f"images must be on one of {', '.join(DEVICES)}, got {images.device}")
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images must be uint8, got {images.dtype}")
+    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
+        raise ValueError(f"images must have shape (B, 3, H, W), got {tuple(images.shape)}")
+
+
+def _whole(name: str, value: int) -> int:
+    """``value`` as a Python int.
+
+    Keys are made from the text of numbers, so that True, 1.0 and 1 would give different draws.
+    """
+    try:
+        if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be a whole number, got {value!r}") from None
