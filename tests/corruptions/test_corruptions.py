@@ -6,22 +6,11 @@ import numpy as np
 import pytest
 import torch
 from corruption_references import DEVICES, INDEPENDENT, LAWS, REFERENCE, REPLAYED, ids, needs_reference, photos
-from torch import Tensor
 
-from gch_bench.corruptions.blur import ZOOM_PLANES, clipped_zoom, enlarge, gaussian_filter
-from gch_bench.corruptions.digital import _sample
-from gch_bench.corruptions.parameters import ALEXNET_CLEAN_ERROR_PERCENT, ALEXNET_ERROR_PERCENT
-from gch_bench.corruptions.table import (
-    CORRUPTIONS,
-    PARAMETER_SETS,
-    PART_PIXELS,
-    SEVERITIES,
-    corrupt,
-    in_parts,
-    jpeg_roundtrip,
-    parameters_for,
-)
-from gch_bench.corruptions.weather import plasma
+from gch_bench.corruptions.engine import corrupt, corrupt_all, jpeg_roundtrip
+from gch_bench.corruptions.parameters import ALEXNET_CLEAN_ERROR_PERCENT, ALEXNET_ERROR_PERCENT, PARAMETER_SETS
+from gch_bench.corruptions.shared import Shared
+from gch_bench.corruptions.table import CORRUPTIONS, SEVERITIES, Corruption, parameters_for
 from gch_bench.metrics import EXTRA
 
 # of the photographs: fx of cv2.resize in frost() of make_imagenet_c.py (none), make_tinyimagenet_c.py and make_cifar_c.py
@@ -59,46 +48,11 @@ def test_result_depends_on_the_image_and_its_keys_only(name: str, severity: int,
     assert torch.equal(whole, many[n : 2 * n])
 
 
-def planes(count: int, height: int, width: int) -> Tensor:
-    return torch.rand(count, height, width, generator=torch.Generator().manual_seed(0)).mul_(255)
-
-
-def filled(x: Tensor) -> Tensor:
-    """As zoom_blur takes planes: a multiple of ZOOM_PLANES of them."""
-    return torch.cat([x, torch.zeros(-len(x) % ZOOM_PLANES, *x.shape[1:])])
-
-
-FLOATS = {  # (B, 3, H, W) -> (B, ...): before truncation, which hides most differences in rounding
-    "gaussian filter": lambda x: gaussian_filter(x, 2.0),
-    "narrow gaussian filter": lambda x: gaussian_filter(x[:, :1], 0.7, "symmetric", cut=3.0),
-    "enlarged": lambda x: enlarge(x[:, :1, :60, :40].contiguous(), 2.5, (150, 100)),
-    "zoomed": lambda x: clipped_zoom(filled(x.flatten(0, 1)), 1.11)[: 3 * len(x)].unflatten(0, (-1, 3)),
-    "sampled": lambda x: _sample(x, x[:, 0] * 0.3, x[:, 1] * 0.4, about_centres=False),
-    "plasma": lambda x: plasma(x.flatten(1)[:, : 64 * 64] / 128 - 1, 1.5),
-    "mixed": lambda x: x.mul(0.7).add_(x.flip(3), alpha=0.3),
-}
-
-
-@pytest.mark.parametrize("name", FLOATS)
-@pytest.mark.parametrize("size", [(224, 224), (65, 97)])
-def test_no_float_of_an_image_depends_on_the_batch(name: str, size: tuple[int, int]) -> None:
-    images, threads = planes(51, *size).view(17, 3, *size), torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)  # as the corruptions run on a CPU
-        alone = torch.cat([FLOATS[name](images[i : i + 1]) for i in range(17)])
-        for count in (2, 3, 5, 8, 16, 17):
-            for first in (0, 17 - count):
-                assert torch.equal(FLOATS[name](images[first : first + count]), alone[first : first + count])
-    finally:
-        torch.set_num_threads(threads)
-
-
 @every_corruption
 @pytest.mark.parametrize("inference", [True, False])
-def test_threads_do_not_matter(name: str, inference: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_do_not_matter(name: str, inference: bool) -> None:
     images = photos(40, 48).repeat(3, 1, 1, 1)
     before = torch.get_num_threads()
-    monkeypatch.setitem(PART_PIXELS, "cpu", 3 * 40 * 48)
     results = []
     try:
         for threads in (1, 3):
@@ -149,15 +103,16 @@ def test_whole_numbers_of_other_types_name_the_same_draws(one) -> None:
     assert torch.equal(expected, corrupt(images, "fog", one, ids(4), seed=one))
 
 
-def test_an_error_in_a_thread_reaches_the_caller() -> None:
-    def fail(of: slice) -> torch.Tensor:
-        raise ValueError(f"part {of.start}")
+def test_an_error_in_a_thread_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(image: Shared, out: np.ndarray, level: object) -> None:
+        raise ValueError("this image")
 
+    monkeypatch.setitem(CORRUPTIONS, "contrast", Corruption(fail, fail, group="digital"))
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        with pytest.raises(ValueError, match="part 0"):
-            in_parts(fail, torch.zeros(4, 3, 300, 300, dtype=torch.uint8))
+        with pytest.raises(ValueError, match="this image"):
+            corrupt(photos(40, 48), "contrast", 1, ids(4))
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -213,6 +168,46 @@ def test_distortion_grows_with_severity(name: str, parameters: str) -> None:
     ]
     runs = [rmse[:2], rmse[2:]] if name == "saturate" else [rmse]  # 1, 2 take colour away; 3, 4, 5 add it
     assert all(run == sorted(set(run)) for run in runs), rmse
+
+
+# ---- several corruptions of the same images ----
+
+ALL_CELLS = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
+
+
+@every_set
+def test_corrupt_all_gives_what_corrupt_gives_in_any_order(parameters: str) -> None:
+    images = photos(40, 48)
+    before = images.clone()
+    forth = list(corrupt_all(images, ALL_CELLS, ids(4), 1, parameters))
+    back = list(corrupt_all(images, ALL_CELLS[::-1], ids(4), 1, parameters))[::-1]
+    for (name, severity), one, other in zip(ALL_CELLS, forth, back, strict=True):
+        assert torch.equal(one, corrupt(images, name, severity, ids(4), 1, parameters)), (name, severity)
+        assert torch.equal(one, other), (name, severity)
+    assert torch.equal(images, before)
+    assert list(corrupt_all(images, [], ids(4))) == []
+
+
+def test_corrupt_all_refuses_bad_input_at_the_call() -> None:
+    with pytest.raises(ValueError, match="severity must be 1..5, got 6"):
+        corrupt_all(photos(40, 48), [("fog", 1), ("fog", 6)], ids(4))
+
+
+def test_what_severities_share_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed = []
+
+    def negative(image: np.ndarray) -> np.ndarray:
+        computed.append(1)
+        return 255 - image
+
+    def negate(image: Shared, out: np.ndarray, level: object) -> None:
+        out[...] = image.once(negative)
+
+    monkeypatch.setitem(CORRUPTIONS, "contrast", Corruption(negate, negate, group="digital"))
+    images = photos(40, 48)
+    for corrupted in corrupt_all(images, [("contrast", 1), ("contrast", 4)], ids(4)):
+        assert torch.equal(corrupted, 255 - images)
+    assert len(computed) == len(images)
 
 
 # ---- the tables ----
