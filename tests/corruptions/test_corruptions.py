@@ -189,7 +189,7 @@ def test_corrupt_all_gives_what_corrupt_gives_in_any_order(parameters: str) -> N
 
 
 def test_corrupt_all_refuses_bad_input_at_the_call() -> None:
-    with pytest.raises(ValueError, match="severity must be 1..5, got 6"):
+    with pytest.raises(ValueError, match=r"severity must be 1\.\.5, got 6"):
         corrupt_all(photos(40, 48), [("fog", 1), ("fog", 6)], ids(4))
 
 
