@@ -1,7 +1,7 @@
 """The exact laws of the four noises, and the tables that both forms of a noise draw from.
 
-A noise changes each value on its own, and a value is one of 256 levels before and after. So all there is to know about a noise at
-one severity is the matrix P(output k | input v). Walker's alias method draws from a row of it with one random word: the word
+A noise changes each value on its own, and a value is one of 256 levels before and after. So all there is to know about a noise
+at one severity is the matrix P(output k | input v). Walker's alias method draws from a row of it with one random word: the word
 chooses one of 256 columns, which all have the same probability, and the rest of the word decides between the column's own level
 and another one, the column's alias.
 
@@ -11,13 +11,14 @@ Variables with General Distributions, ACM TOMS 3 (1977), 253-256.
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 
 STREAM = 0  # of the random words; the only one that a noise needs
 FULL = 1 << 24  # the mass of a column of an alias table: a row has 256 columns and the mass 2**32
-Law = Callable[[float], np.ndarray]
+Law = Callable[[Any], np.ndarray]  # level -> float64 (256, 256): P(output k | input v)
 
 
 def gaussian_law(sd: float) -> np.ndarray:
