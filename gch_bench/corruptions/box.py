@@ -11,11 +11,11 @@ FIXED_POINT_BITS = 22  # after the binary point of Pillow's weights
 class Shrinking(NamedTuple):
     """The box filter from n pixels of a row or column down to m of them.
 
-    New pixel i is (weight[i] * the sum of the ``count[i]`` old pixels from first[i] on, plus a half) >> FIXED_POINT_BITS.
+    New pixel i is (weight[i] * the sum of the ``taps[i]`` old pixels from first[i] on, plus a half) >> FIXED_POINT_BITS.
     """
 
     first: np.ndarray  # uint32 (m,)
-    count: np.ndarray  # uint32 (m,)
+    taps: np.ndarray  # uint32 (m,)
     weight: np.ndarray  # int32 (m,)
 
 
@@ -28,9 +28,9 @@ def shrinking(size_in: int, size_out: int) -> Shrinking:
     last = np.minimum((center + scale / 2 + 0.5).astype(int), size_in)
     source = first + np.arange((last - first).max())[:, None]
     position = (source - center + 0.5) * (1 / scale)
-    count = ((position > -0.5) & (position <= 0.5) & (source < last)).sum(0)  # the first one is always among them
-    weight = ((1 / count) * (1 << FIXED_POINT_BITS) + 0.5).astype(np.int32)
-    return Shrinking(first.astype(np.uint32), count.astype(np.uint32), weight)
+    taps = ((position > -0.5) & (position <= 0.5) & (source < last)).sum(0)  # the first one is always among them
+    weight = ((1 / taps) * (1 << FIXED_POINT_BITS) + 0.5).astype(np.int32)
+    return Shrinking(first.astype(np.uint32), taps.astype(np.uint32), weight)
 
 
 @lru_cache(maxsize=64)

@@ -31,20 +31,20 @@ def pixelate(image: Shared[np.ndarray], out: np.ndarray, level: float) -> None:
 def _pixelate(image, out, shrink_rows, shrink_columns, row_of, column_of):
     """As in Pillow, rows are shrunk first and rounded to 8 bits, and columns then."""
     height, width = image.shape[1:]
-    first, count, weight = shrink_columns
+    first, taps, weight = shrink_columns
     packed = np.empty(width, np.uint64)  # one row of the three channels, so that three sums are computed by one addition
     sums = np.empty(len(first), np.uint64)
     total = np.empty((3, len(first)), np.int32)
     y = 0
     for row in range(len(shrink_rows.first)):
         total[:] = 0
-        for source in range(shrink_rows.first[row], shrink_rows.first[row] + shrink_rows.count[row]):
+        for source in range(shrink_rows.first[row], shrink_rows.first[row] + shrink_rows.taps[row]):
             red, green, blue = image[0, source], image[1, source], image[2, source]
             for x in range(width):
                 packed[x] = (np.uint64(blue[x]) << _TWO_LANES) | (np.uint64(green[x]) << _LANE) | np.uint64(red[x])
             for x in range(len(sums)):
                 sums[x] = packed[first[x]]
-                for tap in range(1, count[x]):
+                for tap in range(1, taps[x]):
                     sums[x] += packed[first[x] + np.uint32(tap)]
             for channel in range(3):
                 shift, of_channel = np.uint64(channel) * _LANE, total[channel]
