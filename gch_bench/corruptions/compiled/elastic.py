@@ -54,22 +54,19 @@ def _mapped(packed, coefficients, height, width):
     """The image after the affine map, packed: uint64 (H W,)."""
     xx, xy, x0, yx, yy, y0 = coefficients
     x_row, y_row, values = np.empty(width, np.float32), np.empty(width, np.float32), np.empty((3, width), np.float32)
-    out = np.empty_like(packed)
+    buffers = _buffers(width)
+    out = np.zeros_like(packed)
     for y in range(height):
         for x in range(width):
             x_row[x] = np.float32(x) * xx + np.float32(y) * xy + x0
             y_row[x] = np.float32(x) * yx + np.float32(y) * yy + y0
-        _sample(packed, x_row, y_row, height, ZERO, values)
+        _sample(packed, x_row, y_row, height, ZERO, buffers, values)
         row = out[y * width : (y + 1) * width]
-        red, green, blue = values
-        for x in range(width):
-            row[x] = _units(red[x]) | _units(green[x]) << np.uint64(BITS) | _units(blue[x]) << np.uint64(2 * BITS)
+        for channel in range(3):
+            shift, units = np.uint64(channel * BITS), values[channel]
+            for x in range(width):
+                row[x] |= np.uint64(np.int32(units[x] + HALF)) << shift
     return out
-
-
-@inline
-def _units(value):
-    return np.uint64(np.int32(value + HALF))
 
 
 @jit
@@ -77,26 +74,34 @@ def _move(packed, dx, dy, alpha, out):
     """Sample where the pixels have moved by alpha times ``dx`` and ``dy``, float32 (H, W)."""
     channels, height, width = out.shape
     x_row, y_row, values = np.empty(width, np.float32), np.empty(width, np.float32), np.empty((3, width), np.float32)
+    buffers = _buffers(width)
     for y in range(height):
         dx_row, dy_row = dx[y], dy[y]
         for x in range(width):
             x_row[x] = dx_row[x] * alpha + np.float32(x)
             y_row[x] = dy_row[x] * alpha + np.float32(y)
-        _sample(packed, x_row, y_row, height, HALF, values)
+        _sample(packed, x_row, y_row, height, HALF, buffers, values)
         for c in range(channels):
-            row, out_row = values[c], out[c, y]
+            units, out_row = values[c], out[c, y]
             for x in range(width):
-                out_row[x] = np.uint8(np.int32(row[x] * UNIT + MARGIN))
+                out_row[x] = np.uint8(np.int32(units[x] * UNIT + MARGIN))
 
 
 @jit
-def _sample(packed, x_row, y_row, height, edge, values):
+def _buffers(width):
+    """Memory that ``_sample`` uses at every row."""
+    a, b, c, d = np.empty(width, np.uint64), np.empty(width, np.uint64), np.empty(width, np.uint64), np.empty(width, np.uint64)
+    return np.empty(width, np.uint32), np.empty(width, np.float32), np.empty(width, np.float32), a, b, c, d
+
+
+@jit
+def _sample(packed, x_row, y_row, height, edge, buffers, values):
     """Bilinear values, float32 (3, W), of a packed image at the places (x, y), in units of 2**-13 levels.
 
     The image is reflected at ``edge`` pixels outside the centres of its edge pixels.
     """
+    place, part_x, part_y, a, b, c, d = buffers
     width = len(x_row)
-    place, part_x, part_y = np.empty(width, np.uint32), np.empty(width, np.float32), np.empty(width, np.float32)
     # In an image of one row or column the next pixel, whose weight is 0, is the same one.
     right, below = np.uint32(min(1, width - 1)), np.uint32(min(1, height - 1) * width)
     last_x, last_y = np.int32(max(0, width - 2)), np.int32(max(0, height - 2))
@@ -105,7 +110,6 @@ def _sample(packed, x_row, y_row, height, edge, values):
         i, j = max(np.int32(0), min(np.int32(u), last_x)), max(np.int32(0), min(np.int32(v), last_y))
         place[x] = np.uint32(j * np.int32(width) + i)
         part_x[x], part_y[x] = u - np.float32(i), v - np.float32(j)
-    a, b, c, d = np.empty(width, np.uint64), np.empty(width, np.uint64), np.empty(width, np.uint64), np.empty(width, np.uint64)
     for x in range(width):
         first = place[x]
         a[x], b[x], c[x], d[x] = packed[first], packed[first + right], packed[first + below], packed[first + below + right]

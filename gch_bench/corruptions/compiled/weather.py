@@ -58,11 +58,12 @@ def _add_snow(image, layer, keep, whiten, out):
     whitened, snow = np.empty(width, np.float32), np.empty(width, np.float32)
     for y in range(height):
         red, green, blue = image[0, y], image[1, y], image[2, y]
-        flakes, turned = layer[y], layer[height - 1 - y]
+        flakes, turned = layer[y], layer[height - 1 - y, ::-1]
+        for x in range(width):
+            snow[x] = np.float32(flakes[x]) + np.float32(turned[x])
         for x in range(width):
             luma = np.float32(red[x]) * RED + np.float32(green[x]) * GREEN + np.float32(blue[x]) * BLUE
             whitened[x] = luma * np.float32(1.5) + np.float32(127.5)
-            snow[x] = np.float32(flakes[x]) + np.float32(turned[width - 1 - x])
         for c in range(channels):
             row, out_row = image[c, y], out[c, y]
             for x in range(width):
