@@ -90,7 +90,7 @@ def _move(packed, dx, dy, alpha, out):
 @jit
 def _buffers(width):
     """Memory that ``_sample`` uses at every row."""
-    a, b, c, d = np.empty(width, np.uint64), np.empty(width, np.uint64), np.empty(width, np.uint64), np.empty(width, np.uint64)
+    a, b, c, d = [np.empty(width, np.uint64) for _ in range(4)]
     return np.empty(width, np.uint32), np.empty(width, np.float32), np.empty(width, np.float32), a, b, c, d
 
 
