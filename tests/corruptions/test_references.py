@@ -22,6 +22,7 @@ from corruption_references import (
     LAWS,
     REFERENCE,
     REPLAYED,
+    Draws,
     ids,
     needs_reference,
     photos,
@@ -34,8 +35,8 @@ from gch_bench.corruptions import CORRUPTIONS, PARAMETER_SETS, SEVERITIES, corru
 from gch_bench.corruptions.blur import motion_blur_at, scan_sources
 from gch_bench.corruptions.digital import pixelate
 from gch_bench.corruptions.spatter import DISTANCE_UNIT, canny, distance_to_edges, equalize
-from gch_bench.corruptions.weather import _frost_texture, frost_photographs
-from gch_bench.rng import generators
+from gch_bench.corruptions.draws import image_keys
+from gch_bench.corruptions.frost import _scaled, frost_photographs, frost_textures
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "corruptions.npz"
 RANDOM = [name for name, corruption in CORRUPTIONS.items() if corruption.random]
@@ -96,7 +97,7 @@ def test_random_equals_an_independent_implementation_with_the_same_draws(name: s
     images = photos(side, side * 5 // 6)[2:]
     got = corrupt(images, name, severity, ids(2), parameters=parameters).permute(0, 2, 3, 1).numpy()
     photographs = images.permute(0, 2, 3, 1).contiguous().numpy()
-    draws = generators(ids(2).tolist(), 0, name, severity)
+    draws = [Draws(key) for key in image_keys(ids(2).tolist(), 0, name, severity)]
     expected = np.stack([implementation(image, level, draw) for image, draw in zip(photographs, draws, strict=True)])
     difference = np.abs(got.astype(int) - expected)
     assert difference.max() <= most
@@ -137,8 +138,8 @@ def test_frost_without_the_photographs_names_the_extra(monkeypatch: pytest.Monke
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "distribution", absent)
-    frost_photographs.cache_clear()
-    _frost_texture.cache_clear()
+    for cached in (frost_photographs, frost_textures, _scaled):
+        cached.cache_clear()
     with pytest.raises(ValueError, match=re.escape("pip install 'gch-bench[frost]'")):
         corrupt(photos(40, 48), "frost", 1, ids(4))
 
