@@ -1,4 +1,4 @@
-"""What both forms of spatter know: the meaning of its levels, its colours, and the constants of OpenCV's functions that it calls.
+"""What both forms of spatter know: the meaning of its levels, its colours, and the constants of OpenCV's functions.
 
 Source: hendrycks/robustness, make_imagenet_c.py. The reference calls OpenCV's Canny, distanceTransform, equalizeHist, filter2D
 and blur. Both forms give the same results in whole numbers, which the tests check against OpenCV.

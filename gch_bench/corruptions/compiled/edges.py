@@ -4,7 +4,6 @@ Shapes: an image of H x W pixels. A padded field has a margin of some pixels on 
 """
 
 import numpy as np
-from numba import int16, uint8
 
 from gch_bench.corruptions.compiled.jit import inline, jit
 from gch_bench.corruptions.spatter import DIAGONAL, DISTANCE_UNIT, KNIGHT, REACH, STRAIGHT, TANGENT
@@ -21,7 +20,7 @@ def canny(grey, low, high):
     A pixel is an edge if its gradient is the largest across the edge, and either exceeds ``high``, or exceeds ``low`` where
     edge pixels link it to such a pixel. Source: Canny, IEEE PAMI 1986.
     """
-    height, width = grey.shape
+    width = grey.shape[1]
     kind, strong, count, weak = _peaks(grey, low, high)
     while count > 0 and weak > 0:
         count -= 1
@@ -82,14 +81,14 @@ def _gradients(grey):
     for y in range(height):
         above, row, below = grey[max(y - 1, 0)], grey[y], grey[min(y + 1, height - 1)]
         for x in range(width):
-            a, b, c = int16(above[x]), int16(row[x]), int16(below[x])
-            across[x + 1], down[x + 1] = int16(a + c + int16(2) * b), int16(c - a)
+            a, b, c = np.int16(above[x]), np.int16(row[x]), np.int16(below[x])
+            across[x + 1], down[x + 1] = np.int16(a + c + np.int16(2) * b), np.int16(c - a)
         across[0], across[width + 1], down[0], down[width + 1] = across[1], across[width], down[1], down[width]
         norm = out[y + 1]
         for x in range(width):
-            gx = int16(across[x + 2] - across[x])
-            gy = int16(down[x] + down[x + 2] + int16(2) * down[x + 1])
-            norm[x + 1] = int16(max(gx, int16(-gx)) + max(gy, int16(-gy)))
+            gx = np.int16(across[x + 2] - across[x])
+            gy = np.int16(down[x] + down[x + 2] + np.int16(2) * down[x + 1])
+            norm[x + 1] = np.int16(max(gx, np.int16(-gx)) + max(gy, np.int16(-gy)))
     return out
 
 
@@ -125,7 +124,7 @@ def distance_to_edges(edges):
     for y in range(height):
         own, row = edges[y], field[y + 2]
         for x in range(width):
-            row[x + 2] = int16(FAR) * int16(1 - own[x])
+            row[x + 2] = np.int16(FAR) * np.int16(1 - own[x])
         _take_steps(field[y + 2], field[y + 1], field[y], lines, -1)
     for y in range(height - 1, -1, -1):
         _take_steps(field[y + 2], field[y + 3], field[y + 4], lines, 1)
@@ -149,13 +148,14 @@ def _take_steps(row, near, far, lines, side):
     for x in range(width):
         diagonal, knight = _smaller(near[x + 1], near[x + 3]), _smaller(near[x], near[x + 4])
         knight = _smaller(knight, _smaller(far[x + 1], far[x + 3]))
-        above = _smaller(int16(near[x + 2] + int16(STRAIGHT)), _smaller(int16(diagonal + int16(DIAGONAL)), int16(knight + int16(KNIGHT))))
+        above = _smaller(np.int16(diagonal + DIAGONAL), np.int16(knight + KNIGHT))
+        above = _smaller(above, np.int16(near[x + 2] + STRAIGHT))
         line[x] = _smaller(row[x + 2], above)
     for doublings in range(5):
-        start, cost = MARGIN + (side << doublings), int16(STRAIGHT << doublings)
+        start, cost = MARGIN + (side << doublings), np.int16(STRAIGHT << doublings)
         line, beside, out = here[MARGIN : MARGIN + width], here[start : start + width], there[MARGIN : MARGIN + width]
         for x in range(width):
-            out[x] = _smaller(line[x], int16(beside[x] + cost))
+            out[x] = _smaller(line[x], np.int16(beside[x] + cost))
         here, there = there, here
     line = here[MARGIN : MARGIN + width]
     for x in range(width):
@@ -177,7 +177,7 @@ def equalize(values, levels):
         scale, below = np.float32(255.0) / np.float32(rest), 0
         for value in range(first + 1, levels):
             below += total[value]
-            table[value] = uint8(np.rint(np.float32(below) * scale))
+            table[value] = np.uint8(np.rint(np.float32(below) * scale))
         table[: first + 1] = 0
     out = np.empty_like(values)
     for y in range(len(values)):

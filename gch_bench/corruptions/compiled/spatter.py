@@ -5,7 +5,6 @@ about the centres of the edge pixels.
 """
 
 import numpy as np
-from numba import float32, int16, int32, uint8, uint16
 
 from gch_bench.corruptions.compiled.draws import normal
 from gch_bench.corruptions.compiled.edges import canny, distance_to_edges, equalize
@@ -45,7 +44,7 @@ def _drops(z, mean, sd, threshold):
     for y in range(z.shape[0]):
         row, drops = z[y], out[y]
         for x in range(z.shape[1]):
-            drops[x] = float32(row[x] * sd + mean > threshold)
+            drops[x] = np.float32(row[x] * sd + mean > threshold)
     return out
 
 
@@ -53,13 +52,13 @@ def _drops(z, mean, sd, threshold):
 def _mud(image, out, cover):
     """Blend brown into the image where it covers enough of a pixel."""
     for channel in range(3):
-        brown = float32(MUD[channel])
+        brown = np.float32(MUD[channel])
         for y in range(cover.shape[0]):
             pixels, row, mud = image[channel, y], out[channel, y], cover[y]
             for x in range(cover.shape[1]):
-                share = mud[x] if mud[x] >= float32(LEAST_COVER) else float32(0)
-                clean = float32(pixels[x])
-                row[x] = uint8(clean + share * (brown - clean) + float32(TIE_MARGIN))
+                share = mud[x] if mud[x] >= np.float32(LEAST_COVER) else np.float32(0)
+                clean = np.float32(pixels[x])
+                row[x] = np.uint8(clean + share * (brown - clean) + np.float32(TIE_MARGIN))
 
 
 @jit
@@ -70,8 +69,8 @@ def _liquid(z, mean, sd, threshold):
         row, liquid = z[y], out[y]
         for x in range(z.shape[1]):
             layer = row[x] * sd + mean
-            grey = uint8(int16(layer * float32(255)))  # a layer above 1 wraps around, as in the reference
-            liquid[x] = grey if layer >= threshold else uint8(0)
+            grey = np.uint8(np.int16(layer * np.float32(255)))  # a layer above 1 wraps around, as in the reference
+            liquid[x] = grey if layer >= threshold else np.uint8(0)
     return out
 
 
@@ -80,20 +79,20 @@ def _water(image, out, liquid, strength):
     """Add turquoise in proportion to the layer of water times an embossed relief of the distance to the drops' edges."""
     height, width = liquid.shape
     relief = _relief(distance_to_edges(canny(liquid, WEAK_EDGE, EDGE)))
-    amount, most = np.empty((height, width), np.uint16), uint16(1)
+    amount, most = np.empty((height, width), np.uint16), np.uint16(1)
     for y in range(height):
         row, water, drops = amount[y], relief[y], liquid[y]
         for x in range(width):
-            row[x] = uint16(uint16(water[x]) * uint16(drops[x]))
+            row[x] = np.uint16(np.uint16(water[x]) * np.uint16(drops[x]))
             most = row[x] if row[x] > most else most
-    scale = strength / float32(most)
+    scale = strength / np.float32(most)
     for channel in range(3):
-        colour = float32(WATER[channel])
+        colour = np.float32(WATER[channel])
         for y in range(height):
             pixels, row, water = image[channel, y], out[channel, y], amount[y]
             for x in range(width):
-                value = float32(pixels[x]) + float32(water[x]) * scale * colour
-                row[x] = uint8(value if value < float32(255) else float32(255))
+                value = np.float32(pixels[x]) + np.float32(water[x]) * scale * colour
+                row[x] = np.uint8(value if value < np.float32(255) else np.float32(255))
 
 
 @jit
@@ -137,10 +136,10 @@ def _box(above, here, below, added, divisor, out):
     float32 holds such sums exactly and the quotient of two of them is never rounded up to a whole number.
     """
     for x in range(len(out)):
-        left = int32(above[x]) + int32(here[x]) + int32(below[x])
-        middle = int32(above[x + 1]) + int32(here[x + 1]) + int32(below[x + 1])
-        right = int32(above[x + 2]) + int32(here[x + 2]) + int32(below[x + 2])
-        out[x] = uint8(int32(float32(int32(left + middle + right + added)) / float32(divisor)))
+        left = np.int32(above[x]) + np.int32(here[x]) + np.int32(below[x])
+        middle = np.int32(above[x + 1]) + np.int32(here[x + 1]) + np.int32(below[x + 1])
+        right = np.int32(above[x + 2]) + np.int32(here[x + 2]) + np.int32(below[x + 2])
+        out[x] = np.uint8(np.int32(np.float32(np.int32(left + middle + right + added)) / np.float32(divisor)))
 
 
 @jit
@@ -150,10 +149,10 @@ def _emboss(above, here, below, out):
     line[:] = 0
     for i in range(3):
         for j in range(3):
-            pixels, weight = rows[i][j : j + len(line)], int16(EMBOSS[i, j])
+            pixels, weight = rows[i][j : j + len(line)], np.int16(EMBOSS[i, j])
             if weight != 0:
                 for x in range(len(line)):
-                    line[x] += int16(weight * pixels[x])
+                    line[x] += np.int16(weight * pixels[x])
     for x in range(len(line)):
-        positive = line[x] if line[x] > 0 else int16(0)
-        line[x] = positive if positive < 255 else int16(255)
+        positive = line[x] if line[x] > 0 else np.int16(0)
+        line[x] = positive if positive < 255 else np.int16(255)
