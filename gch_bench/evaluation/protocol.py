@@ -42,8 +42,8 @@ class Protocol:
     num_images: int  # that are evaluated in every cell
     corruption_seed: int | None  # None for stored images, as `parameters` is NOT_APPLICABLE: how they were made is unknown
     noise_at_test: str  # "off", or e.g. "on-T10": the mean softmax over 10 noisy passes
-    # Where random draws come from: "philox" for generated images, the device type ("cpu", "cuda") for noise at test time, "philox,
-    # DEVICE" for both, NOT_APPLICABLE if nothing is drawn. In earlier versions generated images had the draws of a device, too.
+    # Where random draws come from: "philox" for generated images, the device type ("cpu", "cuda") for noise at test time,
+    # "philox, DEVICE" for both, NOT_APPLICABLE if nothing is drawn. In earlier versions images had the draws of a device, too.
     draws: str = "cpu"
     subset_seed: int | None = None  # seed of the draw of `num_images` images; None: all images of the data set are evaluated
 

@@ -274,8 +274,8 @@ class _Maker:
         """Yield the batch's files cell by cell. Raises UserError if an image cannot be read or a file cannot be written."""
         there = {cell: [self._kept(cell, i) for i in ids] for cell in self.found}
         alike: dict[tuple[int, ...], list[Cell]] = defaultdict(list)  # the cells that lack the same images, and so share work
-        for cell, files in there.items():
-            alike[tuple(b for b, file in enumerate(files) if file is None)].append(cell)
+        for cell, kept in there.items():
+            alike[tuple(b for b, file in enumerate(kept) if file is None)].append(cell)
         images_B3HW: torch.Tensor | None = None
         for missing, cells in alike.items():
             corrupted: Iterator[torch.Tensor] = iter(())
