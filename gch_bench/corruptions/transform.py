@@ -22,8 +22,8 @@ class ImageNetC(v2.Transform):
     plain tensors the first is the image. Everything else (labels, boxes, masks) passes through untouched, although corruptions
     such as elastic_transform move the pixels under a box or mask a little.
 
-    The random draws of an image depend on its own pixels (and on seed, name and severity), so that it is always corrupted in the
-    same way, in any order, worker or epoch. To choose the ids that name the draws yourself, call ``corrupt``.
+    The random draws of an image depend on its own pixels (and on seed, name and severity), so that it is always corrupted in
+    the same way, in any order, worker or epoch. To choose the ids that name the draws yourself, call ``corrupt``.
 
     Args:
         name: a key of CORRUPTIONS.
@@ -39,14 +39,13 @@ class ImageNetC(v2.Transform):
             messages are one line.
     """
 
-    _transformed_types = (v2._utils.is_pure_tensor, tv_tensors.Image, tv_tensors.Video, Image.Image, np.ndarray)
-
     def __init__(self, name: str, severity: int, seed: int = 0, parameters: str = "auto", fresh: bool = False) -> None:
         super().__init__()
         if not isinstance(fresh, bool):
             raise ValueError(f"fresh must be True or False, got {fresh!r}")
-        nothing, no_ids = torch.empty(0, 3, 1, 1, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
-        corrupt_all(nothing, [(name, severity)], no_ids, seed, "imagenet_224" if parameters == "auto" else parameters)  # checks
+        no_images, no_ids = torch.empty(0, 3, 1, 1, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
+        some = "imagenet_224" if parameters == "auto" else parameters
+        corrupt_all(no_images, [(name, severity)], no_ids, seed, some)  # checks the arguments
         self.name, self.severity, self.seed, self.parameters, self.fresh = name, int(severity), int(seed), parameters, fresh
 
     def extra_repr(self) -> str:
@@ -54,29 +53,29 @@ class ImageNetC(v2.Transform):
         options = [f"{key}={getattr(self, key)!r}" for key, value in defaults.items() if getattr(self, key) != value]
         return ", ".join([repr(self.name), str(self.severity), *options])
 
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """No parameters: every image has draws of its own. Raises TypeError if there is no image."""
-        if not flat_inputs:
-            raise TypeError("ImageNetC needs an image, an RGB image of Pillow or a uint8 tensor (3, H, W), and found none")
-        return {}
+    def check_inputs(self, flat_inputs: list[Any]) -> None:
+        """Raise TypeError if nothing among the inputs may be an image."""
+        if not any(isinstance(item, Image.Image | Tensor) and not _passes(item) for item in flat_inputs):
+            types = ", ".join(type(item).__name__ for item in flat_inputs) or "nothing"
+            raise TypeError(f"ImageNetC needs an image of Pillow or a uint8 tensor, got {types}: put v2.ToImage() before it")
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """One image, or one batch of images, corrupted."""
+        """One image or batch of images corrupted; boxes and masks as they are."""
+        if _passes(inpt):
+            return inpt
         if isinstance(inpt, Image.Image):
             if inpt.mode != "RGB":
-                raise ValueError(f"ImageNetC needs RGB images, got mode {inpt.mode}: put v2.RGB() or .convert('RGB') before it")
+                raise ValueError(f"ImageNetC needs RGB images, got mode {inpt.mode}: put v2.RGB() before it")
             pixels_3HW = torch.from_numpy(np.array(inpt)).permute(2, 0, 1)
             return Image.fromarray(self._corrupted(pixels_3HW[None])[0].permute(1, 2, 0).contiguous().numpy())
-        if not isinstance(inpt, Tensor) or isinstance(inpt, tv_tensors.Video):
-            advice = (
-                "put v2.ToImage() before it" if isinstance(inpt, np.ndarray) else "give it the frames as a tensor (B, 3, H, W)"
-            )
-            raise TypeError(f"ImageNetC needs images as Pillow images or tensors, got {type(inpt).__name__}: {advice}")
+        if isinstance(inpt, tv_tensors.Video):
+            raise TypeError("ImageNetC needs images, got a Video: give it the frames as a tensor (B, 3, H, W)")
         if inpt.dtype != torch.uint8:
             raise TypeError(f"ImageNetC needs uint8 pixels, got {inpt.dtype}: put it before v2.ToDtype and v2.Normalize")
         if inpt.ndim not in (3, 4) or inpt.shape[-3] != 3 or 0 in inpt.shape[-2:]:
-            shape = tuple(inpt.shape)
-            raise ValueError(f"ImageNetC needs images of shape (3, H, W) or (B, 3, H, W), got {shape}: put v2.RGB() before it")
+            raise ValueError(
+                f"ImageNetC needs shape (3, H, W) or (B, 3, H, W), got {tuple(inpt.shape)}: grey images need v2.RGB() before it"
+            )
         pixels = inpt.as_subclass(Tensor)
         corrupted = self._corrupted(pixels) if pixels.ndim == 4 else self._corrupted(pixels[None])[0]
         return tv_tensors.wrap(corrupted, like=inpt) if isinstance(inpt, tv_tensors.Image) else corrupted
@@ -91,6 +90,11 @@ class ImageNetC(v2.Transform):
         if self.fresh:
             return torch.randint(2**63 - 1, (len(images_B3HW),))
         return torch.tensor([pixels_id(image_3HW) for image_3HW in images_B3HW.cpu().numpy()], dtype=torch.int64)
+
+
+def _passes(item: Any) -> bool:
+    """Whether it is a box, a mask or the like."""
+    return isinstance(item, tv_tensors.TVTensor) and not isinstance(item, tv_tensors.Image | tv_tensors.Video)
 
 
 def pixels_id(image_3HW: np.ndarray) -> int:
