@@ -74,9 +74,9 @@ copies of the batch.
 
 AGREEMENT = """
 Outputs agree where, deterministic corruptions: at every severity at least {least:.0%} of the values of four photographs differ
-by at most 1 level (the least share is given); random ones: at every severity the means of 20 features over {draws} draws of each
+by at most 1 level (given: the least share); random ones: at every severity the means of 20 features over {draws} draws of each
 on one photograph (features: means, deviations, percentiles, distances, spectrum, as in scripts/verify_corruptions.py) differ by
-at most 4 standard errors plus 1% of the value, or 0.02 of a log-power (given: how many are off, and the worst in units of that).
+at most 4 standard errors plus 1% of the value, or 0.02 of a log-power (given: how many are off, and the worst in these units).
 
 | corruption | {names} |
 |---|{columns}"""
@@ -205,8 +205,8 @@ def one_core_line(name: str, found: OneCore) -> str:
 def one_core_goals(found: Mapping[str, OneCore]) -> Iterator[str]:
     if JPEG in found:
         jpeg = found[JPEG]
-        yield (f"\n{JPEG}, Pillow alone: {statistics.median(jpeg.turns[PILLOW]):.3f} ms an image. Ours takes "
-               f"{jpeg.ratio(OURS, to=PILLOW):.2f} times that, a batch of 1 {jpeg.ratio(ONE, to=PILLOW):.2f} times.")  # fmt: skip
+        times = f"ours takes {jpeg.ratio(OURS, to=PILLOW):.2f} times that, a batch of 1 {jpeg.ratio(ONE, to=PILLOW):.2f} times"
+        yield f"\n{JPEG}, Pillow alone: {statistics.median(jpeg.turns[PILLOW]):.3f} ms an image; {times}."
     for peer in next(iter(found.values())).alike:
         yield mean_line(f"ratio to {peer}", {name: each.ratio(peer) for name, each in found.items()}, GOAL_OF.get(peer))
     yield mean_line("ratio to best", {name: each.ratio(each.best) for name, each in found.items()}, GOAL_BEST)
