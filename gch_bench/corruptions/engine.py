@@ -17,6 +17,7 @@ from gch_bench.threads import pool
 
 STORED_QUALITY = 85  # JPEG quality of the published ImageNet-C
 DEVICES = ("cpu", "cuda")
+PARTS_OF_A_THREAD = 4  # a batch is dealt out to threads in so many parts for each, as some images take longer than others
 GPU_PIXELS = 1 << 23  # how many pixels a GPU corrupts together: enough to keep it busy, in bounded memory
 
 
@@ -98,15 +99,17 @@ def _compiled(images: Tensor) -> Apply:
         corrupted = torch.empty(images.shape, dtype=torch.uint8)
         out = corrupted.numpy()
 
-        def one(number: int) -> None:
-            draws = () if keys is None else (keys[number],)
-            corruption.compiled(shared[number], out[number], level, *draws)
+        def fill(numbers: range) -> None:
+            for number in numbers:
+                draws = () if keys is None else (keys[number],)
+                corruption.compiled(shared[number], out[number], level, *draws)
 
-        if torch.get_num_threads() == 1 or len(shared) == 1:
-            for number in range(len(shared)):
-                one(number)
+        count, threads = len(shared), torch.get_num_threads()
+        if threads == 1 or count == 1:
+            fill(range(count))
         else:
-            for _ in pool().map(one, range(len(shared))):
+            step = -(-count // (threads * PARTS_OF_A_THREAD)) or 1
+            for _ in pool().map(fill, [range(start, min(start + step, count)) for start in range(0, count, step)]):
                 pass
         return corrupted
 

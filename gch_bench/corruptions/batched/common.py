@@ -3,10 +3,7 @@
 import torch
 from torch import Tensor
 
-# In a flat area the blurred value is a whole grey level plus a rounding error of either sign (below 2e-4 in float32), which
-# truncation would turn into a difference of one level; the reference mostly keeps the level. Therefore this margin is added
-# before truncation. It moves 1 value in 2000 up by one level.
-TIE_MARGIN = 5e-4
+from gch_bench.corruptions.filters import TIE_MARGIN
 
 
 def truncate(field: Tensor) -> Tensor:
