@@ -19,7 +19,9 @@ import torch
 from PIL import Image
 from scipy import stats
 
+from gch_bench.corruptions import CORRUPTIONS
 from gch_bench.corruptions.frost import frost_photographs
+from gch_bench.corruptions.shared import Shared
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
@@ -40,6 +42,27 @@ def photos(height: int, width: int) -> torch.Tensor:
 
 def ids(n: int) -> torch.Tensor:
     return torch.arange(100, 100 + n)
+
+
+# ---- the two forms of a corruption, at any level: uint8 (B, 3, H, W) -> the same ----
+
+
+def compiled(name: str, images: torch.Tensor, level, keys: list[int] | None = None) -> torch.Tensor:
+    out = torch.empty(images.shape, dtype=torch.uint8)
+    for number, (image, corrupted) in enumerate(zip(images.contiguous().numpy(), out.numpy(), strict=True)):
+        CORRUPTIONS[name].compiled(Shared(image), corrupted, level, *(() if keys is None else (keys[number],)))
+    return out
+
+
+def batched(name: str, images: torch.Tensor, level, keys: list[int] | None = None) -> torch.Tensor:
+    draws = () if keys is None else (torch.tensor(keys, device=images.device),)
+    return CORRUPTIONS[name].batched(Shared(images), level, *draws)
+
+
+FORMS = (compiled, batched)
+
+
+# ---- deterministic: (image, level) ----
 
 
 def to_uint8(x: np.ndarray) -> np.ndarray:
