@@ -198,12 +198,13 @@ def sequential_scan(image, max_delta, draw):
             image[h, w] = image[h + dy - max_delta, w + dx - max_delta]
 
 
-def sequential_glass_blur(image, level, generator):
+def sequential_glass_blur(image, level, draws):
     sigma, max_delta, iterations = level
     image = skimage_blur(image, sigma)
-    for _ in range(iterations):
-        draw = torch.empty(image.shape[0] - 2 * max_delta, image.shape[1] - 2 * max_delta, dtype=torch.uint8)
-        sequential_scan(image, max_delta, draw.random_(0, (2 * max_delta) ** 2, generator=generator).numpy())
+    rows, columns = image.shape[0] - 2 * max_delta, image.shape[1] - 2 * max_delta
+    for iteration in range(iterations):
+        draw = draws.below(iteration, rows * columns, (2 * max_delta) ** 2)
+        sequential_scan(image, max_delta, draw.reshape(rows, columns))
     return skimage_blur(image, sigma)
 
 
@@ -220,8 +221,8 @@ def numpy_motion_blur_at(image, radius, sigma, angle):
     return (total + 1e-6).astype(np.uint8)  # a flat area stays
 
 
-def numpy_motion_blur(image, level, generator):
-    return numpy_motion_blur_at(image, *level, torch.empty(()).uniform_(-45, 45, generator=generator).item())
+def numpy_motion_blur(image, level, draws):
+    return numpy_motion_blur_at(image, *level, -45 + 90 * draws.uniform(0, 1)[0])
 
 
 def scipy_snow(image, level, draws):

@@ -127,7 +127,12 @@ def _disk_row(prefix, parts, y, mask, half, sums):
     for i in range(len(parts.ones)):
         left, right = half - parts.ones[i], half + parts.ones[i] + 1
         above, below = prefix[rows[y - i] & mask], prefix[rows[y + i] & mask]
-        start0, end0, start1, end1 = above[left : left + n], above[right : right + n], below[left : left + n], below[right : right + n]
+        start0, end0, start1, end1 = (
+            above[left : left + n],
+            above[right : right + n],
+            below[left : left + n],
+            below[right : right + n],
+        )
         if i == 0:
             for x in range(n):
                 sums[x] = end0[x] - start0[x]
