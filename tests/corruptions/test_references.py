@@ -29,12 +29,12 @@ from corruption_references import (
     pillow_pixelate,
     sequential_scan,
 )
-from gch_bench.corruptions.blur import motion_blur_at, scan_sources
-from gch_bench.corruptions.digital import pixelate
-from gch_bench.corruptions.spatter import DISTANCE_UNIT, canny, distance_to_edges, equalize
 from verify_corruptions import FEATURES, PHOTOS, agreement, draw_features, features
 
 from gch_bench.corruptions import CORRUPTIONS, PARAMETER_SETS, SEVERITIES, corrupt
+from gch_bench.corruptions.blur import motion_blur_at, scan_sources
+from gch_bench.corruptions.digital import pixelate
+from gch_bench.corruptions.spatter import DISTANCE_UNIT, canny, distance_to_edges, equalize
 from gch_bench.corruptions.draws import image_keys
 from gch_bench.corruptions.frost import _scaled, frost_photographs, frost_textures
 
