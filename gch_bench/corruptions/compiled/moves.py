@@ -47,7 +47,8 @@ def _waves(n: int, sigma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np
     S_nn = gaussian_matrix(n, sigma, "symmetric", CUT)
     weighted_rn = wave_rn @ S_nn
     rest_nn = S_nn - wave_rn.T @ weighted_rn
-    return np.float32(wave_rn), np.float32(weighted_rn), np.float32(S_nn), np.float32(rest_nn)
+    single = np.float32
+    return wave_rn.astype(single), weighted_rn.astype(single), S_nn.astype(single), rest_nn.astype(single)
 
 
 @jit
