@@ -279,9 +279,9 @@ def opencv_elastic(image, level, draws):
     return to_uint8(x)
 
 
-def opencv_spatter(image, level, generator):
+def opencv_spatter(image, level, draws):
     mean, sd, sigma, threshold, strength, mud = level
-    noise = torch.empty(image.shape[:2]).normal_(mean, sd, generator=generator).numpy()
+    noise = mean + sd * draws.normal(0, image[..., 0].size).reshape(image.shape[:2])
     liquid = skimage.filters.gaussian(noise, sigma=sigma)
     x = (image / 255).astype(np.float32)
     if mud:

@@ -14,7 +14,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import scipy.ndimage
 import torch
 from corruption_references import (
     DEVICES,
@@ -32,9 +31,6 @@ from corruption_references import (
 from verify_corruptions import FEATURES, PHOTOS, agreement, draw_features, features
 
 from gch_bench.corruptions import CORRUPTIONS, PARAMETER_SETS, SEVERITIES, corrupt
-from gch_bench.corruptions.blur import motion_blur_at, scan_sources
-from gch_bench.corruptions.digital import pixelate
-from gch_bench.corruptions.spatter import DISTANCE_UNIT, canny, distance_to_edges, equalize
 from gch_bench.corruptions.draws import image_keys
 from gch_bench.corruptions.frost import _scaled, frost_photographs, frost_textures
 
@@ -142,22 +138,6 @@ def test_frost_without_the_photographs_names_the_extra(monkeypatch: pytest.Monke
         cached.cache_clear()
     with pytest.raises(ValueError, match=re.escape("pip install 'gch-bench[frost]'")):
         corrupt(photos(40, 48), "frost", 1, ids(4))
-
-
-@pytest.mark.parametrize("kind", ["smooth", "noisy", "blobs"])
-def test_edges_and_distances_equal_opencv(kind: str) -> None:
-    rng = np.random.default_rng(3)
-    for _ in range(10):
-        sigma = {"smooth": 6, "noisy": 1, "blobs": 3}[kind]
-        field = scipy.ndimage.gaussian_filter(rng.normal(size=(90, 77)), sigma)
-        field = 255 * (field - field.min()) / np.ptp(field)
-        grey = np.where(field > 150, field, 0).astype(np.uint8) if kind == "blobs" else field.astype(np.uint8)
-        edges = cv2.Canny(grey, 50, 150)
-        assert np.array_equal(canny(torch.from_numpy(grey)[None], 50, 150)[0].numpy(), edges > 0)
-        assert kind == "smooth" or edges.any()
-        near = distance_to_edges(torch.from_numpy(edges > 0)[None])[0].numpy() / DISTANCE_UNIT
-        assert np.abs(near - np.minimum(cv2.distanceTransform(255 - edges, cv2.DIST_L2, 5), 20)).max() < 0.002
-        assert np.array_equal(equalize(torch.from_numpy(grey)[None].int(), 256)[0].numpy(), cv2.equalizeHist(grey))
 
 
 @pytest.mark.parametrize("name", LAWS)
