@@ -1,9 +1,6 @@
 """The geometry of weights, or what noise would do to a network: python diagnose.py model=resnet50 checkpoint=FILE"""
 
-import hydra
-from omegaconf import DictConfig
-
-from gch_bench.apps.cli import diagnosis_config, entry, reported
+from gch_bench.apps.cli import DictConfig, diagnosis_config, entry, hydra, reported
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="diagnose")

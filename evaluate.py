@@ -1,9 +1,6 @@
 """Evaluate trained weights, clean and under corruption: python evaluate.py model=resnet50 model.checkpoint=FILE data=..."""
 
-import hydra
-from omegaconf import DictConfig
-
-from gch_bench.apps.cli import entry, reported, run_config
+from gch_bench.apps.cli import DictConfig, entry, hydra, reported, run_config
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="evaluate")

@@ -1,9 +1,6 @@
 """Compare finished runs: python report.py 'runs=[runs/*]' output=results/x"""
 
-import hydra
-from omegaconf import DictConfig
-
-from gch_bench.apps.cli import entry, report_config, reported
+from gch_bench.apps.cli import DictConfig, entry, hydra, report_config, reported
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="report")

@@ -1,9 +1,6 @@
 """Train a backbone with internal noise, evaluate it clean and under corruption: python train.py noise=gch model=resnet50"""
 
-import hydra
-from omegaconf import DictConfig
-
-from gch_bench.apps.cli import entry, reported, run_config
+from gch_bench.apps.cli import DictConfig, entry, hydra, reported, run_config
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")

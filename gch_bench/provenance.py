@@ -13,7 +13,7 @@ def provenance() -> dict[str, Any]:
     """The commit of the code, the versions of its libraries and the hardware of this process, in plain JSON values."""
     import torch
 
-    packages = ("torch", "torchvision", "timm", "numpy", "pandas", "pyarrow", "pillow", "hydra-core")
+    packages = ("torch", "torchvision", "timm", "numpy", "numba", "pandas", "pyarrow", "pillow", "hydra-core")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     return {
         "commit": _commit(),

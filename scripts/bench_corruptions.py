@@ -1,69 +1,105 @@
 """Measures what corruptions cost: python scripts/bench_corruptions.py [--only fog snow] [--output FILE] (part of make bench)
 
-On a CPU every corruption of the table is applied to a batch, and compared with the functions of the wheel `imagecorruptions`,
-which take one image at a time. Both run in turn, severity by severity, so that a slow moment of the machine meets both, each
-for about CALLS_SECONDS after a first call that is not counted. The time of a turn is its mean over the five severities. The
-report gives the medians over the turns, of the times and of their ratio, and the range of the ratio, which says how noisy the
-machine was. On CUDA every corruption is compared with the limit set by memory: each uint8 value is read once and written once.
+On a CPU every corruption of the table is compared with the packages that compute the same corruptions and still run: on one
+core, on two, and where several corruptions of the same images are wanted. Install these packages by `make peers`.
+
+All that is compared runs in turn, severity by severity, so that a slow moment of the machine meets everyone, each for about
+CALLS_SECONDS after a first call that is not counted. The time of a turn is its mean over the five severities. The report gives
+the medians over the turns, of the times and of their ratios, and the range of a ratio, which says how noisy the machine was. On
+CUDA every corruption is compared with the limit set by memory: each uint8 value is read once and written once.
 """
 
 import argparse
-import ctypes
-import math
 import shlex
 import statistics
 import sys
-import time
-import types
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-import skimage.data
-import skimage.filters
 import torch
+from corruption_peers import DRAWS, PEERS, WITHIN_ONE, Likeness, Peer, likeness, load_all, photos_HW3
+from corruption_tasks import (
+    OURS,
+    in_turn,
+    one_at_a_time,
+    our_tasks,
+    peak_copies,
+    peer_tasks,
+    photographs,
+    pillow_tasks,
+    process_tasks,
+    shared_tasks,
+    two_processes,
+)
 from measure import machine, positive, seconds
-from PIL import Image, ImageOps
 from torch import Tensor
 
-from gch_bench.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from gch_bench.corruptions import CORRUPTIONS, SEVERITIES
+from gch_bench.errors import UserError
+from gch_bench.memory import keep_freed_memory
 
 BATCH = {"cpu": 64, "cuda": 256}
 ROUNDS = {"cpu": 5, "cuda": 20}
-CALLS_SECONDS = 0.1  # at each severity of a turn as many calls are timed as fit into this time, at least one
-TURNS_SECONDS = 10.0  # a corruption that has taken so long gets no further turn, but it has at least two
-SLOW_MS = 2.0  # where the reference takes more milliseconds per image, the goal is GOAL_SLOW
-GOAL_SLOW, GOAL_ELSEWHERE, GOAL_MEAN = 3.0, 1.0, 8.0  # our speed divided by the reference's
+GOAL_OF = {"imgcorr": 10.0, "imagecorruptions-imaug": 10.0}  # our speed divided by theirs, in geometric mean
+GOAL_BEST = 6.0  # the same against the fastest peer at each corruption
+GOAL_PILLOW = 1.05  # most of Pillow's time for jpeg_compression
+GOAL_TWO = 1.8  # the speed of two threads divided by that of one
 GOAL_CUDA, GOAL_CUDA_MEAN = 10_000, 50_000  # images/s
 GOAL_COPIES = 12.0  # peak extra memory, in units of a float32 copy of the batch
+JPEG, PILLOW, ONE = "jpeg_compression", "Pillow", "one"
+CPU = torch.device("cpu")
 MARK = {True: "yes", False: "NO"}
-CorruptOne = Callable[[np.ndarray, int, str], np.ndarray]
 
-CPU_HEADER = f"""\
-Goals (batch {BATCH["cpu"]}, 224 px, two threads): {GOAL_SLOW:g} times the reference's speed where it takes more than \
-{SLOW_MS:g} ms an image, no slower elsewhere,
-{GOAL_MEAN:g} times in geometric mean; peak extra memory at most {GOAL_COPIES:g} float32 copies of the batch.
-Time: of calls one after the other. A call that follows idleness may take 10 ms longer (seen on a 2-core virtual machine), until
-the system has put the threads on different cores.
-Memory: growth of the process's resident set over one call, output and malloc's slack included; the largest of the severities.
+SETTING = """\
+Libraries: {libraries}.
+The whole process, peers included, keeps freed memory for reuse (gch_bench.memory), without which the peers are slower. Peers
+take one image, and are timed without a conversion of what they return (corrupt-tta: floats). They draw from NumPy's global
+state, seeded here, except in impulse_noise and glass_blur, where some have generators of their own."""
 
-Reference: {{packages}}.
-It computes what the wheel computes, made to run with today's libraries. Where the wheel departs from the original generator
-(hendrycks/robustness, make_imagenet_c.py) in a way that costs or saves time:
-- motion_blur, snow: its own sum of shifted copies; the original goes through PNG and ImageMagick.
-- elastic_transform: no random affine map, and displacements smoothed by a Gaussian of 0.01 of the side at every severity; the
-  original's are 0.76 and 0.09 of the side wide at severities 1 and 2 (224 px).
-- frost: enlarges the whole photograph by at least 1.1 before it crops.
-- pixelate: enlarges with the nearest pixel; the original uses a box filter, with the same result.
+ONE_CORE = """
+## One core
+torch, OpenCV and Numba use one thread. Times are ms an image; a ratio is a peer's time divided by ours at batch {batch}.
+"Agree": whether a peer's outputs agree with ours, in the order of the columns (figures below). Goals: ahead of every peer whose
+outputs agree, and a batch of 1 no slower than the best peer; for {jpeg}, where Pillow does the work, both
+at most {pillow:g} times the time of Pillow alone. Memory: the growth of the process over one call, output included, in float32
+copies of the batch.
 
-| corruption | turns | images/s | ms an image | reference's | ratio | range | goal | met | float32 copies |
-|---|---:|---:|---:|---:|---:|---:|---:|---|---:|"""
+| corruption | turns | ours, batch {batch} | batch of 1 | {names} | {ratios} | to the best | range | agree | ahead \
+| batch of 1 | copies |
+|---|---:|---:|---:|{columns}---:|---:|---|---|---|---:|"""
 
-CUDA_HEADER = f"""\
+AGREEMENT = """
+Outputs agree where, deterministic corruptions: at every severity at least {least:.0%} of the values of four photographs differ
+by at most 1 level (given: the least share); random ones: at every severity the means of 20 features over {draws} draws of each
+on one photograph (features: means, deviations, percentiles, distances, spectrum, as in scripts/verify_corruptions.py) differ by
+at most 4 standard errors plus 1% of the value, or 0.02 of a log-power (given: how many are off, and the worst in these units).
+
+| corruption | {names} |
+|---|{columns}"""
+
+TWO_CORES = """
+## Two cores
+Ours: one process, torch.set_num_threads(2) against 1. The ceiling is the machine's own: two independent processes of ours, each
+with one thread and a batch of its own. Peers have no batches: their ways to use two cores are OpenCV's threads and two
+processes, tried here with the fastest peer of each corruption. A ratio is the speed on two cores divided by that on one.
+
+| corruption | turns | ours, ms, 1 thread | 2 threads | ratio | range | ceiling | peer | its OpenCV with 2 threads \
+| two processes |
+|---|---:|---:|---:|---:|---:|---:|---|---:|---:|"""
+
+SHARED = """
+## Several corruptions of the same images
+`corrupt` cell by cell against `corrupt_all`, batch {batch}, one thread, ms an image and cell. A ratio is the first's time
+divided by the second's.
+
+| cells | turns | corrupt | corrupt_all | ratio | range |
+|---|---:|---:|---:|---:|---:|"""
+
+CUDA = f"""\
 Goals (batch {BATCH["cuda"]}, 224 px): {GOAL_CUDA:,} images/s each, {GOAL_CUDA_MEAN:,} in geometric mean; peak extra memory at
 most {GOAL_COPIES:g} float32 copies of the batch.
 Memory: torch.cuda.max_memory_allocated over one call, output included; the largest of the severities.
@@ -73,133 +109,159 @@ Limit: a uint8 batch read and written at the bandwidth of a device copy, {{bandw
 |---|---:|---:|---:|---:|---:|---:|---:|---|---:|"""
 
 
-class Task(NamedTuple):
-    """A call and the number of images that it corrupts."""
+class OneCore(NamedTuple):
+    """What was measured of one corruption on one core."""
 
-    call: Callable[[], object]
-    images: int
+    turns: dict[str, list[float]]  # ms an image in each turn: of OURS at the full batch, of ONE, of each peer, of PILLOW
+    alike: dict[str, Likeness]  # of each peer
+    copies: float  # peak memory
 
+    def ratio(self, key: str, to: str = OURS) -> float:
+        return ratio(self.turns[key], self.turns[to])
 
-def load_reference() -> CorruptOne:
-    """The wheel's `corrupt(image_HW3, severity, name)`, made to run with today's libraries."""
-    # setuptools no longer has pkg_resources, with which the wheel finds its frost photographs.
-    stub = types.ModuleType("pkg_resources")
-    stub.resource_filename = lambda module, path: str(Path(sys.modules[module].__file__).parent / path)
-    sys.modules["pkg_resources"] = stub
-    # NumPy no longer has float_, which fog uses.
-    np.float_ = np.float64
-    import imagecorruptions.corruptions
+    @property
+    def best(self) -> str:
+        """The fastest peer."""
+        return min(self.alike, key=lambda peer: statistics.median(self.turns[peer]))
 
-    def gaussian(image: np.ndarray, *args: object, multichannel: bool = False, **options: object) -> np.ndarray:
-        return skimage.filters.gaussian(image, *args, channel_axis=-1 if multichannel else None, **options)
+    @property
+    def agreeing(self) -> list[float]:
+        """Our speed divided by that of each peer whose outputs agree."""
+        return [self.ratio(peer) for peer, each in self.alike.items() if each.agree]
 
-    # scikit-image has replaced multichannel=, which gaussian_blur and glass_blur use, by channel_axis=.
-    imagecorruptions.corruptions.gaussian = gaussian
-    return imagecorruptions.corrupt
+    @property
+    def ahead(self) -> bool:
+        if PILLOW in self.turns:
+            return self.ratio(OURS, to=PILLOW) <= GOAL_PILLOW
+        return all(each >= 1 for each in self.agreeing)
 
-
-def photographs(size: int, batch: int) -> Tensor:
-    """uint8 (batch, 3, size, size): the central squares of four photographs, resized; image i shows photograph i mod 4."""
-    data = skimage.data
-    loaded = [Image.fromarray(photo()) for photo in (data.astronaut, data.chelsea, data.coffee, data.rocket)]
-    photos_4HW3 = np.stack([ImageOps.fit(photo, (size, size), Image.Resampling.BICUBIC) for photo in loaded])
-    return torch.from_numpy(photos_4HW3).permute(0, 3, 1, 2)[torch.arange(batch) % len(loaded)].contiguous()
-
-
-def our_tasks(name: str, images: Tensor) -> list[Task]:
-    """One task per severity. Each runs once on a few images first, so that libraries are loaded and tables are computed."""
-    ids = torch.arange(len(images))
-    for severity in SEVERITIES:
-        corrupt(images[:4], name, severity, ids[:4])
-    return [Task(partial(corrupt, images, name, severity, ids), len(images)) for severity in SEVERITIES]
+    @property
+    def one_is_quick(self) -> bool:
+        if PILLOW in self.turns:
+            return self.ratio(ONE, to=PILLOW) <= GOAL_PILLOW
+        return self.ratio(self.best, to=ONE) >= 1
 
 
-def reference_tasks(corrupt_one: CorruptOne, name: str, images: list[np.ndarray]) -> list[Task]:
-    """One task per severity. The time of a first image, which is not counted, decides how many images the task has."""
-    tasks = []
-    for severity in SEVERITIES:
-        first = seconds(partial(corrupt_one, images[0], severity, name), torch.device("cpu"))
-        some = images[: max(int(CALLS_SECONDS / first), 1)]
-        tasks.append(Task(lambda some=some, level=severity: [corrupt_one(image, level, name) for image in some], len(some)))
-    return tasks
+def measure_one_core(name: str, images: Tensor, rounds: int, peers: list[Peer]) -> OneCore:
+    photos = photos_HW3(images)
+    alike = likeness([peer.corrupt for peer in peers], name, images[:4])
+    tasks = {OURS: our_tasks(name, images), ONE: one_at_a_time(name, images)}
+    tasks |= {peer.name: peer_tasks(peer.corrupt, name, photos) for peer in peers}
+    if name == JPEG:
+        tasks[PILLOW] = pillow_tasks(photos)
+    turns = in_turn(tasks, rounds, CPU)
+    return OneCore(turns, {peer.name: each for peer, each in zip(peers, alike, strict=True)}, peak_copies(tasks[OURS], images))
 
 
-def peak_copies(tasks: list[Task], images: Tensor) -> float:
-    """The largest peak of extra memory among the tasks, in units of a float32 copy of the batch."""
-    return max(peak_bytes(task.call, images.device) for task in tasks) / (4 * images.numel())
+def ratio(turns: list[float], to: list[float]) -> float:
+    """The median over the turns of the one time divided by the other."""
+    return statistics.median(ratios(turns, to))
 
 
-def peak_bytes(call: Callable[[], object], device: torch.device) -> float:
-    """The peak of the memory during a call, in bytes above the memory before it.
-
-    On CUDA it is the memory of torch's allocator, else the resident set of the process, which includes what C libraries take.
-    The latter needs Linux with glibc; elsewhere the result is NaN.
-    """
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # memory that was freed but that malloc keeps would hide new use
-        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the peak of VmRSS
-    except (AttributeError, OSError, TypeError):
-        return math.nan
-    before = _resident("VmRSS")
-    call()
-    return _resident("VmHWM") - before
+def ratios(turns: list[float], to: list[float]) -> list[float]:
+    return [a / b for a, b in zip(turns, to, strict=True)]
 
 
-def _resident(field: str) -> int:
-    return 1024 * int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0])
+def spread(values: list[float]) -> str:
+    return f"{min(values):.2f}..{max(values):.2f}"
 
 
-def milliseconds(task: Task, device: torch.device) -> float:
-    """Milliseconds per image, over as many calls as fit into CALLS_SECONDS, after a first call that is not counted."""
-    calls = max(int(CALLS_SECONDS / seconds(task.call, device)), 1)
-    return 1000 * seconds(lambda: [task.call() for _ in range(calls)], device) / (calls * task.images)
+def line(cells: list[object]) -> str:
+    return f"| {' | '.join(str(cell) for cell in cells)} |"
 
 
-def in_turn(columns: list[list[Task]], rounds: int, device: torch.device) -> list[list[float]]:
-    """For every column of tasks the milliseconds per image in each turn, averaged over the severities.
-
-    Within a turn the columns take turns at each severity.
-    """
-    turns: list[list[float]] = [[] for _ in columns]
-    begun = time.perf_counter()
-    while len(turns[0]) < rounds and (len(turns[0]) < 2 or time.perf_counter() - begun < TURNS_SECONDS):
-        times = [[milliseconds(task, device) for task in row] for row in zip(*columns, strict=True)]
-        for turn, column in zip(turns, zip(*times, strict=True), strict=True):
-            turn.append(statistics.mean(column))
-    return turns
-
-
-def report_cpu(names: list[str], images: Tensor, rounds: int) -> Iterator[str]:
-    packages = [f"{package} {version(package)}" for package in ("imagecorruptions", "numpy", "scipy", "scikit-image", "pillow")]
-    yield CPU_HEADER.format(packages=", ".join(packages) + f", cv2 {cv2.__version__}")
-    corrupt_one = load_reference()
-    images_HW3 = list(images.permute(0, 2, 3, 1).contiguous().numpy())
-    ratio_of, copies_of = {}, {}
+def report_cpu(names: list[str], images: Tensor, rounds: int, peers: list[Peer], folder: Path) -> Iterator[str]:
+    libraries = [f"{package} {version(package)}" for package in ("numba", "numpy", "scipy", "scikit-image", "pillow")]
+    yield SETTING.format(libraries=", ".join([*libraries, f"cv2 {cv2.__version__}", *(f"{p.name} {p.version}" for p in peers)]))
+    labels = [peer.name for peer in peers]
+    yield ONE_CORE.format(
+        batch=len(images), jpeg=JPEG, pillow=GOAL_PILLOW, names=" | ".join(labels), columns=2 * len(peers) * "---:|",
+        ratios=" | ".join(f"to {label}" for label in labels),
+    )  # fmt: skip
+    found = {}
     for name in names:
-        ours = our_tasks(name, images)
-        copies_of[name] = peak_copies(ours, images)
-        try:
-            theirs = reference_tasks(corrupt_one, name, images_HW3)
-        except Exception as error:  # an old wheel may raise anything with new libraries
-            (turns,) = in_turn([ours], rounds, images.device)
-            ms, reason = statistics.median(turns), f"{type(error).__name__}: {error}".splitlines()[0]
-            result = f"cannot run: {reason} | | | |"
-        else:
-            turns, their_turns = in_turn([ours, theirs], rounds, images.device)
-            ratios = [their / our for our, their in zip(turns, their_turns, strict=True)]
-            ms, their_ms, ratio_of[name] = (statistics.median(values) for values in (turns, their_turns, ratios))
-            goal = GOAL_SLOW if their_ms > SLOW_MS else GOAL_ELSEWHERE
-            ratio = f"{ratio_of[name]:.2f} | {min(ratios):.2f}..{max(ratios):.2f}"
-            result = f"{their_ms:.3f} | {ratio} | {goal:g} | {MARK[ratio_of[name] >= goal]}"
-        yield f"| {name} | {len(turns)} | {1000 / ms:.0f} | {ms:.3f} | {result} | {copies_of[name]:.1f} |"
-    yield from summary("ratio to the reference", ratio_of, GOAL_MEAN, copies_of)
+        found[name] = measure_one_core(name, images, rounds, peers)
+        yield one_core_line(name, found[name])
+    yield from one_core_goals(found)
+    yield AGREEMENT.format(least=WITHIN_ONE, draws=DRAWS, names=" | ".join(labels), columns=len(peers) * "---|")
+    for name, each in found.items():
+        yield line([name, *(f"{'yes' if peer.agree else 'no'}: {peer.figure}" for peer in each.alike.values())])
+    by_name = {peer.name: peer for peer in peers}
+    yield from two_cores({name: by_name[each.best] for name, each in found.items()}, images, rounds, folder)
+    yield from shared_work(names, images, rounds)
+
+
+def one_core_line(name: str, found: OneCore) -> str:
+    return line([
+        name, len(found.turns[OURS]),
+        *(f"{statistics.median(turns):.3f}" for key, turns in found.turns.items() if key != PILLOW),
+        *(f"{found.ratio(peer):.2f}" for peer in found.alike),
+        f"{found.ratio(found.best):.2f}", spread(ratios(found.turns[found.best], found.turns[OURS])),
+        "/".join("yes" if each.agree else "no" for each in found.alike.values()),
+        MARK[found.ahead], MARK[found.one_is_quick], f"{found.copies:.1f}",
+    ])  # fmt: skip
+
+
+def one_core_goals(found: Mapping[str, OneCore]) -> Iterator[str]:
+    if JPEG in found:
+        jpeg = found[JPEG]
+        times = f"ours takes {jpeg.ratio(OURS, to=PILLOW):.2f} times that, a batch of 1 {jpeg.ratio(ONE, to=PILLOW):.2f} times"
+        yield f"\n{JPEG}, Pillow alone: {statistics.median(jpeg.turns[PILLOW]):.3f} ms an image; {times}."
+    for peer in next(iter(found.values())).alike:
+        yield mean_line(f"ratio to {peer}", {name: each.ratio(peer) for name, each in found.items()}, GOAL_OF.get(peer))
+    yield mean_line("ratio to best", {name: each.ratio(each.best) for name, each in found.items()}, GOAL_BEST)
+    agreeing = {name: min(each.agreeing) for name, each in found.items() if each.agreeing}
+    yield mean_line("ratio to the best whose outputs agree", agreeing)
+    ahead = {name: each.ahead for name, each in found.items()}
+    yield f"\nAhead of every peer whose outputs agree: {everywhere(ahead)}."
+    quick = {name: each.one_is_quick for name, each in found.items()}
+    yield f"\nA batch of 1 no slower than the best peer: {everywhere(quick)}."
+    yield memory_line({name: each.copies for name, each in found.items()})
+
+
+def two_cores(best_of: Mapping[str, Peer], images: Tensor, rounds: int, folder: Path) -> Iterator[str]:
+    """One thread and two of ours, and of the fastest peer of each corruption."""
+    yield TWO_CORES
+    gains: dict[str, dict[str, float]] = {"two threads": {}, "the ceiling": {}}
+    with two_processes(folder, images) as pools:
+        for name, peer in best_of.items():
+            photos = photos_HW3(images)
+            turns = in_turn(
+                {
+                    OURS: our_tasks(name, images), "two threads": our_tasks(name, images, threads=2),
+                    "the ceiling": process_tasks(pools, OURS, name, len(images)),
+                    "peer": peer_tasks(peer.corrupt, name, photos), "OpenCV": peer_tasks(peer.corrupt, name, photos, threads=2),
+                    "processes": process_tasks(pools, peer.name, name, len(images)),
+                },
+                rounds, CPU,
+            )  # fmt: skip
+            for key, values in gains.items():
+                values[name] = ratio(turns[OURS], turns[key])
+            yield line([
+                name, len(turns[OURS]), *(f"{statistics.median(turns[key]):.3f}" for key in (OURS, "two threads")),
+                f"{gains['two threads'][name]:.2f}", spread(ratios(turns[OURS], turns["two threads"])),
+                f"{gains['the ceiling'][name]:.2f}", peer.name,
+                *(f"{ratio(turns['peer'], turns[key]):.2f}" for key in ("OpenCV", "processes")),
+            ])  # fmt: skip
+    yield mean_line("two threads against one", gains["two threads"], GOAL_TWO)
+    yield mean_line("two processes of one thread against one, the ceiling", gains["the ceiling"])
+
+
+def shared_work(names: list[str], images: Tensor, rounds: int) -> Iterator[str]:
+    """What `corrupt_all` saves: for the five severities of each corruption, and for all cells of those that are averaged."""
+    yield SHARED.format(batch=len(images))
+    averaged = [name for name in names if CORRUPTIONS[name].group != "extra"]
+    groups = {f"{name}, {len(SEVERITIES)} severities": [name] for name in names}
+    if averaged:
+        groups[f"all {len(averaged) * len(SEVERITIES)} cells of {len(averaged)} corruptions"] = averaged
+    for label, members in groups.items():
+        cells = [(name, severity) for name in members for severity in SEVERITIES]
+        turns = in_turn(shared_tasks(cells, images), rounds, CPU)
+        one_by_one, together = turns.values()
+        yield line([
+            label, len(together), *(f"{statistics.median(each):.3f}" for each in turns.values()),
+            f"{ratio(one_by_one, together):.2f}", spread(ratios(one_by_one, together)),
+        ])  # fmt: skip
 
 
 def report_cuda(names: list[str], images: Tensor, rounds: int) -> Iterator[str]:
@@ -208,53 +270,76 @@ def report_cuda(names: list[str], images: Tensor, rounds: int) -> Iterator[str]:
     bandwidth = 2 * block.numel() / statistics.median(copy_seconds)  # each byte is read and written
     del block
     limit = bandwidth / (2 * images[0].numel())
-    yield CUDA_HEADER.format(bandwidth=bandwidth / 1e9)
+    yield CUDA.format(bandwidth=bandwidth / 1e9)
     rate_of, copies_of = {}, {}
     for name in names:
-        ours = our_tasks(name, images)
-        copies_of[name] = peak_copies(ours, images)
-        (turns,) = in_turn([ours], rounds, images.device)
+        tasks = our_tasks(name, images)
+        copies_of[name] = peak_copies(tasks, images)
+        turns = in_turn({OURS: tasks}, rounds, images.device)[OURS]
         rate_of[name] = rate = 1000 / statistics.median(turns)
-        spread = f"{min(turns):.4f}..{max(turns):.4f}"
-        yield (f"| {name} | {len(turns)} | {rate:,.0f} | {1000 / rate:.4f} | {spread} | {limit:,.0f} | {rate / limit:.1%} |"
-               f" {GOAL_CUDA:,} | {MARK[rate >= GOAL_CUDA]} | {copies_of[name]:.1f} |")  # fmt: skip
-    yield from summary("images/s", rate_of, GOAL_CUDA_MEAN, copies_of)
+        yield line([
+            name, len(turns), f"{rate:,.0f}", f"{1000 / rate:.4f}", f"{min(turns):.4f}..{max(turns):.4f}", f"{limit:,.0f}",
+            f"{rate / limit:.1%}", f"{GOAL_CUDA:,}", MARK[rate >= GOAL_CUDA], f"{copies_of[name]:.1f}",
+        ])  # fmt: skip
+    yield mean_line("images/s", rate_of, GOAL_CUDA_MEAN)
+    yield memory_line(copies_of)
 
 
-def summary(what: str, value_of: dict[str, float], goal: float, copies_of: dict[str, float]) -> Iterator[str]:
-    if value_of:
-        mean = statistics.geometric_mean(value_of.values())
-        yield f"\nGeometric mean, {what}: {mean:,.2f} over {len(value_of)} corruptions (goal {goal:,g}: {MARK[mean >= goal]})."
-    if left_out := [name for name in copies_of if name not in value_of]:
-        yield f"\nLeft out of it, as the reference cannot run: {', '.join(left_out)}."
+def mean_line(what: str, value_of: Mapping[str, float], goal: float | None = None) -> str:
+    if not value_of:
+        return f"\nGeometric mean, {what}: none."
+    mean = statistics.geometric_mean(value_of.values())
+    met = "" if goal is None else f" (goal {goal:,g}: {MARK[mean >= goal]})"
+    return f"\nGeometric mean, {what}: {mean:,.2f} over {len(value_of)} corruptions{met}."
+
+
+def everywhere(met: Mapping[str, bool]) -> str:
+    missed = [name for name, each in met.items() if not each]
+    return f"NO: {', '.join(missed)}" if missed else "yes"
+
+
+def memory_line(copies_of: Mapping[str, float]) -> str:
     name, most = max(copies_of.items(), key=lambda item: item[1])
-    yield f"\nPeak extra memory: at most {most:.1f} copies, {name} (goal {GOAL_COPIES:g}: {MARK[most <= GOAL_COPIES]})."
+    return f"\nPeak extra memory: at most {most:.1f} copies, {name} (goal {GOAL_COPIES:g}: {MARK[most <= GOAL_COPIES]})."
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=positive, help="default: 64 on a CPU, 256 on CUDA")
     parser.add_argument("--size", type=positive, default=224)
-    parser.add_argument("--threads", type=positive, default=2)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", nargs="+", choices=tuple(CORRUPTIONS), metavar="NAME", help=", ".join(CORRUPTIONS))
     parser.add_argument("--rounds", type=positive, help="turns at most; default: 5 on a CPU, 20 on CUDA")
+    parser.add_argument("--peers", type=Path, default=PEERS, help="where `make peers` has installed the peers (CPU only)")
     parser.add_argument("--output", type=Path, help="also write the report to this Markdown file")
     options = parser.parse_args()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch finds no CUDA device")
-    batch, rounds = options.batch or BATCH[options.device], options.rounds or ROUNDS[options.device]
-    torch.set_num_threads(options.threads)
-    cv2.setNumThreads(options.threads)
-    np.random.seed(0)  # the reference draws from NumPy's global generator
     device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no CUDA device")
+    batch, rounds, names = (
+        options.batch or BATCH[device.type],
+        options.rounds or ROUNDS[device.type],
+        options.only or list(CORRUPTIONS),
+    )
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    np.random.seed(0)  # peers draw from NumPy's global generator
     images = photographs(options.size, batch).to(device)
-    report = report_cuda if device.type == "cuda" else report_cpu
+    if device.type == "cuda":
+        report = report_cuda(names, images, rounds)
+    else:
+        try:
+            peers = load_all(options.peers)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        report = report_cpu(names, images, rounds, peers, options.peers)
     lines = [f"{options.size} px, batch {batch}, medians of up to {rounds} turns; {machine(device)}.\n"]
     print(lines[0])
-    for line in report(options.only or list(CORRUPTIONS), images, rounds):
-        print(line, flush=True)
-        lines.append(line)
+    for text in report:
+        print(text, flush=True)
+        lines.append(text)
     if options.output:
         command = shlex.join(["python", "scripts/bench_corruptions.py", *sys.argv[1:]])
         options.output.write_text("\n".join(["# What corruptions cost", "", f"`{command}`, as it came.", "", *lines, ""]))

@@ -34,7 +34,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--workers", metavar="N", type=int, default=usable_cores(), help="processes (with cuda: threads), default: %(default)s"
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the corruptions; their draws differ")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="of the corruptions; results differ by rounding"
+    )
     parser.add_argument("--quality", metavar="Q", type=int, default=85, help="of the JPEG files, 1..100")
     parser.add_argument("--verify", action="store_true", help="compare DEST with its checksums instead; SRC is not looked at")
     return parser.parse_args(arguments)

@@ -68,7 +68,8 @@ def scipy_clipped_zoom(x, factor):
 
 
 def scipy_enlarge(middle, factor, size):
-    large = scipy.ndimage.zoom(middle, (factor, factor, *(1 for _ in middle.shape[2:])), order=1)
+    # With mode="constant", the default, a last column or row whose place is rounded up is 0 at some sizes (26 of 15 pixels).
+    large = scipy.ndimage.zoom(middle, (factor, factor, *(1 for _ in middle.shape[2:])), order=1, mode="nearest")
     trim = [(n - wanted) // 2 for n, wanted in zip(large.shape, size, strict=False)]
     return large[trim[0] : trim[0] + size[0], trim[1] : trim[1] + size[1]]
 
@@ -200,21 +201,21 @@ def numpy_motion_blur(image, level, generator):
     return numpy_motion_blur_at(image, *level, torch.empty(()).uniform_(-45, 45, generator=generator).item())
 
 
-def scipy_snow(image, level, generator):
+def scipy_snow(image, level, draws):
     mean, sd, zoom, threshold, radius, sigma, keep = level
     crop = [math.ceil(n / zoom) for n in image.shape[:2]]
-    flakes = scipy_enlarge(torch.empty(1, *crop).normal_(mean, sd, generator=generator)[0].numpy(), zoom, image.shape[:2])
+    flakes = scipy_enlarge(mean + sd * draws.normal(0, math.prod(crop)).reshape(crop), zoom, image.shape[:2])
     flakes[flakes < threshold] = 0
-    angle = torch.empty(()).uniform_(-135, -45, generator=generator).item()
+    angle = -135 + 90 * draws.uniform(1, 1)[0]
     layer = numpy_motion_blur_at(to_uint8(flakes), radius, sigma, angle)[..., None] / 255
     x = (image / 255).astype(np.float32)
     x = keep * x + (1 - keep) * np.maximum(x, cv2.cvtColor(x, cv2.COLOR_RGB2GRAY)[..., None] * 1.5 + 0.5)
     return to_uint8(x + layer + np.rot90(layer, k=2))
 
 
-def numpy_frost(image, level, generator):
+def numpy_frost(image, level, draws):
     image_weight, frost_weight, scale = level
-    which, top, left = torch.rand(3, dtype=torch.float64, generator=generator).tolist()
+    which, top, left = draws.uniform(0, 3)
     texture = np.asarray(frost_photographs()[int(5 * which)])
     if scale != 1:
         texture = cv2.resize(texture, (round(texture.shape[1] * scale), round(texture.shape[0] * scale)))
@@ -252,26 +253,25 @@ def sequential_plasma(draws, decay):
     return plasma / plasma.max()
 
 
-def numpy_fog(image, level, generator):
+def numpy_fog(image, level, draws):
     strength, decay = level
     height, width = image.shape[:2]
     side = 2 ** math.ceil(math.log2(max(height, width)))
-    draws = torch.empty(side * side).uniform_(-1, 1, generator=generator).numpy().astype(float)
     x = image / 255
-    foggy = x + strength * sequential_plasma(draws, decay)[:height, :width, None]
+    foggy = x + strength * sequential_plasma(draws.signed(0, side * side).astype(float), decay)[:height, :width, None]
     return to_uint8(foggy * x.max() / (x.max() + strength))
 
 
-def opencv_elastic(image, level, generator):
+def opencv_elastic(image, level, draws):
     alpha, sigma, affine = level
     height, width = image.shape[:2]
-    shift = torch.empty(3, 2, dtype=torch.float64).uniform_(-affine, affine, generator=generator).numpy()
+    shift = affine * (2 * draws.uniform(0, 6).reshape(3, 2) - 1)
     center, reach = np.float32((height, width)) // 2, min(height, width) // 3
     points = np.float32([center + reach, [center[0] + reach, center[1] - reach], center - reach])
     transform = cv2.getAffineTransform(points, points + shift.astype(np.float32))
     x = cv2.warpAffine((image / 255).astype(np.float32), transform, (width, height), borderMode=cv2.BORDER_REFLECT_101)
     if alpha > 0:
-        move = torch.empty(2, height, width).uniform_(-alpha, alpha, generator=generator).numpy()
+        move = [alpha * draws.signed(stream, height * width).reshape(height, width) for stream in (1, 2)]
         dx, dy = (skimage.filters.gaussian(field, sigma, mode="reflect", truncate=3) for field in move)
         row, column, channel = np.meshgrid(np.arange(height), np.arange(width), np.arange(3), indexing="ij")
         places = [row + dy[..., None], column + dx[..., None], channel]

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from hydra import compose
+import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.errors import CompactHydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
@@ -75,7 +75,7 @@ def noise_preset(entry: Any) -> dict[str, Any]:
     options = entry if isinstance(entry, dict) else {"name": entry}
     if not isinstance(options.get("name"), str):
         raise UserError(f"noise must be a list of names such as gch, or of {{name: gch, gamma: 2}}, got {entry}")
-    composed = compose("diagnose", overrides=[f"noise={options['name']}"])
+    composed = hydra.compose("diagnose", overrides=[f"noise={options['name']}"])
     values: Any = OmegaConf.to_container(composed.noise, resolve=True)
     return {**values, **options}
 

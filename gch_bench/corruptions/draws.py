@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gch_bench.rng import seed_of
 
+ALGORITHM = "philox"  # names these draws in protocols and manifests: other draws need another name
 ROUNDS = 10
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)  # added to the two halves of the key after each round

@@ -7,6 +7,7 @@ Shapes: H x W pixels; n pixels along one side of an image; T taps of a filter.
 
 import math
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import scipy.ndimage
@@ -15,6 +16,7 @@ import scipy.ndimage
 # truncation would turn into a difference of one level; the reference mostly keeps the level. Therefore this margin is added
 # before truncation. It moves 1 value in 2000 up by one level.
 TIE_MARGIN = 5e-4
+ANGLE, ANGLES = 0, (-45.0, 45.0)  # motion blur's angle: its stream of draws, and its range in degrees
 
 
 @lru_cache(maxsize=64)
@@ -48,28 +50,35 @@ def gaussian_matrix(n: int, sigma: float, border: str = "edge", cut: float = 4.0
     return S_nn
 
 
-@lru_cache(maxsize=64)
-def disk_kernel(radius: float, alias: float) -> tuple[np.ndarray, float]:
-    """The smoothed disk of defocus blur; ``radius`` and ``alias``, the sigma of the smoothing, are in pixels.
+class Disk(NamedTuple):
+    """The smoothed disk of defocus blur: an array with an odd side, symmetric about its middle in both directions."""
 
-    Returns:
-        The weights, float32, 17 x 17 up to radius 8 and 2 ceil(radius) + 1 on each side above; they are symmetric about their
-        middle in both directions. And the margin to add before truncation.
+    kernel: np.ndarray  # float32 (side, side), the weights of the blur
+    inside: np.ndarray  # bool (side, side), the disk before it was smoothed
+    smoothing: np.ndarray  # float32, the 3 or 5 Gaussian weights that smoothed it along each axis
+    margin: float  # what to add before truncation
+
+
+@lru_cache(maxsize=64)
+def smoothed_disk(radius: float, alias: float) -> Disk:
+    """A disk of ``radius`` pixels, smoothed by a Gaussian with the standard deviation ``alias`` in pixels.
+
+    The side of the array is 17 up to radius 8 and 2 ceil(radius) + 1 above.
     """
     half, smooth = (8, 1) if radius <= 8 else (math.ceil(radius), 2)
     grid = np.arange(-half, half + 1)
-    disk = (grid[:, None] ** 2 + grid**2 <= radius**2).astype(np.float32)
-    disk /= disk.sum()
+    inside = grid[:, None] ** 2 + grid**2 <= radius**2
+    kernel = inside.astype(np.float32)
+    kernel /= kernel.sum()
     # The edge is smoothed with 3 x 3 or 5 x 5 Gaussian weights, and the array is reflected at its border: if the disk reaches
     # the border, the sum of the weights exceeds 1, as in the reference.
     weight = np.exp(-0.5 * (np.arange(-smooth, smooth + 1) / alias) ** 2)
     weight = (weight / weight.sum()).astype(np.float32)
-    kernel = disk
     for axis in (1, 0):
         kernel = scipy.ndimage.correlate1d(kernel, weight, axis, mode="mirror")
     # All this is done in float32, as in the reference: whether the rounded weights add up to more or less than 1 decides
     # whether truncation keeps the level of a flat area.
-    return kernel, math.copysign(TIE_MARGIN, kernel.astype(float).sum() - 1)
+    return Disk(kernel, inside, weight, math.copysign(TIE_MARGIN, kernel.astype(float).sum() - 1))
 
 
 @lru_cache(maxsize=64)

@@ -4,7 +4,12 @@ import importlib.metadata
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image
+
+CROP = 0  # the stream of the three uniform draws: which photograph, and where its crop begins, down and across
 
 
 @lru_cache(maxsize=1)
@@ -25,3 +30,20 @@ def frost_photographs() -> list[Image.Image]:
         raise ValueError(
             "frost needs the photographs of the package imagecorruptions: install them with pip install 'gch-bench[frost]'"
         ) from error
+
+
+@lru_cache(maxsize=8)
+def frost_textures(scale: float, height: int, width: int) -> tuple[np.ndarray, ...]:
+    """The photographs scaled by ``scale``, or by more where crops of ``height`` x ``width`` pixels need it: uint8 (3, h, w)."""
+    fitting = [max(scale, (height + 1) / photo.height, (width + 1) / photo.width) for photo in frost_photographs()]
+    return tuple(_scaled(number, factor) for number, factor in enumerate(fitting))
+
+
+@lru_cache(maxsize=32)
+def _scaled(number: int, scale: float) -> np.ndarray:
+    """The photograph of this number, scaled by ``scale``: uint8 (3, h, w)."""
+    photograph = frost_photographs()[number]
+    # Bilinear without antialiasing, as in the reference, which shrinks the photographs for small images.
+    size = (round(photograph.height * scale), round(photograph.width * scale))
+    texture = torch.tensor(np.asarray(photograph), dtype=torch.float32).permute(2, 0, 1)[None]
+    return F.interpolate(texture, size, mode="bilinear", align_corners=False)[0].round().to(torch.uint8).numpy()

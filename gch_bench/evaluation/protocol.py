@@ -12,6 +12,7 @@ from pathlib import Path
 from gch_bench.config.parse import identity_of
 from gch_bench.config.run import Config
 from gch_bench.corruptions import PARAMETER_SETS
+from gch_bench.corruptions.draws import ALGORITHM
 from gch_bench.data.sets import DataSource
 from gch_bench.data.stored_layout import has_arrays
 from gch_bench.data.transforms import RGB, Normalisation
@@ -41,8 +42,9 @@ class Protocol:
     num_images: int  # that are evaluated in every cell
     corruption_seed: int | None  # None for stored images, as `parameters` is NOT_APPLICABLE: how they were made is unknown
     noise_at_test: str  # "off", or e.g. "on-T10": the mean softmax over 10 noisy passes
-    draws: str = "cpu"  # device type of the random draws, "cpu" or "cuda", as they differ; NOT_APPLICABLE if nothing is drawn
-
+    # Where random draws come from: "philox" for generated images, the device type ("cpu", "cuda") for noise at test time,
+    # "philox, DEVICE" for both, NOT_APPLICABLE if nothing is drawn. In earlier versions images had the draws of a device, too.
+    draws: str = "cpu"
     subset_seed: int | None = None  # seed of the draw of `num_images` images; None: all images of the data set are evaluated
 
     def __post_init__(self) -> None:
@@ -70,6 +72,7 @@ def protocol_of(config: Config, data: DataSource, normalisation: Normalisation, 
     """The protocol of a run on a `device` of this type (cpu, cuda)."""
     corruptions, noisy = config.corruptions, bool(config.noise.eval and config.noise.law)
     stored = corruptions.stored
+    drawn = [name for name, used in ((ALGORITHM, not stored), (device, noisy)) if used]
     parameters = parameter_set(corruptions, data.size)
     scaled = "" if data.size == PARAMETER_SETS[parameters].size else f"@{data.size}"
     return Protocol(
@@ -86,6 +89,6 @@ def protocol_of(config: Config, data: DataSource, normalisation: Normalisation, 
         num_images=corruptions.subset or len(data.val),
         corruption_seed=None if stored else corruptions.seed,
         noise_at_test=f"on-T{config.noise.mc_samples}" if noisy else "off",
-        draws=device if noisy or not stored else NOT_APPLICABLE,
+        draws=", ".join(drawn) or NOT_APPLICABLE,
         subset_seed=None if corruptions.subset is None else corruptions.subset_seed,
     )

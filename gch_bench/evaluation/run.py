@@ -1,14 +1,15 @@
 """Evaluates several networks in one pass over the images.
 
-Each clean image is decoded once. All its corrupted versions are made from the decoded image, and every corrupted batch goes
-through every network. A stored corrupted image is decoded once, too. The work is cut into shards of images: a process that has
-finished a shard writes its rows for every network (results/shards.py), so that a pass which was stopped goes on from there.
+Each clean image is decoded once. All its corrupted versions are made from the decoded image, with what they have in common
+computed once, and every corrupted batch goes through every network. A stored corrupted image is decoded once, too. The work is
+cut into shards of images: a process that has finished a shard writes its rows for every network (results/shards.py), so that a
+pass which was stopped goes on from there.
 
 The batches are cut from the list of images alone and not from the number of processes, so that on a CPU the rows are the same,
 bit for bit, for one network or many, for one process or several, and after a restart.
 
 Memory: a process holds the networks, two batches of uint8 images for every loader process, one corrupted batch with its
-activations, and the rows (and logits, where these are recorded) of one shard.
+activations, what the corruptions of a batch share, and the rows (and logits, where these are recorded) of one shard.
 """
 
 from collections import defaultdict
@@ -22,7 +23,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from gch_bench.corruptions import corrupt, jpeg_roundtrip
+from gch_bench.corruptions import corrupt_all, jpeg_roundtrip
 from gch_bench.data.images import ImageSet
 from gch_bench.data.loaders import EvalBatch, Source, eval_loader, loader_workers, refuse_bad, whole
 from gch_bench.data.stored import StoredImages
@@ -106,7 +107,7 @@ def evaluate(
     """Evaluate what the networks need, and write it to the shards of their run folders. Each process does its part.
 
     Args:
-        progress: called after every cell of a batch with a note and the number of rows that all processes together have
+        progress: called after every version of a batch with a note and the number of rows that all processes together have
             probably made.
 
     Raises:
@@ -121,9 +122,14 @@ def evaluate(
     with torch.inference_mode():
         for number, (each, batch) in enumerate(zip(work, whole(loader), strict=True)):
             refuse_bad(batch.bad, images.skip_bad)
-            for cell in sources[each.source][1]:
-                prepared = sources[each.source][0].preparations
-                rows = _evaluate_cell(tasks, images, cell, (each.start, each.stop), batch, prepared, world.device)
+            source, cells = sources[each.source]
+            span = (each.start, each.stop)
+            for cell, alike, pixels in _versions(tasks, images, cells, span, batch, source.preparations, world.device):
+                bad = [BadRow(cell, number, *image[:2]) for number, image in zip(batch.bad_ids, batch.bad, strict=True)]
+                for task in alike:
+                    task.spans[cell].append(span)
+                    task.bad += bad
+                rows = _evaluate(alike, cell, pixels, batch, images)
                 progress(f"shard {each.shard + 1}/{count}", rows * world.size)  # the others are assumed to be as fast
             if number + 1 == len(work) or work[number + 1].shard != each.shard:
                 _write(tasks)
@@ -163,55 +169,59 @@ def _planned(
     return work, len(shards)
 
 
-def _evaluate_cell(
+def _versions(
     tasks: Sequence[NetworkTask],
     images: EvaluatedImages,
-    cell: Cell,
+    cells: Sequence[Cell],
     span: Span,
     batch: EvalBatch,
     prepared: Sequence[Preparation],
     device: torch.device,
+) -> Iterator[tuple[Cell, list[NetworkTask], Tensor | None]]:
+    """The versions of a batch that networks need: the cell, the networks that take its images, and these, uint8 (B, 3, H, W).
+
+    Networks with the same preparation and parameter set take the same version. All versions that are made from the same pixels
+    are made one after the other, so that they share work and only one is held in memory. The images are None where none is
+    readable.
+    """
+    groups: dict[tuple[Preparation, str], dict[Cell, list[NetworkTask]]] = defaultdict(lambda: defaultdict(list))
+    for cell in cells:
+        row = images.cells.index(cell)
+        for task in tasks:
+            if task.needed[row, slice(*span)].any():
+                groups[(task.preparation(cell), task.parameters)][cell].append(task)
+    for (preparation, parameters), needing in groups.items():
+        if not len(batch.ids):
+            yield from ((cell, alike, None) for cell, alike in needing.items())
+            continue
+        pixels = batch.images[prepared.index(preparation)].to(device, non_blocking=True)
+        generated = [cell for cell in needing if cell.severity > 0 and cell not in images.stored]
+        corrupted = corrupt_all(pixels, generated, batch.ids, images.corruption_seed, parameters)
+        for cell, alike in needing.items():
+            if cell not in generated:
+                yield cell, alike, pixels
+            else:
+                yield cell, alike, jpeg_roundtrip(next(corrupted)) if images.jpeg_roundtrip else next(corrupted)
+
+
+def _evaluate(
+    tasks: Sequence[NetworkTask], cell: Cell, pixels: Tensor | None, batch: EvalBatch, images: EvaluatedImages
 ) -> int:
-    """Make the rows of a batch in one cell for every network that needs them; return how many were made."""
-    row = images.cells.index(cell)
-    needing = [task for task in tasks if task.needed[row, slice(*span)].any()]
-    bad = [BadRow(cell, number, *image[:2]) for number, image in zip(batch.bad_ids, batch.bad, strict=True)]
-    for task in needing:
-        task.spans[cell].append(span)
-        task.bad += bad
-    if not len(batch.ids):
+    """Make the rows of a batch in one cell for networks that see the same pixels; return how many were made."""
+    if pixels is None:
         return 0
-    for inputs, group in _inputs(needing, images, cell, batch, prepared, device):
+    for normalisation in dict.fromkeys(task.predictor.normalisation for task in tasks):
+        inputs = normalise(pixels, normalisation)
         features: dict[str, Features | None] = {}  # of these inputs, computed once for all networks with the same trunk
-        for task in group:
+        for task in tasks:
             predictor = task.predictor
+            if predictor.normalisation != normalisation:
+                continue
             if predictor.trunk_id not in features:
                 features[predictor.trunk_id] = features_of(predictor, inputs)
             logits_BC = predict(predictor, inputs, cell, batch.ids, features[predictor.trunk_id])
             _add_rows(task, cell, logits_BC, batch, images.clean.label_sets)
-    return len(batch.ids) * len(needing)
-
-
-def _inputs(
-    tasks: Sequence[NetworkTask],
-    images: EvaluatedImages,
-    cell: Cell,
-    batch: EvalBatch,
-    prepared: Sequence[Preparation],
-    device: torch.device,
-) -> Iterator[tuple[Tensor, list[NetworkTask]]]:
-    """The normalised images of a cell, with the networks that take them: corrupted and normalised once for each group."""
-    stored = cell in images.stored
-    groups: dict[tuple, list[NetworkTask]] = defaultdict(list)
-    for task in tasks:
-        groups[(task.preparation(cell), task.parameters)].append(task)
-    for (preparation, parameters), alike in groups.items():
-        pixels = batch.images[prepared.index(preparation)].to(device, non_blocking=True)
-        if cell.severity > 0 and not stored:
-            pixels = corrupt(pixels, cell.corruption, cell.severity, batch.ids, images.corruption_seed, parameters)
-            pixels = jpeg_roundtrip(pixels) if images.jpeg_roundtrip else pixels
-        for normalisation in dict.fromkeys(task.predictor.normalisation for task in alike):
-            yield normalise(pixels, normalisation), [task for task in alike if task.predictor.normalisation == normalisation]
+    return len(batch.ids) * len(tasks)
 
 
 def _add_rows(

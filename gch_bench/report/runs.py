@@ -154,8 +154,8 @@ def _setting_key(run: Run) -> dict[str, Any]:
     """Everything that the runs of a setting share, as plain values."""
     facts = run.facts
     protocol = {name: value for name, value in facts.protocol.items() if name != "noise_at_test"}
-    if protocol.get("source") != "generated":
-        protocol.pop("draws", None)  # whether random numbers are drawn depends on the noise at test time alone
+    # The draws of noise at test time are left out, as that noise is; those of generated images stay: "philox, cpu" -> "philox".
+    protocol["draws"] = protocol.get("draws", "").partition(",")[0] if protocol.get("source") == "generated" else None
     key = {"protocol": protocol, **_without_noise(facts.identity)}
     if facts.origin is not None:  # an evaluation of a run's weights: what that run shares replaces the digest of its weights
         key["trained"] = _without_noise(facts.origin)

@@ -8,6 +8,7 @@ from gch_bench.corruptions.batched.blur import gaussian_filter
 from gch_bench.corruptions.batched.elastic import _sample
 from gch_bench.corruptions.batched.weather import plasma
 from gch_bench.corruptions.batched.zoom import ZOOM_PLANES, clipped_zoom, enlarge
+from gch_bench.corruptions.fog import wibbles
 
 
 def planes(count: int, height: int, width: int) -> Tensor:
@@ -25,7 +26,7 @@ FLOATS = {  # (B, 3, H, W) -> (B, ...): before truncation, which hides most diff
     "enlarged": lambda x: enlarge(x[:, :1, :60, :40].contiguous(), 2.5, (150, 100)),
     "zoomed": lambda x: clipped_zoom(filled(x.flatten(0, 1)), 1.11)[: 3 * len(x)].unflatten(0, (-1, 3)),
     "sampled": lambda x: _sample(x, x[:, 0] * 0.3, x[:, 1] * 0.4, about_centres=False),
-    "plasma": lambda x: plasma(x.flatten(1)[:, : 64 * 64] / 128 - 1, 1.5),
+    "plasma": lambda x: plasma(x.flatten(1)[:, : 64 * 64] / 128 - 1, wibbles(64, 1.5)),
     "mixed": lambda x: x.mul(0.7).add_(x.flip(3), alpha=0.3),
 }
 

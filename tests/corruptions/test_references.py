@@ -28,13 +28,11 @@ from corruption_references import (
     pillow_pixelate,
     sequential_scan,
 )
-from gch_bench.corruptions.blur import motion_blur_at, scan_sources
-from gch_bench.corruptions.digital import pixelate
-from gch_bench.corruptions.weather import _frost_texture, frost_photographs
 from verify_corruptions import FEATURES, PHOTOS, agreement, draw_features, features
 
 from gch_bench.corruptions import CORRUPTIONS, PARAMETER_SETS, SEVERITIES, corrupt
 from gch_bench.corruptions.draws import image_keys
+from gch_bench.corruptions.frost import _scaled, frost_photographs, frost_textures
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "corruptions.npz"
 RANDOM = [name for name, corruption in CORRUPTIONS.items() if corruption.random]
@@ -136,8 +134,8 @@ def test_frost_without_the_photographs_names_the_extra(monkeypatch: pytest.Monke
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "distribution", absent)
-    frost_photographs.cache_clear()
-    _frost_texture.cache_clear()
+    for cached in (frost_photographs, frost_textures, _scaled):
+        cached.cache_clear()
     with pytest.raises(ValueError, match=re.escape("pip install 'gch-bench[frost]'")):
         corrupt(photos(40, 48), "frost", 1, ids(4))
 

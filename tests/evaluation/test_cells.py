@@ -40,7 +40,7 @@ def test_each_corruption_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ValueError("images must be larger")
 
     try_corruptions([CELL_CLEAN, FOG, SNOW], 16, "cifar_32")
-    monkeypatch.setitem(CORRUPTIONS, "snow", Corruption(refuse, group="weather"))
+    monkeypatch.setitem(CORRUPTIONS, "snow", Corruption(refuse, refuse, group="weather"))
     try_corruptions([CELL_CLEAN, FOG], 16, "cifar_32")
     with pytest.raises(UserError, match="corruption snow of 16x16 images cannot be made: images must be larger"):
         try_corruptions([CELL_CLEAN, FOG, SNOW], 16, "cifar_32")

@@ -62,6 +62,23 @@ def test_id_changes_with_every_field(field):
     assert dataclasses.replace(BASE, **{field: CHANGES[field]}).id != BASE.id
 
 
+@pytest.mark.parametrize(
+    ("settings", "draws"),
+    [
+        ([], {"philox"}),
+        (["noise=gch"], {"philox"}),
+        (["noise=gch", "noise.eval=true"], {"philox, cpu", "philox, cuda"}),
+        (["corruptions=stored", "corruptions.root=somewhere"], {"n/a"}),
+        (["corruptions=stored", "corruptions.root=somewhere", "noise=gch", "noise.eval=true"], {"cpu", "cuda"}),
+    ],
+)
+def test_draws_name_the_device_only_for_noise(settings: list[str], draws: set[str]) -> None:
+    config = configuration(*settings)
+    data = load_data(configuration().data, train=False)
+    normalisation = Normalisation(BASE.mean, BASE.std)
+    assert {protocol_of(config, data, normalisation, device).draws for device in ("cpu", "cuda")} == draws
+
+
 def test_equal_numbers_give_equal_ids():
     assert dataclasses.replace(BASE, mean=[0.5, 0.5, 0.5]) == BASE  # type: ignore[arg-type]
     assert dataclasses.replace(BASE, mean=(0, 0, 0)).id == dataclasses.replace(BASE, mean=(0.0, 0.0, 0.0)).id

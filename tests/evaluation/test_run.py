@@ -14,7 +14,8 @@ from PIL import Image
 from tinynet import tinynet
 from torch import nn
 
-from gch_bench.corruptions import corrupt
+from gch_bench.corruptions import CORRUPTIONS, Corruption, corrupt
+from gch_bench.corruptions.shared import Shared
 from gch_bench.data.images import ArrayImages
 from gch_bench.data.transforms import EvalTransform, Normalisation, normalise
 from gch_bench.distributed import World
@@ -82,6 +83,27 @@ def test_each_image_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ArrayImages, "load", lambda self, index: (loaded.append(index), load(self, index))[1])
     evaluate([task(tmp_path / "a"), task(tmp_path / "b", 1, 24)], images(), ALONE)
     assert loaded == list(range(N))
+
+
+def test_versions_of_an_image_share_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What several corruptions compute of an image is computed once for all cells and networks that see the same pixels."""
+    computed: list[bytes] = []
+
+    def note(pixels: np.ndarray) -> None:
+        computed.append(pixels.tobytes())
+
+    def corruption(image: Shared, out: np.ndarray, level: object) -> None:
+        image.once(note)
+        out[:] = image.pixels
+
+    for name in ("contrast", "brightness"):
+        monkeypatch.setitem(CORRUPTIONS, name, Corruption(corruption, corruption, group="digital"))
+    cells = [CELL_CLEAN, Cell("contrast", 2), Cell("contrast", 5), Cell("brightness", 1)]
+    tasks = [task(tmp_path / "a"), task(tmp_path / "b", 1), task(tmp_path / "smaller", 2, 24)]
+    for each in tasks:
+        each.needed = np.ones((len(cells), N), bool)
+    evaluate(tasks, images(cells=cells), ALONE)
+    assert len(computed) == 2 * N, "once for each image in each of the two sizes"
 
 
 @pytest.mark.parametrize("processes", [2, 3, 7])

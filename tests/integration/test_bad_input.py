@@ -108,14 +108,14 @@ def test_a_corruption_that_cannot_be_made_stops_before_training(
     def without_photographs(*arguments: object) -> None:
         raise ValueError("frost needs photographs: pip install them")
 
-    monkeypatch.setitem(CORRUPTIONS, "frost", Corruption(without_photographs, group="weather"))
+    monkeypatch.setitem(CORRUPTIONS, "frost", Corruption(without_photographs, without_photographs, group="weather"))
     frost = (*TINY, "corruptions.names=[fog,frost]", "recipe.epochs=1", f"output={tmp_path / 'run'}")
     message = refused(*frost)
     assert "corruption frost of 32x32 images cannot be made: frost needs photographs: pip install them" in message
     assert not (tmp_path / "run").exists(), "nothing is written"
     monkeypatch.undo()
     train_and_evaluate(configuration(*frost))
-    monkeypatch.setitem(CORRUPTIONS, "frost", Corruption(without_photographs, group="weather"))
+    monkeypatch.setitem(CORRUPTIONS, "frost", Corruption(without_photographs, without_photographs, group="weather"))
     train_and_evaluate(configuration(*frost))  # recorded cells need nothing
     train_and_evaluate(configuration(*frost, "corruptions.names=[fog,contrast,frost]"))
 

@@ -13,6 +13,7 @@ import os
 import shlex
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -30,7 +31,8 @@ from gch_bench import __version__
 from gch_bench.apps.make_imagenet_c.processes import in_processes
 from gch_bench.apps.make_imagenet_c.tree import ELSEWHERE, Files, Tree, whole_jpeg
 from gch_bench.checks import check
-from gch_bench.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from gch_bench.corruptions import CORRUPTIONS, SEVERITIES, corrupt_all
+from gch_bench.corruptions.draws import ALGORITHM
 from gch_bench.data.folders import fingerprint_of, image_folder
 from gch_bench.data.images import BadImage, FileImages
 from gch_bench.data.transforms import EvalTransform
@@ -81,6 +83,15 @@ class Source(NamedTuple):
     images: FileImages
     names: list[str]  # each image's name in DEST, <class>/<stem>.JPEG
     identity: dict[str, Any]  # what determines the content of every file of DEST
+
+
+class _File(NamedTuple):
+    sha256: bytes
+    size: int  # in bytes
+
+    @classmethod
+    def of(cls, data: bytes) -> "_File":
+        return cls(hashlib.sha256(data).digest(), len(data))
 
 
 class WrittenBatch(NamedTuple):
@@ -163,16 +174,18 @@ def read_source(options: Options) -> Source:
         "parameters": PARAMETERS,
         "seed": options.seed,
         "quality": options.quality,
-        "draws": options.device,  # random draws differ between cpu and cuda
+        "draws": ALGORITHM,
         "version": __version__,
     }
     return Source(images, list(first), identity)
 
 
 def _warn_of_versions(tree: Tree, session: dict[str, Any], show: Display) -> None:
-    """Warn if the last session used other versions of libraries, which may give slightly different pixels."""
+    """Warn if the last session used other versions of libraries or another device, which may give slightly other pixels."""
     for earlier in tree.manifest.get("sessions", [])[-1:]:
-        for name in ("torch", "torchvision", "numpy", "pillow"):
+        if earlier["device"] != session["device"]:
+            show.warn(f"{tree.folder} holds files made with device {earlier['device']}, now it is {session['device']}")
+        for name in ("torch", "torchvision", "numpy", "numba", "pillow"):
             was, now = earlier["versions"].get(name), session["versions"][name]
             if was != now:
                 show.warn(f"{tree.folder} holds files made with {name} {was}, now it is {now}")
@@ -259,23 +272,32 @@ class _Maker:
 
     def __call__(self, ids: range) -> Iterator[WrittenBatch]:
         """Yield the batch's files cell by cell. Raises UserError if an image cannot be read or a file cannot be written."""
+        there = {cell: [self._kept(cell, i) for i in ids] for cell in self.found}
+        alike: dict[tuple[int, ...], list[Cell]] = defaultdict(list)  # the cells that lack the same images, and so share work
+        for cell, kept in there.items():
+            alike[tuple(b for b, file in enumerate(kept) if file is None)].append(cell)
         images_B3HW: torch.Tensor | None = None
-        for cell, found_N in self.found.items():
-            paths = [self.tree.path(cell, self.source.names[i]) for i in ids]
-            kept = [whole_jpeg(path) if found_N[i] else None for i, path in zip(ids, paths, strict=True)]
-            missing = [b for b, data in enumerate(kept) if data is None]
-            made: Iterator[bytes] = iter(())
+        for missing, cells in alike.items():
+            corrupted: Iterator[torch.Tensor] = iter(())
             if missing:
                 if images_B3HW is None:
                     images_B3HW = torch.stack(list(self.many(self._load, ids))).to(self.options.device)
                 missing_ids = torch.tensor([ids[b] for b in missing])
-                corrupted = corrupt(images_B3HW[missing], *cell, missing_ids, self.options.seed, PARAMETERS)
-                pixels_BHW3 = corrupted.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-                made = self.many(self._save, [paths[b] for b in missing], pixels_BHW3)
-            contents = [data or next(made) for data in kept]
-            digests = b"".join(hashlib.sha256(data).digest() for data in contents)
-            sha256_B32 = np.frombuffer(digests, dtype=np.uint8).reshape(-1, 32)
-            yield WrittenBatch(cell, ids, Files(sha256_B32, np.array([len(data) for data in contents])), len(missing))
+                corrupted = corrupt_all(images_B3HW[list(missing)], cells, missing_ids, self.options.seed, PARAMETERS)
+            for cell in cells:
+                made: Iterator[_File] = iter(())
+                if missing:
+                    pixels_BHW3 = next(corrupted).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+                    paths = [self.tree.path(cell, self.source.names[ids[b]]) for b in missing]
+                    made = self.many(self._save, paths, pixels_BHW3)
+                files = [next(made) if file is None else file for file in there[cell]]
+                sha256_B32 = np.frombuffer(b"".join(file.sha256 for file in files), dtype=np.uint8).reshape(-1, 32)
+                yield WrittenBatch(cell, ids, Files(sha256_B32, np.array([file.size for file in files])), len(missing))
+
+    def _kept(self, cell: Cell, id_: int) -> "_File | None":
+        """The file of an image in a cell that is there already and whole; None if there is none."""
+        data = whole_jpeg(self.tree.path(cell, self.source.names[id_])) if self.found[cell][id_] else None
+        return None if data is None else _File.of(data)
 
     def _load(self, id_: int) -> torch.Tensor:
         image = self.source.images.load_or_bad(id_)
@@ -283,14 +305,14 @@ class _Maker:
             raise UserError(f"unreadable image {image.path}: {image.reason}; restore it, the same command continues")
         return EvalTransform(SIZE, RESIZE)(image)
 
-    def _save(self, path: Path, pixels_HW3: np.ndarray) -> bytes:
-        """Write one image, uint8 (H, W, 3), as a JPEG file. Returns the file's content."""
+    def _save(self, path: Path, pixels_HW3: np.ndarray) -> "_File":
+        """Write one image, uint8 (H, W, 3), as a JPEG file."""
         with io.BytesIO() as file:
             # The reference generator sets optimize, too. It makes the files smaller and changes no pixel.
             Image.fromarray(pixels_HW3).save(file, "JPEG", quality=self.options.quality, optimize=True)
             data = file.getvalue()
         write_atomic(path, lambda file: file.write(data), ELSEWHERE, durable=False)  # millions of fsyncs would take hours
-        return data
+        return _File.of(data)
 
 
 def verify(options: Options) -> None:

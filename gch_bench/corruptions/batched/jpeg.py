@@ -2,8 +2,7 @@
 
 The entropy coding, which comes between the two and loses nothing, is left out.
 
-Sources: ITU-T T.81 (1992) and the arithmetic of libjpeg's jccolor.c, jcsample.c, jcprepct.c, jfdctint.c, jcdctmgr.c,
-jcparam.c, jidctint.c, jdsample.c, jdcolor.c as Pillow uses them: 4:2:0, islow DCT, triangle ("fancy") chroma upsampling.
+See jpeg_tables.py for the sources; also libjpeg's jcsample.c, jcprepct.c and jdsample.c.
 
 libjpeg computes in fixed point: it adds whole numbers and shifts the sum to the right. Here a sum is a float that holds it
 exactly, scaled by a power of 2, and ``floor`` takes the place of the shift. float32 holds whole numbers up to 2**24 exactly,
@@ -21,51 +20,35 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gch_bench.corruptions.batched.common import product_dtype
+from gch_bench.corruptions.jpeg_tables import (
+    BLUE_OF_CHROMA,
+    BLUE_OF_RGB,
+    CHROMA,
+    EVEN,
+    GREEN_OF_CHROMA,
+    LUMA,
+    LUMA_OF_RGB,
+    ODD,
+    RED_OF_CHROMA,
+    RED_OF_RGB,
+    quantisation,
+)
+from gch_bench.corruptions.shared import Shared
 
-# The 8 x 8 DCT matrix of jfdctint.c times 2**13, given by the rows of its even and of its odd frequencies. The columns are the
-# samples 0..3; those of the samples 4..7 mirror them. The inverse DCT is the transposed matrix. Some numbers differ from the
-# rounded entries of the exact matrix, because libjpeg adds constants that are rounded one by one.
-_EVEN = ((8192, 8192, 8192, 8192), (10703, 4433, -4433, -10703), (8192, -8192, -8192, 8192), (4433, -10704, 10704, -4433))
-_ODD = ((11363, 9633, 6437, 2260), (9633, -2259, -11362, -6436), (6437, -11362, 2261, 9633), (2260, -6436, 9633, -11363))
 _SPLIT_BITS = 7  # see _Matrices
 
-# The quantisation steps of luma and chroma at quality 50: T.81, tables K.1 and K.2.
-_LUMA = (
-    (16, 11, 10, 16, 24, 40, 51, 61),
-    (12, 12, 14, 19, 26, 58, 60, 55),
-    (14, 13, 16, 24, 40, 57, 69, 56),
-    (14, 17, 22, 29, 51, 87, 80, 62),
-    (18, 22, 37, 56, 68, 109, 103, 77),
-    (24, 35, 55, 64, 81, 104, 113, 92),
-    (49, 64, 78, 87, 103, 121, 120, 101),
-    (72, 92, 95, 98, 112, 100, 103, 99),
-)
-_CHROMA = (
-    (17, 18, 24, 47, 99, 99, 99, 99),
-    (18, 21, 26, 66, 99, 99, 99, 99),
-    (24, 26, 56, 99, 99, 99, 99, 99),
-    (47, 66, 99, 99, 99, 99, 99, 99),
-    *((99,) * 8,) * 4,
-)
 
-# (bias, weight of red, of green, of blue) times 2**16, from jccolor.c. The biases also shift luma and chroma to -128..127 and
-# decide the rounding: luma rounds halves up, chroma rounds them down.
-_LUMA_OF_RGB = (32768 - (128 << 16), 19595, 38470, 7471)
-_BLUE_OF_RGB = (32767, -11059, -21709, 32768)
-_RED_OF_RGB = (32767, 32768, -27439, -5329)
-
-
-def jpeg_compression(images: Tensor, quality: int) -> Tensor:
-    """What Pillow reads after saving the images, uint8 (B, 3, H, W), as JPEG of ``quality`` 1..100; on the images' device."""
-    height, width = images.shape[2:]
-    dtype = product_dtype(images.device)
-    with torch.autocast(images.device.type, enabled=False):
-        rgb = [_extend(channel.to(dtype), height + height % 2, -(-width // 16) * 16) for channel in images.unbind(1)]
-        chroma_Nhw = torch.cat([_halve(_mix(rgb, _BLUE_OF_RGB)), _halve(_mix(rgb, _RED_OF_RGB))])
-        chroma_Nhw = _transform_and_quantise(chroma_Nhw, _CHROMA, quality)
-        luma_BHW = _transform_and_quantise(_mix(rgb, _LUMA_OF_RGB), _LUMA, quality)
-        chroma_NHW = _double(chroma_Nhw[:, : (height + 1) // 2, : (width + 1) // 2])[:, :height, :width]
-        return _to_rgb(luma_BHW[:, :height, :width], *chroma_NHW.chunk(2))
+def jpeg_compression(images: Shared[Tensor], level: int) -> Tensor:
+    """What Pillow reads after saving the images as JPEG of quality ``level``, 1..100."""
+    pixels = images.pixels
+    height, width = pixels.shape[2:]
+    dtype = product_dtype(pixels.device)
+    rgb = [_extend(channel.to(dtype), height + height % 2, -(-width // 16) * 16) for channel in pixels.unbind(1)]
+    chroma_Nhw = torch.cat([_halve(_mix(rgb, BLUE_OF_RGB)), _halve(_mix(rgb, RED_OF_RGB))])
+    chroma_Nhw = _transform_and_quantise(chroma_Nhw, CHROMA, level)
+    luma_BHW = _transform_and_quantise(_mix(rgb, LUMA_OF_RGB), LUMA, level)
+    chroma_NHW = _double(chroma_Nhw[:, : (height + 1) // 2, : (width + 1) // 2])[:, :height, :width]
+    return _to_rgb(luma_BHW[:, :height, :width], *chroma_NHW.chunk(2))
 
 
 def _mix(rgb: list[Tensor], weights: tuple[int, int, int, int]) -> Tensor:
@@ -131,7 +114,7 @@ class _Matrices:
 
 @lru_cache(maxsize=8)
 def _matrices(dtype: torch.dtype, device: str) -> _Matrices:
-    even, odd = torch.tensor(_EVEN, dtype=torch.float64), torch.tensor(_ODD, dtype=torch.float64)
+    even, odd = torch.tensor(EVEN, dtype=torch.float64), torch.tensor(ODD, dtype=torch.float64)
     dct = torch.stack([torch.cat([even, even.flip(1)], 1), torch.cat([odd, -odd.flip(1)], 1)], 1).view(8, 8)
     high = (dct / 2**_SPLIT_BITS).round()
     low = dct / 2**_SPLIT_BITS - high
@@ -153,12 +136,7 @@ def _steps(
     table: tuple[tuple[int, ...], ...], quality: int, width: int, dtype: torch.dtype, device: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Quantisation steps, their inverses, and a bias for the coefficients: each (8, width), a block repeated side by side."""
-    scale = 5000 // quality if quality < 50 else 200 - 2 * quality
-    step = torch.tensor(table).mul(scale).add(50).div(100, rounding_mode="floor").clamp(1, 255).double()
-    # The DCT's output is 8 times the coefficient. libjpeg rounds halves away from zero: an inverse that is slightly too large
-    # leaves no halves to round. It moves nothing else, because the next number is at least 1 / (8 step) away, a relative
-    # 2**-14.
-    per_step = (1 + 2**-18) / (8 * step)
+    step, per_step = (torch.from_numpy(array).double() for array in quantisation(table, quality))
     # What is added to frequency 0 reaches all samples alike, so the bias adds the halves for rounding in both passes of the
     # inverse DCT, and the shift of the levels by 128.
     bias = torch.zeros(8, 8, dtype=torch.float64)
@@ -199,7 +177,7 @@ def _to_rgb(luma_BHW: Tensor, blue_BHW: Tensor, red_BHW: Tensor) -> Tensor:
     """
     rgb = torch.empty(len(luma_BHW), 3, *luma_BHW.shape[1:], dtype=torch.uint8, device=luma_BHW.device)
     luma_BHW = luma_BHW + 0.5
-    for channel, of_blue, of_red in ((1, -22554, -46802), (0, 0, 91881), (2, 116130, 0)):
+    for channel, (of_blue, of_red) in ((1, GREEN_OF_CHROMA), (0, RED_OF_CHROMA), (2, BLUE_OF_CHROMA)):
         level = torch.add(luma_BHW, red_BHW, alpha=of_red / 65536) if of_red else luma_BHW
         level = torch.add(level, blue_BHW, alpha=of_blue / 65536) if of_blue else level
         rgb[:, channel] = level.clamp_(0, 255).to(torch.int16)  # conversion by way of int16 is several times as quick

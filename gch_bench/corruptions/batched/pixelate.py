@@ -1,66 +1,43 @@
-"""Pixelate. To be converted."""
+"""Pixelate a batch."""
 
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
-_FIXED_POINT_BITS = 22  # after the binary point of Pillow's weights for resampling 8-bit images
+from gch_bench.corruptions.box import FIXED_POINT_BITS, nearest, shrinking, shrunk_size
+from gch_bench.corruptions.shared import Shared
 
 
-def pixelate(images: Tensor, scale: float) -> Tensor:
-    """Shrink each side to int(side * ``scale``) pixels, at least 1, and enlarge it again, both with a box filter.
+def pixelate(images: Shared[Tensor], level: float) -> Tensor:
+    """Shrink each side to int(side * ``level``) pixels, at least 1, and enlarge it again, both with a box filter.
 
     The result equals Pillow's bit by bit, unless an image is over twice as tall as wide (Pillow 13 then takes the columns
-    first). Enlarging by a box filter copies the nearest pixel.
+    first).
     """
-    height, width = images.shape[2:]
-    # As in Pillow: first along the rows, with rounding to 8 bits, then along the columns. Shrinking the number of rows is
-    # quicker than that of columns, so the image is transposed for the first step.
-    shrunk = _box_shrink_rows(images.transpose(2, 3).contiguous(), max(1, int(width * scale)))
-    shrunk = _box_shrink_rows(shrunk.transpose(2, 3).contiguous(), max(1, int(height * scale)))
-    rows = _nearest(shrunk.shape[2], height, str(images.device))
-    columns = _nearest(shrunk.shape[3], width, str(images.device))
-    return shrunk.gather(3, columns.expand(*shrunk.shape[:3], -1)).index_select(2, rows)
+    height, width = images.pixels.shape[2:]
+    device = str(images.pixels.device)
+    rows, columns = shrunk_size(height, level), shrunk_size(width, level)
+    shrunk = _shrink(_shrink(images.pixels, 3, columns), 2, rows)
+    return shrunk.index_select(3, _nearest(columns, width, device)).index_select(2, _nearest(rows, height, device))
 
 
-def _box_shrink_rows(images: Tensor, size: int) -> Tensor:
-    """Box filter from H rows down to ``size`` rows, in Pillow's fixed point (int32).
-
-    All input rows (taps) of an output row have the same weight, so they are added first, in int16, and multiplied once.
-    """
-    source, present, weight = _box_taps(images.shape[2], size, str(images.device))
-    total = images.index_select(2, source[0]).to(torch.int16)
-    for tap_source, tap_present in zip(source[1:], present[1:], strict=True):
-        total.addcmul_(images.index_select(2, tap_source).to(torch.int16), tap_present)
-    total = total.to(torch.int32).mul_(weight).add_(1 << (_FIXED_POINT_BITS - 1))
-    return total.bitwise_right_shift_(_FIXED_POINT_BITS).to(torch.uint8)
+def _shrink(images: Tensor, dim: int, size: int) -> Tensor:
+    """Box filter along ``dim`` down to ``size`` pixels: differences of running sums give the sums of each box."""
+    before_first, last, weight = _boxes(images.shape[dim], size, str(images.device))
+    running = torch.cat([torch.zeros_like(images.narrow(dim, 0, 1)), images], dim).cumsum(dim, dtype=torch.int32)
+    total = running.index_select(dim, last).sub_(running.index_select(dim, before_first))
+    total.mul_(weight if dim == 3 else weight[:, None]).add_(1 << (FIXED_POINT_BITS - 1))
+    return total.bitwise_right_shift_(FIXED_POINT_BITS).to(torch.uint8)
 
 
 @lru_cache(maxsize=64)
-def _box_taps(size_in: int, size_out: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """The input rows (taps) of each output row, as in Pillow's Resample.c: at most 5 if an image shrinks to a quarter.
-
-    Returns:
-        source: int64 (taps, size_out), the input rows; the first tap of each output row is always present.
-        present: int16 (taps, size_out, 1), 1 if the output row has this tap, else 0.
-        weight: int32 (size_out, 1), 2**22 / number of taps of the output row.
-    """
-    scale = size_in / size_out
-    center = (np.arange(size_out) + 0.5) * scale
-    first = np.maximum((center - scale / 2 + 0.5).astype(int), 0)
-    last = np.minimum((center + scale / 2 + 0.5).astype(int), size_in)
-    source = first + np.arange((last - first).max())[:, None]
-    position = (source - center + 0.5) * (1 / scale)
-    present = (position > -0.5) & (position <= 0.5) & (source < last)
-    weight = ((1 / present.sum(0)) * (1 << _FIXED_POINT_BITS) + 0.5).astype(np.int32)
-    arrays = (source.clip(max=size_in - 1), present[..., None].astype(np.int16), weight[:, None])
-    source, present, weight = (torch.from_numpy(array).to(device) for array in arrays)
-    return source, present, weight
+def _boxes(size_in: int, size_out: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Per box the number of pixels before it and up to its end, int64, and its weight, int32."""
+    first, count, weight = (torch.from_numpy(array.astype("int64")) for array in shrinking(size_in, size_out))
+    return first.to(device), (first + count).to(device), weight.to(device, torch.int32)
 
 
 @lru_cache(maxsize=64)
 def _nearest(size_in: int, size_out: int, device: str) -> Tensor:
-    """int64 (size_out,): the input pixel that lies under the centre of each output pixel."""
-    return torch.from_numpy(((np.arange(size_out) + 0.5) * (size_in / size_out)).astype(np.int64)).to(device)
+    return torch.from_numpy(nearest(size_in, size_out).astype("int64")).to(device)

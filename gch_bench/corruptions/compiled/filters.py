@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from gch_bench.corruptions.compiled.jit import jit
+from gch_bench.corruptions.compiled.jit import inline, jit
 from gch_bench.corruptions.filters import border_pixels, gaussian_matrix, gaussian_weights, motion_taps
 
 TOGETHER = 4  # how many taps are added at a time
@@ -38,16 +38,11 @@ def weighted_sum(buffer, starts, weights, out):
             out[x] += (w0 * row0[x] + w1 * row1[x]) + (w2 * row2[x] + w3 * row3[x])
 
 
-@jit
-def symmetric_sum(buffer, middle, starts, ends, weights, out):
-    """out[x] = weights[0] * buffer[middle + x] + sum over t >= 1 of weights[t] * (buffer[starts[t] + x] + buffer[ends[t] + x]).
-
-    There are a multiple of four taps besides tap 0."""
+@inline
+def add_pairs(buffer, starts, ends, weights, first_tap, out):
+    """out[x] += sum over the taps from ``first_tap`` on of weights[t] * (buffer[starts[t] + x] + buffer[ends[t] + x])."""
     n = len(out)
-    row, w = buffer[middle : middle + n], weights[0]
-    for x in range(n):
-        out[x] = w * row[x]
-    for t in range(1, len(weights), TOGETHER):
+    for t in range(first_tap, len(weights), TOGETHER):
         a, b, c, d = starts[t], starts[t + 1], starts[t + 2], starts[t + 3]
         row0, row1, row2, row3 = buffer[a : a + n], buffer[b : b + n], buffer[c : c + n], buffer[d : d + n]
         a, b, c, d = ends[t], ends[t + 1], ends[t + 2], ends[t + 3]
@@ -57,6 +52,15 @@ def symmetric_sum(buffer, middle, starts, ends, weights, out):
             first = w0 * (row0[x] + end0[x]) + w1 * (row1[x] + end1[x])
             second = w2 * (row2[x] + end2[x]) + w3 * (row3[x] + end3[x])
             out[x] += first + second
+
+
+@jit
+def symmetric_sum(buffer, middle, starts, ends, weights, out):
+    """out[x] = weights[0] * buffer[middle + x] plus the sum of ``add_pairs`` over the taps 1, 2, ..."""
+    row, weight = buffer[middle : middle + len(out)], weights[0]
+    for x in range(len(out)):
+        out[x] = weight * row[x]
+    add_pairs(buffer, starts, ends, weights, 1, out)
 
 
 def filled(weights: np.ndarray) -> np.ndarray:

@@ -21,7 +21,8 @@ from torchvision.datasets import ImageFolder
 
 from gch_bench.apps.make_imagenet_c import generate
 from gch_bench.apps.make_imagenet_c.tree import Tree
-from gch_bench.corruptions import corrupt, jpeg_roundtrip
+from gch_bench.corruptions import CORRUPTIONS, Corruption, corrupt, jpeg_roundtrip
+from gch_bench.corruptions.shared import Shared
 from gch_bench.data.folders import fingerprint_of, image_folder
 
 
@@ -103,6 +104,30 @@ def test_corruptions_are_added_later(src: Path, whole: Path, tmp_path: Path) -> 
     assert files(dest) == files(whole)
     assert first == times(dest / "contrast" / "5")
     assert len(json.loads((dest / "manifest.json").read_text())["sessions"]) == 3
+
+
+def test_cells_share_work(src: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What several corruptions compute of an image is computed once, also where cells lack the same images of a batch."""
+    computed: list[bytes] = []
+
+    def note(pixels: np.ndarray) -> None:
+        computed.append(pixels.tobytes())
+
+    def corruption(image: Shared, out: np.ndarray, level: object) -> None:
+        image.once(note)
+        out[:] = image.pixels
+
+    for name in ("contrast", "brightness"):
+        monkeypatch.setitem(CORRUPTIONS, name, Corruption(corruption, corruption, group="digital"))
+    arguments = ["--corruptions", "contrast", "brightness", "--workers", 1]
+    make(src, tmp_path / "dest", *arguments)
+    assert len(computed) == len(IMAGES)
+    first, second, *_ = (target(image) for image in IMAGES)
+    for cell, image in [("contrast/1", first), ("brightness/2", first), ("brightness/3", first), ("brightness/3", second)]:
+        (tmp_path / "dest" / cell / image).unlink()
+    computed.clear()
+    make(src, tmp_path / "dest", *arguments)
+    assert len(computed) == 3, "two cells lack the first image, a third one lacks two images"
 
 
 def test_a_finished_tree_is_left_alone(src: Path, dest: Path, capsys: pytest.CaptureFixture[str]) -> None:
