@@ -1,4 +1,4 @@
-"""The compiled corruptions stay within their arrays: compiled code checks no index, so an error would overwrite other memory."""
+"""The compiled corruptions stay within their arrays: compiled code checks no index, and an error would overwrite memory."""
 
 import subprocess
 import sys
