@@ -28,9 +28,6 @@ from corruption_references import (
     pillow_pixelate,
     sequential_scan,
 )
-from gch_bench.corruptions.blur import motion_blur_at, scan_sources
-from gch_bench.corruptions.digital import pixelate
-from gch_bench.corruptions.weather import _frost_texture, frost_photographs
 from verify_corruptions import FEATURES, PHOTOS, agreement, draw_features, features
 
 from gch_bench.corruptions import CORRUPTIONS, PARAMETER_SETS, SEVERITIES, corrupt
