@@ -81,7 +81,8 @@ def gaussian_filter(field: np.ndarray, sigma: float, border: str = "edge", cut: 
     """
     height, width = field.shape
     if WIDE * len(gaussian_weights(sigma, cut)) > min(height, width):
-        return _product(_product(_matrix(height, sigma, border, cut), field), _matrix_T(width, sigma, border, cut))
+        filtered_WH = _product(*_halves(height, sigma, border, cut), field).T.copy()
+        return _product(*_halves(width, sigma, border, cut), filtered_WH).T.copy()
     out = np.empty_like(field)
     _filter(field, *gaussian_taps(height, width, sigma, border, cut), 0.0, out, np.empty((0, width), np.uint8))
     return out
@@ -98,25 +99,45 @@ def gaussian_taps(height: int, width: int, sigma: float, border: str, cut: float
 
 
 @lru_cache(maxsize=16)
-def _matrix(n: int, sigma: float, border: str, cut: float) -> np.ndarray:
-    return gaussian_matrix(n, sigma, border, cut).astype(np.float32)
+def _halves(n: int, sigma: float, border: str, cut: float) -> tuple[np.ndarray, np.ndarray]:
+    """The filter matrix S in two of half its size, float32 (ceil(n / 2), ceil(n / 2)).
 
-
-@lru_cache(maxsize=16)
-def _matrix_T(n: int, sigma: float, border: str, cut: float) -> np.ndarray:
-    return np.ascontiguousarray(_matrix(n, sigma, border, cut).T)
+    S stays the same if the order of its rows and of its columns is reversed. Therefore it maps sums x[i] + x[n - 1 - i] to such
+    sums, by the first matrix, and differences to differences, by the second one.
+    """
+    S_nn = gaussian_matrix(n, sigma, border, cut)
+    half = -(-n // 2)
+    left, right = S_nn[:half, :half] / 2, S_nn[:half, ::-1][:, :half] / 2
+    even, odd = left + right, left - right
+    if n % 2:  # the middle pixel is its own mirror image
+        even[:, -1] /= 2
+    return even.astype(np.float32), odd.astype(np.float32)
 
 
 @jit
-def _product(left, right):
-    """The matrix product of float32 (N, K) and (K, M)."""
-    rows, inner, columns = left.shape[0], left.shape[1], right.shape[1]
-    out = np.empty((rows, columns), np.float32)
-    starts = np.arange(-(-inner // TOGETHER) * TOGETHER) % inner * columns
+def _product(even, odd, field):
+    """The matrix of which ``even`` and ``odd`` are the halves times the columns of ``field``, float32 (H, W)."""
+    height, width = field.shape
+    half = len(even)
+    sums, differences = np.empty((half, width), np.float32), np.empty((half, width), np.float32)
+    for i in range(half):
+        first, second, plus, minus = field[i], field[height - 1 - i], sums[i], differences[i]
+        for x in range(width):
+            plus[x] = first[x] + second[x]
+            minus[x] = first[x] - second[x]
+    out, mirrored = np.empty_like(field), np.empty(width, np.float32)
+    starts = np.arange(-(-half // TOGETHER) * TOGETHER) % half * width
     weights = np.zeros(len(starts), np.float32)
-    for i in range(rows):
-        weights[:inner] = left[i]
-        weighted_sum(right.reshape(-1), starts, weights, out[i])
+    for i in range(half):
+        first, second = out[i], out[height - 1 - i]
+        weights[:half] = even[i]
+        weighted_sum(sums.reshape(-1), starts, weights, first)
+        weights[:half] = odd[i]
+        weighted_sum(differences.reshape(-1), starts, weights, mirrored)
+        for x in range(width):
+            total = first[x]
+            first[x] = total + mirrored[x]
+            second[x] = total - mirrored[x]
     return out
 
 
