@@ -12,6 +12,7 @@ from torch import Tensor
 Number = TypeVar("Number", float, Tensor)
 
 SHIFTS, MOVES_X, MOVES_Y = 0, 1, 2  # streams: the six draws of the affine map, and the moves of the pixels in x and in y
+CUT = 3.0  # where the Gaussian that blurs the moves ends, in units of its sigma
 
 
 def affine_map(draws: Sequence[Number], affine: float, height: int, width: int) -> tuple[Number, ...]:
@@ -24,7 +25,7 @@ def affine_map(draws: Sequence[Number], affine: float, height: int, width: int) 
         draws: six draws of U(0, 1): for x and y of the first point, of the second, and of the third.
 
     Returns:
-        (xx, xy, x0, yx, yy, y0): the new image shows at (x, y) what lies at (xx x + xy y + x0, yx x + yy y + y0) in the old one.
+        (xx, xy, x0, yx, yy, y0): the new image shows at (x, y) what the old one shows at (xx x + xy y + x0, yx x + yy y + y0).
     """
     dx_a, dy_a, dx_b, dy_b, dx_c, dy_c = (affine * (2 * draw - 1) for draw in draws)
     middle_x, middle_y = height // 2, width // 2  # as in the reference, which uses (height, width) as (x, y)

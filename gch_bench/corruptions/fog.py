@@ -22,4 +22,4 @@ def plasma_side(height: int, width: int) -> int:
 def wibbles(side: int, decay: float) -> np.ndarray:
     """The factors of the draws at each doubling, float32 (log2(side),): wibble^2, where wibble starts at 100 and falls by
     ``decay`` from one doubling to the next."""
-    return np.float32((100.0 / decay ** np.arange(side.bit_length() - 1)) ** 2)
+    return ((100.0 / decay ** np.arange(side.bit_length() - 1)) ** 2).astype(np.float32)

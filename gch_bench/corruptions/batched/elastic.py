@@ -7,7 +7,7 @@ from torch import Tensor
 from gch_bench.corruptions.batched.common import truncate_blur
 from gch_bench.corruptions.batched.filters import gaussian_filter
 from gch_bench.corruptions.draws import signed, uniform
-from gch_bench.corruptions.elastic import MOVES_X, MOVES_Y, SHIFTS, affine_map
+from gch_bench.corruptions.elastic import CUT, MOVES_X, MOVES_Y, SHIFTS, affine_map
 from gch_bench.corruptions.shared import Shared
 
 
@@ -29,7 +29,7 @@ def elastic_transform(images: Shared[Tensor], level: tuple[float, float, float],
     field = _sample(field, x_HW * xx + y_HW * xy + x0, x_HW * yx + y_HW * yy + y0, about_centres=True)
     if alpha > 0:
         draws_B2N = torch.stack([signed(keys, stream, height * width) for stream in (MOVES_X, MOVES_Y)], 1)
-        dx_BHW, dy_BHW = gaussian_filter(draws_B2N.unflatten(2, (height, width)), sigma, "symmetric", cut=3.0).unbind(1)
+        dx_BHW, dy_BHW = gaussian_filter(draws_B2N.unflatten(2, (height, width)), sigma, "symmetric", CUT).unbind(1)
         field = _sample(field, dx_BHW * alpha + x_HW, dy_BHW * alpha + y_HW, about_centres=False)
     return truncate_blur(field)
 

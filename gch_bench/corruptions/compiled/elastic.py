@@ -7,8 +7,8 @@ pixels at scattered places takes most of the time. Whole levels are exact, and o
 import numpy as np
 
 from gch_bench.corruptions.compiled.draws import signed, uniform
-from gch_bench.corruptions.compiled.filters import gaussian_filter
 from gch_bench.corruptions.compiled.jit import inline, jit
+from gch_bench.corruptions.compiled.moves import smooth
 from gch_bench.corruptions.elastic import MOVES_X, MOVES_Y, SHIFTS, affine_map
 from gch_bench.corruptions.filters import TIE_MARGIN
 from gch_bench.corruptions.shared import Shared
@@ -31,7 +31,7 @@ def elastic_transform(image: Shared[np.ndarray], out: np.ndarray, level: tuple[f
     coefficients = np.array(affine_map(uniform(key, SHIFTS, 6).tolist(), affine, height, width), np.float32)
     if alpha > 0:
         draws = (signed(key, stream, height * width).reshape(size) for stream in (MOVES_X, MOVES_Y))
-        dx, dy = (gaussian_filter(field, sigma, "symmetric", cut=3.0) for field in draws)
+        dx, dy = (smooth(field, sigma) for field in draws)
     else:
         dx = dy = np.zeros(size, np.float32)
     _move(_mapped(_packed(image.pixels), coefficients, height, width), dx, dy, np.float32(alpha), out)
@@ -90,7 +90,8 @@ def _move(packed, dx, dy, alpha, out):
 @jit
 def _buffers(width):
     """Memory that ``_sample`` uses at every row."""
-    a, b, c, d = [np.empty(width, np.uint64) for _ in range(4)]
+    a, b = np.empty(width, np.uint64), np.empty(width, np.uint64)
+    c, d = np.empty(width, np.uint64), np.empty(width, np.uint64)
     return np.empty(width, np.uint32), np.empty(width, np.float32), np.empty(width, np.float32), a, b, c, d
 
 
@@ -123,7 +124,7 @@ def _sample(packed, x_row, y_row, height, edge, buffers, values):
 
 @inline
 def _reflected(place, edge, n):
-    """A place along an axis of ``n`` pixels, reflected into it and then moved to the nearest pixel's centre, if outside them."""
+    """A place along an axis of ``n`` pixels, reflected into it and moved to the nearest pixel's centre, if outside of these."""
     last = np.float32(n - 1)
     period = max(np.float32(2) * (last + np.float32(2) * edge), np.float32(1))
     folded = abs(place + edge)

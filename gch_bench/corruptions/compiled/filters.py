@@ -81,8 +81,7 @@ def gaussian_filter(field: np.ndarray, sigma: float, border: str = "edge", cut: 
     """
     height, width = field.shape
     if WIDE * len(gaussian_weights(sigma, cut)) > min(height, width):
-        filtered_WH = _product(*_halves(height, sigma, border, cut), field).T.copy()
-        return _product(*_halves(width, sigma, border, cut), filtered_WH).T.copy()
+        return product(product(_matrix(height, sigma, border, cut), field), _matrix_T(width, sigma, border, cut))
     out = np.empty_like(field)
     _filter(field, *gaussian_taps(height, width, sigma, border, cut), 0.0, out, np.empty((0, width), np.uint8))
     return out
@@ -99,46 +98,42 @@ def gaussian_taps(height: int, width: int, sigma: float, border: str, cut: float
 
 
 @lru_cache(maxsize=16)
-def _halves(n: int, sigma: float, border: str, cut: float) -> tuple[np.ndarray, np.ndarray]:
-    """The filter matrix S in two of half its size, float32 (ceil(n / 2), ceil(n / 2)).
+def _matrix(n: int, sigma: float, border: str, cut: float) -> np.ndarray:
+    return gaussian_matrix(n, sigma, border, cut).astype(np.float32)
 
-    S stays the same if the order of its rows and of its columns is reversed. Therefore it maps sums x[i] + x[n - 1 - i] to such
-    sums, by the first matrix, and differences to differences, by the second one.
-    """
-    S_nn = gaussian_matrix(n, sigma, border, cut)
-    half = -(-n // 2)
-    left, right = S_nn[:half, :half] / 2, S_nn[:half, ::-1][:, :half] / 2
-    even, odd = left + right, left - right
-    if n % 2:  # the middle pixel is its own mirror image
-        even[:, -1] /= 2
-    return even.astype(np.float32), odd.astype(np.float32)
+
+@lru_cache(maxsize=16)
+def _matrix_T(n: int, sigma: float, border: str, cut: float) -> np.ndarray:
+    return np.ascontiguousarray(_matrix(n, sigma, border, cut).T)
 
 
 @jit
-def _product(even, odd, field):
-    """The matrix of which ``even`` and ``odd`` are the halves times the columns of ``field``, float32 (H, W)."""
-    height, width = field.shape
-    half = len(even)
-    sums, differences = np.empty((half, width), np.float32), np.empty((half, width), np.float32)
-    for i in range(half):
-        first, second, plus, minus = field[i], field[height - 1 - i], sums[i], differences[i]
-        for x in range(width):
-            plus[x] = first[x] + second[x]
-            minus[x] = first[x] - second[x]
-    out, mirrored = np.empty_like(field), np.empty(width, np.float32)
-    starts = np.arange(-(-half // TOGETHER) * TOGETHER) % half * width
-    weights = np.zeros(len(starts), np.float32)
-    for i in range(half):
-        first, second = out[i], out[height - 1 - i]
-        weights[:half] = even[i]
-        weighted_sum(sums.reshape(-1), starts, weights, first)
-        weights[:half] = odd[i]
-        weighted_sum(differences.reshape(-1), starts, weights, mirrored)
-        for x in range(width):
-            total = first[x]
-            first[x] = total + mirrored[x]
-            second[x] = total - mirrored[x]
-    return out
+def product(left, right):
+    """The matrix product of float32 (N, K) and (K, M), by blocks of 4 rows and 4 terms, so that sums are seldom loaded."""
+    rows, inner = left.shape
+    out = np.zeros((-(-rows // 4) * 4, right.shape[1]), np.float32)  # the rows at the end that fill a block are not returned
+    for i in range(0, rows, 4):
+        out0, out1, out2, out3 = out[i], out[i + 1], out[i + 2], out[i + 3]
+        w0, w1, w2, w3 = left[i], left[min(i + 1, rows - 1)], left[min(i + 2, rows - 1)], left[min(i + 3, rows - 1)]
+        for j in range(0, inner - 3, 4):
+            a, b, c, d = right[j], right[j + 1], right[j + 2], right[j + 3]
+            a0, b0, c0, d0 = w0[j], w0[j + 1], w0[j + 2], w0[j + 3]
+            a1, b1, c1, d1 = w1[j], w1[j + 1], w1[j + 2], w1[j + 3]
+            a2, b2, c2, d2 = w2[j], w2[j + 1], w2[j + 2], w2[j + 3]
+            a3, b3, c3, d3 = w3[j], w3[j + 1], w3[j + 2], w3[j + 3]
+            for x in range(len(a)):
+                out0[x] += (a0 * a[x] + b0 * b[x]) + (c0 * c[x] + d0 * d[x])
+                out1[x] += (a1 * a[x] + b1 * b[x]) + (c1 * c[x] + d1 * d[x])
+                out2[x] += (a2 * a[x] + b2 * b[x]) + (c2 * c[x] + d2 * d[x])
+                out3[x] += (a3 * a[x] + b3 * b[x]) + (c3 * c[x] + d3 * d[x])
+        for j in range(inner // 4 * 4, inner):
+            a, a0, a1, a2, a3 = right[j], w0[j], w1[j], w2[j], w3[j]
+            for x in range(len(a)):
+                out0[x] += a0 * a[x]
+                out1[x] += a1 * a[x]
+                out2[x] += a2 * a[x]
+                out3[x] += a3 * a[x]
+    return out[:rows]
 
 
 @jit
