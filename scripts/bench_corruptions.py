@@ -31,7 +31,6 @@ from corruption_tasks import (
     peer_tasks,
     photographs,
     pillow_tasks,
-    process_tasks,
     shared_tasks,
     two_processes,
 )
@@ -223,15 +222,15 @@ def two_cores(best_of: Mapping[str, Peer], images: Tensor, rounds: int, folder: 
     """One thread and two of ours, and of the fastest peer of each corruption."""
     yield TWO_CORES
     gains: dict[str, dict[str, float]] = {"two threads": {}, "the ceiling": {}}
-    with two_processes(folder, images) as pools:
+    with two_processes(folder, images) as processes:
         for name, peer in best_of.items():
             photos = photos_HW3(images)
             turns = in_turn(
                 {
                     OURS: our_tasks(name, images), "two threads": our_tasks(name, images, threads=2),
-                    "the ceiling": process_tasks(pools, OURS, name, len(images)),
+                    "the ceiling": processes.tasks(OURS, name),
                     "peer": peer_tasks(peer.corrupt, name, photos), "OpenCV": peer_tasks(peer.corrupt, name, photos, threads=2),
-                    "processes": process_tasks(pools, peer.name, name, len(images)),
+                    "processes": processes.tasks(peer.name, name),
                 },
                 rounds, CPU,
             )  # fmt: skip

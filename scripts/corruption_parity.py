@@ -44,7 +44,8 @@ Without corruption the mean confidence is {confidence:.1%}, and {classes} classe
 in percent, with the same class as without corruption, with Wilson's 95% interval; "reference - ours" is the difference on the
 same images, with its 95% interval (Agresti and Min 2005). "Agreement" is the share of images with the same class from our image
 and from the reference's. "Two seeds" is the same for two seeds of ours: what other draws alone change, nothing where a
-corruption is deterministic. About one interval of a difference in 20 does not hold 0 by chance.
+corruption is deterministic. An image that lies between two classes may change its class by single grey levels, which rounding
+moves. About one interval of a difference in 20 does not hold 0 by chance.
 
 | corruption | kept, ours | kept, reference | reference - ours | agreement | two seeds | agreement - two seeds |
 |---|---:|---:|---:|---:|---:|---:|"""

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -117,60 +117,69 @@ def shared_tasks(cells: list[tuple[str, int]], images: Tensor) -> dict[str, list
 
 # ---- two processes ----
 
-_work: dict[str, object] = {}  # in a process of two_processes: its batch, and where the peers are
+
+class Processes(NamedTuple):
+    """Two processes with one thread each, which corrupt photographs of their own."""
+
+    pools: list[ProcessPoolExecutor]
+    folder: Path  # of the peers
+    size: int  # of the photographs
+    batch: int
+
+    def tasks(self, who: str, name: str) -> list[Task]:
+        """The corruption by ``who`` (OURS or a peer's name) in both processes at once.
+
+        A task has so many batches or images that telling the processes what to do takes no part of it worth mentioning.
+        """
+
+        def call(severity: int, count: int) -> None:
+            work = (who, name, severity, count, self.folder, self.size, self.batch)
+            for running in [pool.submit(_repeat, *work) for pool in self.pools]:
+                running.result()
+
+        tasks = []
+        for severity in SEVERITIES:
+            first = [seconds(partial(call, severity, 1), CPU) for _ in range(2)][1]
+            count = max(int(CALLS_SECONDS / first), 1)
+            tasks.append(Task(partial(call, severity, count), 2 * count * (self.batch if who == OURS else 1)))
+        return tasks
 
 
 @contextmanager
-def two_processes(folder: Path, images: Tensor) -> Iterator[list[ProcessPoolExecutor]]:
-    """Two processes with one thread each, which corrupt a batch of their own (`process_tasks`)."""
+def two_processes(folder: Path, images: Tensor) -> Iterator[Processes]:
     context = multiprocessing.get_context("spawn")
-    arguments = (folder, images.shape[-1], len(images))
-    pools = [ProcessPoolExecutor(1, context, _start, arguments) for _ in range(2)]
+    pools = [ProcessPoolExecutor(1, context, _start) for _ in range(2)]
     try:
-        yield pools
+        yield Processes(pools, folder, images.shape[-1], len(images))
     finally:
         for pool in pools:
             pool.shutdown()
 
 
-def _start(folder: Path, size: int, batch: int) -> None:
+def _start() -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     np.random.seed(0)
-    _work.update(folder=folder, images=photographs(size, batch))
 
 
-def _repeat(who: str, name: str, severity: int, count: int) -> None:
-    """Corrupt the batch of this process, or by a peer its first images, ``count`` batches or images."""
-    images = _work["images"]
-    assert isinstance(images, Tensor)
+def _repeat(who: str, name: str, severity: int, count: int, folder: Path, size: int, batch: int) -> None:
+    """Corrupt ``count`` batches by ours, or as many single images by a peer."""
+    images = _photographs(size, batch)
     if who == OURS:
         for _ in range(count):
             corrupt(images, name, severity, torch.arange(len(images)))
         return
-    if who not in _work:
-        _work[who] = load(_work["folder"], who).corrupt
-    photos = photos_HW3(images[:4])
+    peer, photos = _peer(folder, who), photos_HW3(images[:4])
     for number in range(count):
-        _work[who](photos[number % len(photos)], name, severity)
+        peer(photos[number % len(photos)], name, severity)
 
 
-def process_tasks(pools: Sequence[ProcessPoolExecutor], who: str, name: str, batch: int) -> list[Task]:
-    """The corruption by ``who`` (OURS or a peer's name) in all processes at once.
+_photographs = lru_cache(maxsize=1)(photographs)
 
-    Each task has so many batches or images that telling the processes what to do takes no part of its time worth mentioning.
-    """
 
-    def call(severity: int, count: int) -> None:
-        for running in [pool.submit(_repeat, who, name, severity, count) for pool in pools]:
-            running.result()
-
-    tasks = []
-    for severity in SEVERITIES:
-        first = [seconds(partial(call, severity, 1), CPU) for _ in range(2)][1]
-        count = max(int(CALLS_SECONDS / first), 1)
-        tasks.append(Task(partial(call, severity, count), len(pools) * count * (batch if who == OURS else 1)))
-    return tasks
+@lru_cache
+def _peer(folder: Path, name: str) -> CorruptOne:
+    return load(folder, name).corrupt
 
 
 # ---- times and memory ----

@@ -19,7 +19,9 @@ import torch
 from PIL import Image
 from scipy import stats
 
+from gch_bench.corruptions import CORRUPTIONS
 from gch_bench.corruptions.frost import frost_photographs
+from gch_bench.corruptions.shared import Shared
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
@@ -40,6 +42,27 @@ def photos(height: int, width: int) -> torch.Tensor:
 
 def ids(n: int) -> torch.Tensor:
     return torch.arange(100, 100 + n)
+
+
+# ---- the two forms of a corruption, at any level: uint8 (B, 3, H, W) -> the same ----
+
+
+def compiled(name: str, images: torch.Tensor, level, keys: list[int] | None = None) -> torch.Tensor:
+    out = torch.empty(images.shape, dtype=torch.uint8)
+    for number, (image, corrupted) in enumerate(zip(images.contiguous().numpy(), out.numpy(), strict=True)):
+        CORRUPTIONS[name].compiled(Shared(image), corrupted, level, *(() if keys is None else (keys[number],)))
+    return out
+
+
+def batched(name: str, images: torch.Tensor, level, keys: list[int] | None = None) -> torch.Tensor:
+    draws = () if keys is None else (torch.tensor(keys, device=images.device),)
+    return CORRUPTIONS[name].batched(Shared(images), level, *draws)
+
+
+FORMS = (compiled, batched)
+
+
+# ---- deterministic: (image, level) ----
 
 
 def to_uint8(x: np.ndarray) -> np.ndarray:
@@ -175,12 +198,13 @@ def sequential_scan(image, max_delta, draw):
             image[h, w] = image[h + dy - max_delta, w + dx - max_delta]
 
 
-def sequential_glass_blur(image, level, generator):
+def sequential_glass_blur(image, level, draws):
     sigma, max_delta, iterations = level
     image = skimage_blur(image, sigma)
-    for _ in range(iterations):
-        draw = torch.empty(image.shape[0] - 2 * max_delta, image.shape[1] - 2 * max_delta, dtype=torch.uint8)
-        sequential_scan(image, max_delta, draw.random_(0, (2 * max_delta) ** 2, generator=generator).numpy())
+    rows, columns = image.shape[0] - 2 * max_delta, image.shape[1] - 2 * max_delta
+    for iteration in range(iterations):
+        draw = draws.below(iteration, rows * columns, (2 * max_delta) ** 2)
+        sequential_scan(image, max_delta, draw.reshape(rows, columns))
     return skimage_blur(image, sigma)
 
 
@@ -197,8 +221,8 @@ def numpy_motion_blur_at(image, radius, sigma, angle):
     return (total + 1e-6).astype(np.uint8)  # a flat area stays
 
 
-def numpy_motion_blur(image, level, generator):
-    return numpy_motion_blur_at(image, *level, torch.empty(()).uniform_(-45, 45, generator=generator).item())
+def numpy_motion_blur(image, level, draws):
+    return numpy_motion_blur_at(image, *level, -45 + 90 * draws.uniform(0, 1)[0])
 
 
 def scipy_snow(image, level, draws):

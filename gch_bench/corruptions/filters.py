@@ -10,7 +10,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-import scipy.ndimage
 
 # In a flat area the blurred value is a whole grey level plus a rounding error of either sign (below 2e-4 in float32), which
 # truncation would turn into a difference of one level; the reference mostly keeps the level. Therefore this margin is added
@@ -50,6 +49,11 @@ def gaussian_matrix(n: int, sigma: float, border: str = "edge", cut: float = 4.0
     return S_nn
 
 
+def weighted_sums(field: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
+    """The sums of as many neighbours along ``axis`` as there are weights, each times its weight, wherever all lie inside."""
+    return np.lib.stride_tricks.sliding_window_view(field, len(weights), axis) @ weights
+
+
 class Disk(NamedTuple):
     """The smoothed disk of defocus blur: an array with an odd side, symmetric about its middle in both directions."""
 
@@ -74,9 +78,10 @@ def smoothed_disk(radius: float, alias: float) -> Disk:
     # the border, the sum of the weights exceeds 1, as in the reference.
     weight = np.exp(-0.5 * (np.arange(-smooth, smooth + 1) / alias) ** 2)
     weight = (weight / weight.sum()).astype(np.float32)
-    for axis in (1, 0):
-        kernel = scipy.ndimage.correlate1d(kernel, weight, axis, mode="mirror")
-    # All this is done in float32, as in the reference: whether the rounded weights add up to more or less than 1 decides
+    for axis, margins in ((1, ((0, 0), (smooth, smooth))), (0, ((smooth, smooth), (0, 0)))):
+        mirrored = np.pad(kernel, margins, mode="reflect").astype(float)
+        kernel = weighted_sums(mirrored, weight.astype(float), axis).astype(np.float32)
+    # The results are rounded to float32, as in the reference: whether the rounded weights add up to more or less than 1 decides
     # whether truncation keeps the level of a flat area.
     return Disk(kernel, inside, weight, math.copysign(TIE_MARGIN, kernel.astype(float).sum() - 1))
 

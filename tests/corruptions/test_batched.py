@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from gch_bench.corruptions.batched.blur import gaussian_filter
 from gch_bench.corruptions.batched.elastic import _sample
+from gch_bench.corruptions.batched.filters import enlarge, gaussian_filter, motion_blur_at
 from gch_bench.corruptions.batched.weather import plasma
-from gch_bench.corruptions.batched.zoom import ZOOM_PLANES, clipped_zoom, enlarge
 from gch_bench.corruptions.fog import wibbles
 
 
@@ -15,16 +14,11 @@ def planes(count: int, height: int, width: int) -> Tensor:
     return torch.rand(count, height, width, generator=torch.Generator().manual_seed(0)).mul_(255)
 
 
-def filled(x: Tensor) -> Tensor:
-    """As zoom_blur takes planes: a multiple of ZOOM_PLANES of them."""
-    return torch.cat([x, torch.zeros(-len(x) % ZOOM_PLANES, *x.shape[1:])])
-
-
 FLOATS = {  # (B, 3, H, W) -> (B, ...): before truncation, which hides most differences in rounding
     "gaussian filter": lambda x: gaussian_filter(x, 2.0),
     "narrow gaussian filter": lambda x: gaussian_filter(x[:, :1], 0.7, "symmetric", cut=3.0),
     "enlarged": lambda x: enlarge(x[:, :1, :60, :40].contiguous(), 2.5, (150, 100)),
-    "zoomed": lambda x: clipped_zoom(filled(x.flatten(0, 1)), 1.11)[: 3 * len(x)].unflatten(0, (-1, 3)),
+    "motion blur": lambda x: motion_blur_at(x.to(torch.uint8), 15, 8, x[:, 0, 0, 0].double()),
     "sampled": lambda x: _sample(x, x[:, 0] * 0.3, x[:, 1] * 0.4, about_centres=False),
     "plasma": lambda x: plasma(x.flatten(1)[:, : 64 * 64] / 128 - 1, wibbles(64, 1.5)),
     "mixed": lambda x: x.mul(0.7).add_(x.flip(3), alpha=0.3),

@@ -7,16 +7,20 @@ number of draws of FEATURES.
 
 import importlib.metadata
 import json
+import math
 import re
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import scipy.ndimage
 import torch
 from corruption_references import (
     DEVICES,
+    FORMS,
     INDEPENDENT,
     LAWS,
     REFERENCE,
@@ -26,12 +30,20 @@ from corruption_references import (
     needs_reference,
     photos,
     pillow_pixelate,
+    scipy_enlarge,
     sequential_scan,
 )
 from verify_corruptions import FEATURES, PHOTOS, agreement, draw_features, features
 
 from gch_bench.corruptions import CORRUPTIONS, PARAMETER_SETS, SEVERITIES, corrupt
+from gch_bench.corruptions.batched.blur import scan_sources
+from gch_bench.corruptions.batched.common import truncate_blur
+from gch_bench.corruptions.batched.filters import enlarge, gaussian_filter, motion_blur_at
+from gch_bench.corruptions.compiled import filters as compiled_filters
+from gch_bench.corruptions.compiled.blur import scan
+from gch_bench.corruptions.compiled.zoom import enlarge as compiled_enlarge
 from gch_bench.corruptions.draws import image_keys
+from gch_bench.corruptions.filters import TIE_MARGIN
 from gch_bench.corruptions.frost import _scaled, frost_photographs, frost_textures
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "corruptions.npz"
@@ -65,14 +77,16 @@ def test_deterministic_equals_an_independent_implementation(name: str, severity:
     assert (difference > 0).mean() <= differing
 
 
-def test_pixelate_equals_pillow_at_every_size() -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_pixelate_equals_pillow_at_every_size(form: Callable) -> None:
     for size in range(4, 120, 3):
         image = torch.randint(
             0, 256, (1, 3, size, 130 - size // 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(size)
         )
         for scale in (0.25, 0.3, 0.4, 0.5, 0.6, 0.65, 0.75, 0.85, 0.9, 0.95):
             expected = pillow_pixelate(image[0].permute(1, 2, 0).contiguous().numpy(), scale)
-            assert np.array_equal(pixelate(image, scale)[0].permute(1, 2, 0).numpy(), expected), (size, scale)
+            got = form("pixelate", image, scale)
+            assert np.array_equal(got[0].permute(1, 2, 0).numpy(), expected), (size, scale)
 
 
 @pytest.mark.parametrize("name", ["glass_blur", "motion_blur", "zoom_blur", "elastic_transform", "gaussian_blur"])
@@ -102,14 +116,40 @@ def test_random_equals_an_independent_implementation_with_the_same_draws(name: s
 
 @pytest.mark.parametrize("max_delta", [1, 2, 3, 4])
 def test_scan_equals_the_sequential_copy(max_delta: int) -> None:
-    height, width = 37, 41
-    shape = (20, height - 2 * max_delta, width - 2 * max_delta)
-    draws = np.random.default_rng(0).integers(0, 4 * max_delta**2, shape, dtype=np.uint8)
-    images = np.arange(20 * height * width).reshape(20, height, width)
-    sources = scan_sources(height, width, max_delta, torch.from_numpy(draws)).numpy()
-    for pixels, draw in zip(images, draws, strict=True):
-        sequential_scan(pixels, max_delta, draw)
-    assert np.array_equal(sources, images.flatten())
+    height, width, stream = 37, 41, 2
+    rows, columns = height - 2 * max_delta, width - 2 * max_delta
+    keys = image_keys(range(20), 0, "glass_blur", 1)
+    sources = scan_sources(height, width, max_delta, torch.tensor(keys), stream).numpy()
+    for key, source in zip(keys, sources, strict=True):
+        expected = np.arange(height * width, dtype=np.uint32)
+        pixels = expected.copy()
+        draw = Draws(key).below(stream, rows * columns, (2 * max_delta) ** 2).reshape(rows, columns)
+        sequential_scan(expected.reshape(height, width), max_delta, draw)
+        scan(pixels, height, width, max_delta, key, stream)
+        assert np.array_equal(pixels, expected)
+        assert np.array_equal(source, expected)
+
+
+@pytest.mark.parametrize("border", ["edge", "symmetric", "reflect"])
+@pytest.mark.parametrize("size", [(224, 224), (65, 97), (33, 224), (5, 3), (2, 1)])
+@pytest.mark.parametrize(("sigma", "cut"), [(0.05, 4.0), (1.0, 4.0), (6.0, 4.0), (19.5, 3.0), (171.0, 3.0)])
+def test_gaussian_filter_equals_scipy(border: str, size: tuple[int, int], sigma: float, cut: float) -> None:
+    field = np.random.default_rng(0).normal(size=size).astype(np.float32)
+    mode = {"edge": "nearest", "symmetric": "reflect", "reflect": "mirror"}[border]
+    expected = scipy.ndimage.gaussian_filter(field.astype(float), sigma, mode=mode, truncate=cut)
+    batch = torch.from_numpy(field)[None, None]
+    for got in (compiled_filters.gaussian_filter(field, sigma, border, cut), gaussian_filter(batch, sigma, border, cut)[0, 0]):
+        assert np.abs(np.asarray(got) - expected).max() < 2e-6
+
+
+@pytest.mark.parametrize("size", [(90, 70), (33, 1), (1, 1), (8, 5)])
+@pytest.mark.parametrize("factor", [1, 1.11, 1.75, 3, 4.5])
+def test_enlargement_equals_scipy(size: tuple[int, int], factor: float) -> None:
+    crop = np.random.default_rng(0).random([math.ceil(n / factor) for n in size], np.float32)
+    expected = scipy_enlarge(crop.astype(float), factor, size)
+    got = compiled_enlarge(crop, factor, size)
+    assert np.abs(got - expected).max() < 1e-6
+    assert np.array_equal(got, enlarge(torch.from_numpy(crop)[None], factor, size)[0].numpy())  # snow has a threshold
 
 
 def test_frost_draws_five_photographs_and_crops_of_them() -> None:
@@ -170,10 +210,16 @@ def _assert_close_to_golden(name: str, severity: int, photo: np.ndarray, expecte
 def _assert_motion_close_to_golden(key: str, photo: np.ndarray, expected: np.ndarray) -> None:
     _, severity, _, angle = key.split("/")
     radius, sigma = PARAMETER_SETS["imagenet_224"].levels["motion_blur"][int(severity) - 1]
-    got = motion_blur_at(torch.from_numpy(photo).permute(2, 0, 1), radius, sigma, float(angle.removeprefix("angle=")))
-    difference = np.abs(got.permute(1, 2, 0).numpy().astype(int) - expected)
-    assert difference.max() <= 1
-    assert difference.mean() <= 0.01
+    degrees = float(angle.removeprefix("angle="))
+    image = np.ascontiguousarray(photo.transpose(2, 0, 1))
+    got = np.empty_like(image)
+    compiled_filters.motion_blur_at(image, radius, sigma, degrees, TIE_MARGIN, got)
+    degrees_B = torch.tensor([degrees], dtype=torch.float64)
+    batched = truncate_blur(motion_blur_at(torch.from_numpy(image)[None], radius, sigma, degrees_B))[0].numpy()
+    for blurred in (got, batched):
+        difference = np.abs(blurred.transpose(1, 2, 0).astype(int) - expected)
+        assert difference.max() <= 1
+        assert difference.mean() <= 0.01
 
 
 def test_motion_blur_equals_committed_golden() -> None:

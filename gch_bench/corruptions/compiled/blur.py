@@ -36,7 +36,7 @@ def glass_blur(image: Shared[np.ndarray], out: np.ndarray, level: tuple[float, i
 @jit
 def _scanned(image, max_delta, iterations, key):
     """The image after all scans of glass blur."""
-    count, height, width = image.shape
+    _, height, width = image.shape
     packed = np.empty(height * width, np.uint32)  # red, green and blue in one number, to be copied together
     red, green, blue = image[0].reshape(-1), image[1].reshape(-1), image[2].reshape(-1)
     for i in range(len(packed)):

@@ -9,11 +9,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-import scipy.signal
 
 from gch_bench.corruptions.compiled.filters import add_pairs, filled, truncate_row
 from gch_bench.corruptions.compiled.jit import inline, jit
-from gch_bench.corruptions.filters import border_pixels, smoothed_disk
+from gch_bench.corruptions.filters import border_pixels, smoothed_disk, weighted_sums
 from gch_bench.corruptions.shared import Shared
 
 REACH = 2  # how far the smoothing weights reach
@@ -51,7 +50,7 @@ def _parts(radius: float, alias: float, height: int, width: int) -> Parts:
     border = half + REACH
     smoothing = np.pad(disk.smoothing.astype(float), REACH - len(disk.smoothing) // 2)
     scale = 1.0 / disk.inside.sum()
-    smoothed = scipy.signal.convolve(disk.inside * scale, np.outer(smoothing, smoothing), method="direct")
+    smoothed = weighted_sums(weighted_sums(np.pad(disk.inside * scale, 2 * REACH), smoothing, 0), smoothing, 1)
     other = (np.pad(disk.kernel.astype(float), REACH) - smoothed)[border:, border:]
     i, j = np.nonzero(np.abs(other) > NEGLIGIBLE)
     other_rows, slot = np.unique(i, return_inverse=True)
@@ -127,7 +126,12 @@ def _disk_row(prefix, parts, y, mask, half, sums):
     for i in range(len(parts.ones)):
         left, right = half - parts.ones[i], half + parts.ones[i] + 1
         above, below = prefix[rows[y - i] & mask], prefix[rows[y + i] & mask]
-        start0, end0, start1, end1 = above[left : left + n], above[right : right + n], below[left : left + n], below[right : right + n]
+        start0, end0, start1, end1 = (
+            above[left : left + n],
+            above[right : right + n],
+            below[left : left + n],
+            below[right : right + n],
+        )
         if i == 0:
             for x in range(n):
                 sums[x] = end0[x] - start0[x]

@@ -32,7 +32,12 @@ def canny(grey, low, high):
                     weak -= 1
                     strong[count] = (v - 1) * width + u - 1
                     count += 1
-    return kind[1:-1, 1:-1] == STRONG
+    edges = np.empty(grey.shape, np.bool_)
+    for y in range(len(grey)):
+        row, own = kind[y + 1], edges[y]
+        for x in range(width):
+            own[x] = row[x + 1] == STRONG
+    return edges
 
 
 @jit
@@ -165,22 +170,26 @@ def _take_steps(row, near, far, lines, side):
 @jit
 def equalize(values, levels):
     """Equalise the histogram of uint8 values (H, W) in 0..levels - 1 as cv2.equalizeHist does: uint8 (H, W)."""
-    count = np.zeros((4, levels), np.int64)  # of every fourth pixel each: the processor need not wait for the last sum
-    flat = values.ravel()
-    for i in range(len(flat)):
-        count[i & 3, flat[i]] += 1
-    total = count.sum(0)
-    first = np.argmax(total > 0)  # the lowest value that occurs
-    rest = len(flat) - total[first]
-    table = np.arange(levels).astype(np.uint8)  # an image with one value only stays as it is
-    if rest > 0:
-        scale, below = np.float32(255.0) / np.float32(rest), 0
-        for value in range(first + 1, levels):
-            below += total[value]
-            table[value] = np.uint8(np.rint(np.float32(below) * scale))
-        table[: first + 1] = 0
+    height, width = values.shape
+    count, table = np.zeros((4, levels), np.int64), np.empty(levels, np.uint8)
+    for y in range(height):
+        row = values[y]
+        for x in range(width):
+            count[x & 3, row[x]] += 1  # in four parts, so that the processor seldom waits for the last sum
+    first, below, scale = -1, 0, np.float32(0)  # the lowest value that occurs; how many pixels have values up to this one
+    for value in range(levels):
+        here = count[0, value] + count[1, value] + count[2, value] + count[3, value]
+        if first >= 0:
+            below += here
+        elif here > 0:
+            first = value
+            rest = height * width - here
+            # An image with one value only stays as it is.
+            below, scale = (0, np.float32(255) / np.float32(rest)) if rest > 0 else (value, np.float32(1))
+        table[value] = np.uint8(np.rint(np.float32(below) * scale))
     out = np.empty_like(values)
-    for y in range(len(values)):
-        for x in range(values.shape[1]):
-            out[y, x] = table[values[y, x]]
+    for y in range(height):
+        row, equal = values[y], out[y]
+        for x in range(width):
+            equal[x] = table[row[x]]
     return out

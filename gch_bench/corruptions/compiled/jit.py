@@ -1,46 +1,89 @@
 """Compile functions to machine code with Numba, and keep the code on disk for later processes.
 
 A function is compiled when it is first called, which takes from a tenth of a second to a few seconds. The code is kept in the
-user's cache folder, below a name made from the sources of this folder: Numba itself looks at a function's own file only, and
-would go on using old code after a change in a file that the function calls.
+user's cache folder (or in NUMBA_CACHE_DIR), below a name made from all that the code may depend on: Numba itself looks at a
+function's own file only, and would go on using old code after a change in a function that is called or in a constant. Where
+nothing can be kept, every process compiles for itself.
 
 Numba releases Python's global lock (nogil), so threads run side by side. It neither reorders nor fuses operations on floats
 (no fastmath), so that the result is the same on every processor.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
+from numba.core.caching import FunctionCache
 
 Function = TypeVar("Function", bound=Callable)
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+SOURCES = [file for folder in Path(__file__).parents[:2] for file in sorted(folder.glob("*.py"))]  # also of the constants
 
 
-def _cache_folder() -> str:
-    digest = hashlib.sha256(numba.__version__.encode())
-    for path in [*sorted(Path(__file__).parent.glob("*.py")), *sorted(Path(__file__).parents[1].glob("*.py"))]:
-        digest.update(path.read_bytes())
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return str(Path(base) / "gch-bench" / f"compiled-{digest.hexdigest()[:16]}")
+def cache_folder(sources: Iterable[Path]) -> str | None:
+    """Where code that is compiled from the files ``sources`` is kept; None if this user has no cache folder."""
+    settings = [f"{key}={value}" for key, value in sorted(os.environ.items()) if key.startswith("NUMBA_")]  # bounds checks, ...
+    digest = hashlib.sha256("\n".join([numba.__version__, *settings]).encode())
+    for file in sources:
+        digest.update(file.read_bytes())
+    base = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME")
+    if not base or not os.path.isabs(base):
+        try:
+            base = str(Path.home() / ".cache")
+        except RuntimeError:  # neither HOME nor an entry in the list of users
+            return None
+    return os.path.join(base, "gch-bench", f"compiled-{digest.hexdigest()[:16]}")
 
 
-CACHE = _cache_folder()
+CACHE = cache_folder(SOURCES)
+
+
+class _Cache(FunctionCache):
+    """Numba's cache of one function, which one process at a time writes, and which never makes a call fail."""
+
+    def load_overload(self, *arguments: Any) -> Any:
+        try:
+            return super().load_overload(*arguments)
+        except Exception:  # whatever pickle raises for a damaged file, after a crash of the machine say: start anew
+            with contextlib.suppress(OSError):
+                self.flush()
+            return None
+
+    def save_overload(self, *arguments: Any) -> None:
+        """Without the lock, two processes that compile for different types could both write under the next free number.
+
+        If another process has the lock, this code is not kept; a later process compiles it again.
+        """
+        with contextlib.suppress(OSError), open(os.path.join(self.cache_path, "lock"), "wb") as lock:  # a full disk, a quota
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            super().save_overload(*arguments)
 
 
 def jit(function: Function) -> Function:
     """Decorate a function of numbers and NumPy arrays that is compiled by Numba."""
+    compiled = numba.njit(**OPTIONS)(function)
+    if CACHE is not None and compiled is not function:  # it is with NUMBA_DISABLE_JIT
+        _keep(compiled, CACHE)
+    return compiled
+
+
+def _keep(compiled: Any, folder: str) -> None:
+    """Keep the machine code of a function in a folder, if that can be written."""
     config: Any = numba.config
-    before, config.CACHE_DIR = config.CACHE_DIR, config.CACHE_DIR or CACHE
+    before, config.CACHE_DIR = config.CACHE_DIR, folder
     try:
-        return numba.njit(cache=True, **OPTIONS)(function)
-    except RuntimeError:  # no folder can be written: every process compiles for itself
-        return numba.njit(**OPTIONS)(function)
+        cache = _Cache(compiled.py_func)
+    except RuntimeError:
+        return
     finally:
         config.CACHE_DIR = before
+    if cache.cache_path.startswith(folder):  # Numba falls back on other folders, where old code would be taken for new
+        compiled._cache = cache
 
 
 def inline(function: Function) -> Function:

@@ -67,9 +67,18 @@ def _to_planes(image):
         if y % 2:
             _halve(blue_sum, blue[y // 2])
             _halve(red_sum, red[y // 2])
-    luma[2 * chroma_rows :] = luma[2 * chroma_rows - 1]
-    blue[chroma_rows:], red[chroma_rows:] = blue[chroma_rows - 1], red[chroma_rows - 1]
+    _repeat_last(luma, 2 * chroma_rows)
+    _repeat_last(blue, chroma_rows)
+    _repeat_last(red, chroma_rows)
     return luma, blue, red
+
+
+@jit
+def _repeat_last(plane, rows):
+    """Fill a plane, of which the first ``rows`` rows are known, with the last of these."""
+    for y in range(rows, len(plane)):
+        for x in range(plane.shape[1]):
+            plane[y, x] = plane[rows - 1, x]
 
 
 @inline

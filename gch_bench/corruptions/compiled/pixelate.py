@@ -37,7 +37,7 @@ def _pixelate(image, out, shrink_rows, shrink_columns, row_of, column_of):
     total = np.empty((3, len(first)), np.int32)
     y = 0
     for row in range(len(shrink_rows.first)):
-        total[:] = 0
+        total.fill(0)
         for source in range(shrink_rows.first[row], shrink_rows.first[row] + shrink_rows.taps[row]):
             red, green, blue = image[0, source], image[1, source], image[2, source]
             for x in range(width):
@@ -61,4 +61,5 @@ def _pixelate(image, out, shrink_rows, shrink_columns, row_of, column_of):
             for x in range(width):
                 enlarged[x] = of_channel[column_of[x]]
             for copy in range(top + 1, y):
-                out[channel, copy] = enlarged
+                for x in range(width):
+                    out[channel, copy, x] = enlarged[x]

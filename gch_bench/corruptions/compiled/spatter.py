@@ -34,7 +34,9 @@ def spatter(image: Shared[np.ndarray], out: np.ndarray, level: tuple, key: int) 
     if mud:
         _mud(image.pixels, out, gaussian_filter(_drops(*layer), strength))
     else:
-        _water(image.pixels, out, _liquid(*layer), np.float32(strength))
+        liquid = _liquid(*layer)
+        relief = _relief(equalize(_mean_distance(distance_to_edges(canny(liquid, WEAK_EDGE, EDGE))), REACH + 1))
+        _water(image.pixels, out, liquid, relief, np.float32(strength))
 
 
 @jit
@@ -75,10 +77,9 @@ def _liquid(z, mean, sd, threshold):
 
 
 @jit
-def _water(image, out, liquid, strength):
-    """Add turquoise in proportion to the layer of water times an embossed relief of the distance to the drops' edges."""
+def _water(image, out, liquid, relief, strength):
+    """Add turquoise in proportion to the layer of water times a relief, uint8 (H, W)."""
     height, width = liquid.shape
-    relief = _relief(distance_to_edges(canny(liquid, WEAK_EDGE, EDGE)))
     amount, most = np.empty((height, width), np.uint16), np.uint16(1)
     for y in range(height):
         row, water, drops = amount[y], relief[y], liquid[y]
@@ -96,23 +97,32 @@ def _water(image, out, liquid, strength):
 
 
 @jit
-def _relief(distance):
-    """The embossed relief, uint8 (H, W), of distances in a field with a margin of 2."""
-    height, width = distance.shape[0] - 4, distance.shape[1] - 4
-    pixels = np.empty((height, width), np.uint8)  # the mean distance in pixels
+def _mean_distance(distance):
+    """The mean over 3 x 3 pixels of a field of distances with a margin of 2, in whole pixels: uint8 (H, W)."""
+    out = np.empty((distance.shape[0] - 4, distance.shape[1] - 4), np.uint8)
     _reflect(distance, 2)
-    for y in range(height):
-        _box(distance[y + 1, 1:], distance[y + 2, 1:], distance[y + 3, 1:], 0, 9 * DISTANCE_UNIT, pixels[y])
+    for y in range(len(out)):
+        _box(distance[y + 1, 1:], distance[y + 2, 1:], distance[y + 3, 1:], 0, 9 * DISTANCE_UNIT, out[y])
+    return out
+
+
+@jit
+def _relief(levels):
+    """``levels``, uint8 (H, W), embossed and smoothed by the mean over 3 x 3 pixels, rounded to whole levels: uint8 (H, W)."""
+    height, width = levels.shape
     field, embossed = np.empty((height + 2, width + 2), np.int16), np.empty((height + 2, width + 2), np.int16)
-    field[1:-1, 1:-1] = equalize(pixels, REACH + 1)
+    for y in range(height):
+        row, own = levels[y], field[y + 1]
+        for x in range(width):
+            own[x + 1] = row[x]
     _reflect(field, 1)
     for y in range(height):
         _emboss(field[y], field[y + 1], field[y + 2], embossed[y + 1])
     _reflect(embossed, 1)
-    relief = pixels
-    for y in range(height):  # the means are rounded to whole levels
-        _box(embossed[y], embossed[y + 1], embossed[y + 2], 4, 9, relief[y])
-    return relief
+    out = np.empty_like(levels)
+    for y in range(height):
+        _box(embossed[y], embossed[y + 1], embossed[y + 2], 4, 9, out[y])
+    return out
 
 
 @jit

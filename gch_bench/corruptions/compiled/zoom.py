@@ -40,15 +40,15 @@ def zoom_blur(image: Shared[np.ndarray], out: np.ndarray, start_stop_step: tuple
 
 @lru_cache(maxsize=64)
 def _enlargements(n: int, level: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """``enlarged`` for every factor F: the pixels before each place, uint16 (F, n), and the parts, float32 (F, 4 n), four times
-    each."""
+    """``enlarged`` for the F factors after the first one, which is 1: the pixels before each place, uint16 (F, n), and the
+    parts, float32 (F, 4 n), four times each."""
     low, parts = [], []
-    for factor in zoom_factors(*level):
+    for factor in zoom_factors(*level)[1:]:
         crop = zoom_crop(n, factor)
         before, _, part = enlarged(crop, factor, n)
         low.append(before + (n - crop) // 2)
         parts.append(np.repeat(part, 4))
-    return np.array(low, np.uint16), np.array(parts, np.float32)
+    return np.array(low, np.uint16).reshape(-1, n), np.array(parts, np.float32).reshape(-1, 4 * n)
 
 
 @jit
@@ -66,10 +66,12 @@ def _zoom_blur(image, above, down, left, across, margin, out):
     before, after, total = np.empty(4 * width, np.float32), np.empty(4 * width, np.float32), np.empty(4 * width, np.float32)
     left_pixel, right_pixel = row.view(np.complex128), row.view(np.complex128)[1:]
     befores, afters = before.view(np.complex128), after.view(np.complex128)
-    count = np.float32(len(above) + 1)
+    count = np.float32(len(above) + 2)  # the image itself is taken twice: also as its enlargement by 1
     margin = np.float32(margin)
     for y in range(height):
-        total[:] = pixels[y]
+        row_of_image = pixels[y]
+        for i in range(4 * width):
+            total[i] = row_of_image[i] + row_of_image[i]
         for f in range(len(above)):
             upper, lower, part = pixels[above[f, y]], pixels[np.int64(above[f, y]) + 1], down[f, 4 * y]
             for i in range(4 * width):
