@@ -45,8 +45,8 @@ def motion_blur_at(images: Tensor, radius: float, sigma: float, angles_B: Tensor
     radians_B11 = torch.deg2rad(angles_B)[:, None, None]
     sine_B11, cosine_B11 = torch.sin(radians_B11), torch.cos(radians_B11)
     field_BCN = images.flatten(2).to(torch.float32)
-    blurred_BCN = torch.zeros_like(field_BCN)
-    for tap, weight in enumerate(weights):
+    blurred_BCN = field_BCN * weights[0]  # tap 0 reads the pixel itself
+    for tap, weight in enumerate(weights[1:], start=1):
         row_BH1 = (y[:, None] + torch.ceil(tap * sine_B11 - 0.5).long()).clamp_(0, height - 1)
         column_B1W = (x + torch.ceil(tap * cosine_B11 - 0.5).long()).clamp_(0, width - 1)
         place_B1N = (row_BH1 * width + column_B1W).view(batch, 1, -1)
