@@ -327,7 +327,7 @@ REPLAYED = {  # name: (implementation, largest share of values that may differ w
     "frost": (numpy_frost, 0.1, 1),  # 0.7 x + 0.7 y is a whole level at every tenth value, but for rounding
     "fog": (numpy_fog, 0.001, 1),
     "elastic_transform": (opencv_elastic, 0.003, 1),
-    "spatter": (opencv_spatter, 0.001, 1),
+    "spatter": (opencv_spatter, 0.001, 255),  # mud that covers 0.8 of a pixel but for rounding is there or not
 }
 
 
