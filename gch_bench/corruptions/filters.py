@@ -54,6 +54,16 @@ def weighted_sums(field: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarr
     return np.lib.stride_tricks.sliding_window_view(field, len(weights), axis) @ weights
 
 
+@lru_cache(maxsize=256)
+def fft_length(n: int) -> int:
+    """The smallest length from ``n`` on without prime factors above 5, of which Fourier transforms are quick."""
+    rest = n
+    for prime in (2, 3, 5):
+        while rest % prime == 0:
+            rest //= prime
+    return n if rest == 1 else fft_length(n + 1)
+
+
 class Disk(NamedTuple):
     """The smoothed disk of defocus blur: an array with an odd side, symmetric about its middle in both directions."""
 

@@ -13,14 +13,17 @@ from gch_bench.corruptions import CORRUPTIONS
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 ENTRY_POINTS = ["train.py", "evaluate.py", "diagnose.py", "report.py", "scripts/make_imagenet_c.py"]
-# Imports fail as if the packages NAMES were not installed.
+# Python then works as if the modules NAMES were not installed.
 WITHOUT = """
 import sys
-class Blocker:
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in NAMES:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Blocker())
+        return None if name.partition(".")[0] in NAMES else self.finder.find_spec(name, path, target)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+sys.meta_path[:] = map(Without, sys.meta_path)
 """
 
 
@@ -69,7 +72,7 @@ def test_the_corruptions_load_little_besides_torch_and_numba() -> None:
     )
     before, after = (set(line.split()) for line in done.stdout.splitlines())
     assert after - before == {"gch_bench"}
-    assert not after & {"torchvision", "scipy"}
+    assert "torchvision" not in after
 
 
 def test_dependencies_are_named_once() -> None:

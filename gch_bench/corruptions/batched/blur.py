@@ -8,13 +8,12 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from scipy.fft import next_fast_len
 from torch import Tensor
 
 from gch_bench.corruptions import draws
 from gch_bench.corruptions.batched.common import truncate_blur
 from gch_bench.corruptions.batched.filters import gaussian_filter, motion_blur_at
-from gch_bench.corruptions.filters import ANGLE, ANGLES, border_pixels, smoothed_disk
+from gch_bench.corruptions.filters import ANGLE, ANGLES, border_pixels, fft_length, smoothed_disk
 from gch_bench.corruptions.shared import Shared
 
 
@@ -48,7 +47,7 @@ def _disk_spectrum(
     """The size of the FFT; which rows and columns the padded image consists of; the disk's real FFT at this size."""
     kernel = smoothed_disk(radius, alias).kernel
     side = len(kernel)
-    size = (next_fast_len(height + side - 1, real=True), next_fast_len(width + side - 1, real=True))
+    size = (fft_length(height + side - 1), fft_length(width + side - 1))
     rows, columns = (torch.from_numpy(border_pixels(n, side // 2, "reflect")).to(device) for n in (height, width))
     # The disk's corner lies at the origin, and the conjugate mirrors the disk: output (0, 0) is then the weighted sum over the
     # first side x side pixels of the padded image.
