@@ -1,4 +1,4 @@
-"""What several batched corruptions use: truncation to grey levels, and the dtype of matrix products."""
+"""Truncation to grey levels, which the batched corruptions end with."""
 
 import torch
 from torch import Tensor
@@ -14,13 +14,3 @@ def truncate(field: Tensor) -> Tensor:
 def truncate_blur(field: Tensor, margin: float = TIE_MARGIN) -> Tensor:
     """Turn a blurred field in grey levels into uint8, with TIE_MARGIN added before truncation. The field is overwritten."""
     return truncate(field.add_(margin))
-
-
-def product_dtype(device: torch.device) -> torch.dtype:
-    """The dtype for matrix products whose rounding must not depend on the user's settings or on the batch.
-
-    It is float64 on a GPU, which may choose a matrix-product kernel by the size of the batch, and wherever the user's settings
-    may make float32 products coarser (TF32, bfloat16). Otherwise it is float32.
-    """
-    exact = device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
-    return torch.float32 if exact else torch.float64
