@@ -44,7 +44,7 @@ from gch_bench.corruptions.compiled.blur import scan
 from gch_bench.corruptions.compiled.zoom import enlarge as compiled_enlarge
 from gch_bench.corruptions.draws import image_keys
 from gch_bench.corruptions.filters import TIE_MARGIN
-from gch_bench.corruptions.frost import _scaled, frost_photographs, frost_textures
+from gch_bench.corruptions.weather import _scaled, frost_photographs, frost_textures
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "corruptions.npz"
 RANDOM = [name for name, corruption in CORRUPTIONS.items() if corruption.random]

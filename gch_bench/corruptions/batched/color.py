@@ -5,7 +5,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from gch_bench.corruptions.levels import brightness_table
+from gch_bench.corruptions.color import brightness_table
 from gch_bench.corruptions.shared import Shared
 
 

@@ -5,7 +5,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from gch_bench.corruptions.box import FIXED_POINT_BITS, nearest, shrinking, shrunk_size
+from gch_bench.corruptions.pixelate import FIXED_POINT_BITS, nearest, shrinking, shrunk_size
 from gch_bench.corruptions.shared import Shared
 
 

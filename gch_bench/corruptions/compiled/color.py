@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from gch_bench.corruptions.color import brightness_table
 from gch_bench.corruptions.compiled.jit import inline, jit
-from gch_bench.corruptions.levels import brightness_table
 from gch_bench.corruptions.shared import Shared
 
 _BLOCK = 1024  # values or pixels that are treated together, in simple loops after each other, so that they stay in the cache
