@@ -59,10 +59,10 @@ def _scaled(number: int, scale: float) -> np.ndarray:
 
 # ---- fog ----
 
-# Fog is a plasma, a random map that the diamond-square algorithm makes. A map of one point, 0, is doubled again and again. Each
-# new point is the mean of its four neighbours (with wrap-around) plus ``wibble`` * U(-``wibble``, ``wibble``). Doubling a map of
-# k x k points uses the draws k^2 to 4 k^2 - 1: first for the points in the middle of four old ones, then for the points above
-# these, then for those to their left. At the end the map is shifted and scaled to [0, 1].
+# Fog is a plasma, a random map that the diamond-square algorithm makes. A map of one point, 0, is doubled again and again.
+# Each new point is the mean of its four neighbours (with wrap-around) plus wibble * U(-wibble, wibble). Doubling a map of k x k
+# points uses the draws k^2 to 4 k^2 - 1: first for the points in the middle of four old ones, then for the points above these,
+# then for those to their left. At the end the map is shifted and scaled to [0, 1].
 PLASMA = 0  # the stream of the side^2 draws of U(-1, 1)
 
 

@@ -12,12 +12,7 @@ from gch_bench.corruptions.shared import Shared
 
 
 def elastic_transform(images: Shared[Tensor], level: tuple[float, float, float], keys: Tensor) -> Tensor:
-    """A random affine map, then a smooth random displacement; level in pixels: (``alpha``, ``sigma``, ``affine``).
-
-    Three points around the middle move by U(-affine, affine) in each direction, which determines the affine map. Then each
-    pixel moves in each direction by alpha times a field of U(-1, 1) draws that is blurred with ``sigma``. Both steps sample
-    bilinearly; the first reflects the image about the centres of its edge pixels, the second about their outer sides.
-    """
+    """See ``compiled.elastic.elastic_transform``."""
     alpha, sigma, affine = level
     height, width = images.pixels.shape[2:]
     y_HW, x_HW = torch.meshgrid(

@@ -38,7 +38,7 @@ from gch_bench.corruptions.shared import Shared
 
 
 def jpeg_compression(images: Shared[Tensor], level: int) -> Tensor:
-    """What Pillow reads after saving the images as JPEG of quality ``level``, 1..100."""
+    """See ``compiled.jpeg.jpeg_compression``."""
     height, width = images.pixels.shape[2:]
     rgb_B3HW = _extend(images.pixels.to(torch.float64), height + height % 2, -(-width // 16) * 16)
     chroma_Nhw = torch.cat([_halve(_mix(rgb_B3HW, BLUE_OF_RGB)), _halve(_mix(rgb_B3HW, RED_OF_RGB))])

@@ -19,12 +19,7 @@ from gch_bench.corruptions.weather import ANGLE, ANGLES, CROP, FLAKES, LUMA, PLA
 
 
 def snow(images: Shared[Tensor], level: tuple[float, ...], keys: Tensor) -> Tensor:
-    """A layer of snowflakes, and the same layer turned by 180 degrees, added to a whitened image.
-
-    Level: (``mean`` and ``sd`` of the flakes' normal draws, factor ``zoom`` of their enlargement, ``threshold`` below which the
-    layer is 0, ``radius`` and ``sigma`` in pixels of its motion blur, weight ``keep`` of the image against its whitened
-    version). The angle of the motion blur is uniform in -135..-45 degrees.
-    """
+    """See ``compiled.weather.snow``."""
     mean, sd, zoom, threshold, radius, sigma, keep = level
     height, width = images.pixels.shape[2:]
     crop = zoom_crop(height, zoom), zoom_crop(width, zoom)
@@ -42,11 +37,7 @@ def snow(images: Shared[Tensor], level: tuple[float, ...], keys: Tensor) -> Tens
 
 
 def frost(images: Shared[Tensor], level: tuple[float, float, float], keys: Tensor) -> Tensor:
-    """The weighted sum of the image and a random crop of a photograph of frost, clipped.
-
-    Level: (weight of the image, weight of the frost, scale of the photographs). A photograph that is too small for the image is
-    enlarged further. Five photographs are used: the reference has a sixth, but never draws it.
-    """
+    """See ``compiled.weather.frost``."""
     image_weight, frost_weight, scale = level
     height, width = images.pixels.shape[2:]
     device = keys.device
@@ -79,10 +70,7 @@ def _joined_textures(scale: float, height: int, width: int, device: str) -> tupl
 
 
 def fog(images: Shared[Tensor], level: tuple[float, float], keys: Tensor) -> Tensor:
-    """A random map of fog (plasma) added to the image; the sum is scaled so that it cannot exceed the image's brightest value.
-
-    Level: (``strength`` of the plasma in units of the full range of levels, ``decay`` of its finer details, see ``weather.wibbles``).
-    """
+    """See ``compiled.weather.fog``."""
     strength, decay = level
     x = images.pixels
     height, width = x.shape[2:]

@@ -10,7 +10,7 @@ from gch_bench.corruptions.shared import Shared
 
 
 def zoom_blur(images: Shared[Tensor], start_stop_step: tuple[float, float, float]) -> Tensor:
-    """The mean of the image and of its enlargements by ``zoom_factors``; level: (start, stop, step) of the factors."""
+    """See ``compiled.zoom.zoom_blur``."""
     factors = zoom_factors(*start_stop_step)
     height, width = images.pixels.shape[2:]
     field = images.pixels.to(torch.float32)
