@@ -11,10 +11,9 @@ from functools import lru_cache
 import numpy as np
 
 from gch_bench.corruptions.compiled.jit import inline, jit
-from gch_bench.corruptions.filters import border_pixels, gaussian_matrix, gaussian_weights, motion_taps
+from gch_bench.corruptions.filters import border_pixels, gaussian_weights, motion_taps
 
 TOGETHER = 4  # how many taps are added at a time
-WIDE = 4  # a Gaussian whose radius exceeds 1 / WIDE of the side is a product of matrices
 
 
 @jit
@@ -79,11 +78,8 @@ def gaussian_filter(field: np.ndarray, sigma: float, border: str = "edge", cut: 
         border: how the field continues outside, a mode of numpy.pad.
         cut: where the Gaussian ends, in units of ``sigma``.
     """
-    height, width = field.shape
-    if WIDE * len(gaussian_weights(sigma, cut)) > min(height, width):
-        return product(product(_matrix(height, sigma, border, cut), field), _matrix_T(width, sigma, border, cut))
     out = np.empty_like(field)
-    _filter(field, *gaussian_taps(height, width, sigma, border, cut), 0.0, out, np.empty((0, width), np.uint8))
+    _filter(field, *gaussian_taps(*field.shape, sigma, border, cut), 0.0, out, np.empty((0, field.shape[1]), np.uint8))
     return out
 
 
@@ -95,45 +91,6 @@ def gaussian_taps(height: int, width: int, sigma: float, border: str, cut: float
     weights = np.append(weights[:1].astype(np.float32), filled(weights[1:]))
     rows, columns = (border_pixels(n, len(weights) - 1, border) for n in (height, width))
     return weights, rows, columns
-
-
-@lru_cache(maxsize=16)
-def _matrix(n: int, sigma: float, border: str, cut: float) -> np.ndarray:
-    return gaussian_matrix(n, sigma, border, cut).astype(np.float32)
-
-
-@lru_cache(maxsize=16)
-def _matrix_T(n: int, sigma: float, border: str, cut: float) -> np.ndarray:
-    return np.ascontiguousarray(_matrix(n, sigma, border, cut).T)
-
-
-@jit
-def product(left, right):
-    """The matrix product of float32 (N, K) and (K, M), by blocks of 4 rows and 4 terms, so that sums are seldom loaded."""
-    rows, inner = left.shape
-    out = np.zeros((-(-rows // 4) * 4, right.shape[1]), np.float32)  # the rows at the end that fill a block are not returned
-    for i in range(0, rows, 4):
-        out0, out1, out2, out3 = out[i], out[i + 1], out[i + 2], out[i + 3]
-        w0, w1, w2, w3 = left[i], left[min(i + 1, rows - 1)], left[min(i + 2, rows - 1)], left[min(i + 3, rows - 1)]
-        for j in range(0, inner - 3, 4):
-            a, b, c, d = right[j], right[j + 1], right[j + 2], right[j + 3]
-            a0, b0, c0, d0 = w0[j], w0[j + 1], w0[j + 2], w0[j + 3]
-            a1, b1, c1, d1 = w1[j], w1[j + 1], w1[j + 2], w1[j + 3]
-            a2, b2, c2, d2 = w2[j], w2[j + 1], w2[j + 2], w2[j + 3]
-            a3, b3, c3, d3 = w3[j], w3[j + 1], w3[j + 2], w3[j + 3]
-            for x in range(len(a)):
-                out0[x] += (a0 * a[x] + b0 * b[x]) + (c0 * c[x] + d0 * d[x])
-                out1[x] += (a1 * a[x] + b1 * b[x]) + (c1 * c[x] + d1 * d[x])
-                out2[x] += (a2 * a[x] + b2 * b[x]) + (c2 * c[x] + d2 * d[x])
-                out3[x] += (a3 * a[x] + b3 * b[x]) + (c3 * c[x] + d3 * d[x])
-        for j in range(inner // 4 * 4, inner):
-            a, a0, a1, a2, a3 = right[j], w0[j], w1[j], w2[j], w3[j]
-            for x in range(len(a)):
-                out0[x] += a0 * a[x]
-                out1[x] += a1 * a[x]
-                out2[x] += a2 * a[x]
-                out3[x] += a3 * a[x]
-    return out[:rows]
 
 
 @jit
