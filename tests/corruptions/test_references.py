@@ -43,7 +43,6 @@ from gch_bench.corruptions.compiled import filters as compiled_filters
 from gch_bench.corruptions.compiled.blur import scan
 from gch_bench.corruptions.compiled.zoom import enlarge as compiled_enlarge
 from gch_bench.corruptions.draws import image_keys
-from gch_bench.corruptions.filters import TIE_MARGIN
 from gch_bench.corruptions.weather import _scaled, frost_photographs, frost_textures
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "corruptions.npz"
@@ -213,7 +212,7 @@ def _assert_motion_close_to_golden(key: str, photo: np.ndarray, expected: np.nda
     degrees = float(angle.removeprefix("angle="))
     image = np.ascontiguousarray(photo.transpose(2, 0, 1))
     got = np.empty_like(image)
-    compiled_filters.motion_blur_at(image, radius, sigma, degrees, TIE_MARGIN, got)
+    compiled_filters.motion_blur_at(image, radius, sigma, degrees, got)
     degrees_B = torch.tensor([degrees], dtype=torch.float64)
     batched = truncate_blur(motion_blur_at(torch.from_numpy(image)[None], radius, sigma, degrees_B))[0].numpy()
     for blurred in (got, batched):

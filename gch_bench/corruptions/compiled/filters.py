@@ -11,13 +11,13 @@ from functools import lru_cache
 import numpy as np
 
 from gch_bench.corruptions.compiled.jit import inline, jit
-from gch_bench.corruptions.filters import border_pixels, gaussian_weights, motion_taps
+from gch_bench.corruptions.filters import TIE_MARGIN, border_pixels, gaussian_weights, motion_taps
 
 TOGETHER = 4  # how many taps are added at a time
 
 
 @jit
-def truncate_row(row, out, margin):
+def truncate_row(row, out, margin=TIE_MARGIN):
     """Add ``margin``, clip to 0..255 and drop the fractions: float32 (W,) into uint8 (W,)."""
     low, high, margin = np.float32(0), np.float32(255), np.float32(margin)
     for x in range(len(row)):
@@ -79,12 +79,14 @@ def gaussian_filter(field: np.ndarray, sigma: float, border: str = "edge", cut: 
         cut: where the Gaussian ends, in units of ``sigma``.
     """
     out = np.empty_like(field)
-    _filter(field, *gaussian_taps(*field.shape, sigma, border, cut), 0.0, out, np.empty((0, field.shape[1]), np.uint8))
+    _filter(field, *gaussian_taps(*field.shape, sigma, border, cut), out, np.empty((0, field.shape[1]), np.uint8))
     return out
 
 
 @lru_cache(maxsize=64)
-def gaussian_taps(height: int, width: int, sigma: float, border: str, cut: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def gaussian_taps(
+    height: int, width: int, sigma: float, border: str = "edge", cut: float = 4.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The filter's weights at the offsets 0, 1, 2, ..., float32, and ``border_pixels`` for so many offsets along the columns
     and along the rows, int64."""
     weights = gaussian_weights(sigma, cut)
@@ -107,7 +109,7 @@ def _filter_along(source, columns, starts, ends, weights, padded, out):
 
 
 @jit
-def _filter(field, weights, rows, columns, margin, out, levels):
+def _filter(field, weights, rows, columns, out, levels):
     """Filter a field (H, W) with ``gaussian_taps``. Row y of the result is row y % len(``out``) of ``out``, float32, and it is
     also truncated into row y of ``levels``, uint8, which may have no rows."""
     height, width = field.shape
@@ -130,28 +132,28 @@ def _filter(field, weights, rows, columns, margin, out, levels):
         row = out[y % len(out)]
         symmetric_sum(known.reshape(-1), above[0], above, below, weights, row)
         if len(levels):
-            truncate_row(row, levels[y], margin)
+            truncate_row(row, levels[y])
 
 
 @jit
-def filter_image(image, weights, rows, columns, margin, out):
+def filter_image(image, weights, rows, columns, out):
     """Filter uint8 (C, H, W) with ``gaussian_taps`` into uint8 ``out``, truncated to whole levels."""
     row = np.empty((1, image.shape[2]), np.float32)
     for channel in range(len(image)):
-        _filter(image[channel], weights, rows, columns, margin, row, out[channel])
+        _filter(image[channel], weights, rows, columns, row, out[channel])
 
 
 # ---- motion blur ----
 
 
-def motion_blur_at(image: np.ndarray, radius: float, sigma: float, angle: float, margin: float, out: np.ndarray) -> None:
+def motion_blur_at(image: np.ndarray, radius: float, sigma: float, angle: float, out: np.ndarray) -> None:
     """ImageMagick's motion blur at ``angle`` degrees, truncated: uint8 (C, H, W) into uint8 ``out``. See ``motion_taps``."""
     rows, columns, weights = motion_taps(radius, sigma, angle)
-    _motion_blur(image, rows, columns, filled(weights), margin, out)
+    _motion_blur(image, rows, columns, filled(weights), out)
 
 
 @jit
-def _motion_blur(image, rows, columns, weights, margin, out):
+def _motion_blur(image, rows, columns, weights, out):
     count, height, width = image.shape
     top, left = max(0, -rows.min()), max(0, -columns.min())
     right, bottom = max(0, columns.max()), max(0, rows.max())
@@ -169,4 +171,4 @@ def _motion_blur(image, rows, columns, weights, margin, out):
         for y in range(height):
             place[: len(rows)] = (y + top + rows) * stride + left + columns
             weighted_sum(padded.reshape(-1), place, weights, row)
-            truncate_row(row, out[channel, y], margin)
+            truncate_row(row, out[channel, y])

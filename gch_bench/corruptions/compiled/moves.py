@@ -29,7 +29,7 @@ def smooth(field_HW: np.ndarray, sigma: float) -> np.ndarray:
     The border is "symmetric" in numpy.pad, that is, the field is reflected about the outer sides of its edge pixels.
     """
     height, width = field_HW.shape
-    if sigma**2 < max(height, width):
+    if sigma**2 < max(height, width):  # so narrow a filter is quicker as a sum over its taps
         return gaussian_filter(field_HW, sigma, "symmetric", CUT)
     waves_rH, weighted_rH, _, rest_HH = _waves(height, sigma)
     waves_rW, weighted_rW, S_WW, _ = _waves(width, sigma)

@@ -9,7 +9,7 @@ from gch_bench.corruptions.compiled.draws import normal, signed, uniform
 from gch_bench.corruptions.compiled.filters import motion_blur_at
 from gch_bench.corruptions.compiled.jit import inline, jit
 from gch_bench.corruptions.compiled.zoom import enlarge
-from gch_bench.corruptions.filters import TIE_MARGIN, zoom_crop
+from gch_bench.corruptions.filters import zoom_crop
 from gch_bench.corruptions.shared import Shared
 from gch_bench.corruptions.weather import ANGLE, ANGLES, CROP, FLAKES, LUMA, PLASMA, frost_textures, plasma_side, wibbles
 
@@ -38,7 +38,7 @@ def snow(image: Shared[np.ndarray], out: np.ndarray, level: tuple[float, ...], k
     _keep_bright(enlarge(flakes, zoom, size), np.float32(threshold), layer[0])
     low, high = ANGLES
     angle = low + (high - low) * float(uniform(key, ANGLE, 1)[0])
-    motion_blur_at(layer, radius, sigma, angle, TIE_MARGIN, blurred)
+    motion_blur_at(layer, radius, sigma, angle, blurred)
     _add_snow(image.pixels, blurred[0], np.float32(keep), np.float32(1 - keep), out)
 
 
