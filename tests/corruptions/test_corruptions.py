@@ -213,8 +213,9 @@ def test_what_severities_share_is_computed_once(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_tables_name_the_same_corruptions() -> None:
-    assert sorted([*INDEPENDENT, *LAWS, *REPLAYED]) == sorted(CORRUPTIONS) == sorted(ALEXNET_ERROR_PERCENT)
-    assert len(CORRUPTIONS) == 19
+    assert sorted([*INDEPENDENT, *LAWS, *REPLAYED]) == sorted(CORRUPTIONS)
+    assert set(ALEXNET_ERROR_PERCENT) <= set(CORRUPTIONS)
+    assert len(ALEXNET_ERROR_PERCENT) == 19
     assert {name for name, corruption in CORRUPTIONS.items() if corruption.group == "extra"} == set(EXTRA)
     for parameters in PARAMETER_SETS.values():
         assert set(parameters.levels) == set(CORRUPTIONS)
@@ -226,8 +227,8 @@ def test_tables_hold_the_published_numbers() -> None:
     facts = json.loads((REFERENCE / "imagenet_c.json").read_text())
     for set_name, parameters in PARAMETER_SETS.items():
         assert parameters.size == facts[set_name]["map"]
-        for name, levels in parameters.levels.items():
-            published = facts[set_name][name]
+        for name in ALEXNET_ERROR_PERCENT:
+            levels, published = parameters.levels[name], facts[set_name][name]
             if name == "zoom_blur":
                 published = [list(level.values()) for level in published]
             elif name == "frost":
@@ -235,8 +236,8 @@ def test_tables_hold_the_published_numbers() -> None:
             elif name == "elastic_transform":
                 published = [[published["unit"] * value for value in level] for level in published["levels"]]
             assert json.loads(json.dumps(levels)) == published
-    for name, corruption in CORRUPTIONS.items():
-        assert name in facts["groups"][corruption.group]
+    for name in ALEXNET_ERROR_PERCENT:
+        assert name in facts["groups"][CORRUPTIONS[name].group]
     errors = facts["alexnet_top1_error_percent"]
     assert {"clean": ALEXNET_CLEAN_ERROR_PERCENT, "source": errors["source"], **ALEXNET_ERROR_PERCENT} == errors
 
