@@ -8,8 +8,8 @@ from gch_bench.corruptions import CORRUPTIONS, PARAMETER_SETS
 from gch_bench.corruptions.draws import image_keys
 
 SIZES = {"imagenet_224": (65, 97), "tiny_64": (40, 48), "cifar_32": (32, 32)}
-# How far the forms may be apart, where they are not equal: (largest difference in levels, share of the values that differ). Both
-# take the same draws. Those that are equal use one table, whole numbers, or float64 in the same order.
+# How far the forms may be apart, where they are not equal: (largest difference in levels, share of the values that differ).
+# Both take the same draws. Those that are equal use one table, whole numbers, or float64 in the same order.
 EXACT = (0, 0.0)
 FORMS_DIFFER = {
     # Sums of floats in another order: a value that is a whole level but for rounding may be truncated to the level below.

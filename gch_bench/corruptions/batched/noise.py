@@ -5,7 +5,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from gch_bench.corruptions import draws, laws
+from gch_bench.corruptions import laws
+from gch_bench.corruptions.batched import draws
 from gch_bench.corruptions.shared import Shared
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from gch_bench.corruptions.batched.common import truncate, truncate_blur
+from gch_bench.corruptions.batched.draws import normal, signed, uniform
 from gch_bench.corruptions.batched.filters import enlarge, motion_blur_at
-from gch_bench.corruptions.draws import normal, signed, uniform
 from gch_bench.corruptions.filters import zoom_crop
 from gch_bench.corruptions.shared import Shared
 from gch_bench.corruptions.weather import ANGLE, ANGLES, CROP, FLAKES, LUMA, PLASMA, frost_textures, plasma_side, wibbles
