@@ -4,7 +4,9 @@ Both ways use the same random draws, so their results differ by rounding alone.
 """
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,14 +49,14 @@ def corrupt(images: Tensor, name: str, severity: int, ids: Tensor, seed: int = 0
 def corrupt_all(
     images: Tensor, cells: Sequence[tuple[str, int]], ids: Tensor, seed: int = 0, parameters: str = "imagenet_224"
 ) -> Iterator[Tensor]:
-    """Corrupt a batch of images in several ways, and compute what these have in common once.
+    """Corrupt a batch of images in several ways, and compute once what the severities of a corruption have in common.
 
     Args:
         cells: pairs (name, severity). Everything else is as in ``corrupt``.
 
     Returns:
-        An iterator over the cells in their order; each gives what ``corrupt`` gives, bit for bit. Only the results that the
-        caller keeps are held in memory.
+        An iterator over the cells in their order; each gives what ``corrupt`` gives, bit for bit. Severities of one corruption
+        that follow each other are made together, and only these are held in memory.
 
     Raises:
         ValueError: as in ``corrupt``, at the call.
@@ -74,60 +76,58 @@ def corrupt_all(
 def _corrupt_all(
     images: Tensor, cells: Sequence[tuple[str, int]], ids: list[int], seed: int, parameters: str
 ) -> Iterator[Tensor]:
-    apply = _compiled(images) if images.device.type == "cpu" else _batched(images)
-    for name, severity in cells:
-        corruption = CORRUPTIONS[name]
-        keys = image_keys(ids, seed, name, severity) if corruption.random else None
-        yield apply(corruption, PARAMETER_SETS[parameters].levels[name][severity - 1], keys)
+    for name, group in groupby(cells, key=lambda cell: cell[0]):
+        severities = [severity for _, severity in group]
+        levels = [PARAMETER_SETS[parameters].levels[name][severity - 1] for severity in severities]
+        keys = [image_keys(ids, seed, name, severity) for severity in severities]
+        yield from _apply(images, CORRUPTIONS[name], levels, keys)
 
 
 def jpeg_roundtrip(images: Tensor) -> Tensor:
     """uint8 (B, 3, H, W) -> the same after JPEG at quality 85, as in stored ImageNet-C. Raises ValueError on other images."""
     _check_images(images)
-    apply = _compiled(images) if images.device.type == "cpu" else _batched(images)
-    return apply(CORRUPTIONS["jpeg_compression"], STORED_QUALITY, None)
+    return _apply(images, CORRUPTIONS["jpeg_compression"], [STORED_QUALITY], [[]])[0]
 
 
-Apply = Callable[[Corruption, object, list[int] | None], Tensor]  # (corruption, level, one key per image) -> corrupted images
+def _apply(images: Tensor, corruption: Corruption, levels: list[Any], keys: list[list[int]]) -> list[Tensor]:
+    """The images corrupted at every level; ``keys`` holds those of each level, one per image, if the corruption is random."""
+    apply = _compiled if images.device.type == "cpu" else _batched
+    return apply(images, corruption, levels, keys)
 
 
-def _compiled(images: Tensor) -> Apply:
+def _compiled(images: Tensor, corruption: Corruption, levels: list[Any], keys: list[list[int]]) -> list[Tensor]:
     """On a CPU: one image after the other, by as many threads as torch may use, each with images of its own."""
-    shared = [Shared(image) for image in images.contiguous().numpy()]
+    pixels = images.contiguous().numpy()
+    corrupted = [torch.empty(images.shape, dtype=torch.uint8) for _ in levels]
+    outs = [tensor.numpy() for tensor in corrupted]
 
-    def apply(corruption: Corruption, level: object, keys: list[int] | None) -> Tensor:
-        corrupted = torch.empty(images.shape, dtype=torch.uint8)
-        out = corrupted.numpy()
+    def fill(numbers: range) -> None:
+        for number in numbers:
+            image = Shared(pixels[number])
+            for out, level, own in zip(outs, levels, keys, strict=True):
+                corruption.compiled(image, out[number], level, *(own[number : number + 1] if corruption.random else ()))
 
-        def fill(numbers: range) -> None:
-            for number in numbers:
-                draws = () if keys is None else (keys[number],)
-                corruption.compiled(shared[number], out[number], level, *draws)
-
-        count, threads = len(shared), torch.get_num_threads()
-        if threads == 1 or count == 1:
-            fill(range(count))
-        else:
-            step = -(-count // (threads * PARTS_OF_A_THREAD)) or 1
-            for _ in pool().map(fill, [range(start, min(start + step, count)) for start in range(0, count, step)]):
-                pass
-        return corrupted
-
-    return apply
+    count, threads = len(pixels), torch.get_num_threads()
+    if threads == 1 or count == 1:
+        fill(range(count))
+    else:
+        step = -(-count // (threads * PARTS_OF_A_THREAD)) or 1
+        for _ in pool().map(fill, [range(start, min(start + step, count)) for start in range(0, count, step)]):
+            pass
+    return corrupted
 
 
-def _batched(images: Tensor) -> Apply:
+def _batched(images: Tensor, corruption: Corruption, levels: list[Any], keys: list[list[int]]) -> list[Tensor]:
     """On a GPU: as many images together as fit into GPU_PIXELS."""
     size = max(1, GPU_PIXELS // (images.shape[2] * images.shape[3]))
-    shared = [Shared(part) for part in images.contiguous().split(size)]
-
-    def apply(corruption: Corruption, level: object, keys: list[int] | None) -> Tensor:
-        draws = [()] * len(shared) if keys is None else [(k,) for k in torch.tensor(keys, device=images.device).split(size)]
-        with torch.autocast(images.device.type, enabled=False):
-            parts = [corruption.batched(part, level, *own) for part, own in zip(shared, draws, strict=True)]
-        return torch.cat(parts) if parts else images.clone()
-
-    return apply
+    parts: list[list[Tensor]] = [[] for _ in levels]
+    with torch.autocast(images.device.type, enabled=False):
+        for start in range(0, len(images), size):
+            shared = Shared(images[start : start + size].contiguous())
+            for part, level, own in zip(parts, levels, keys, strict=True):
+                draws = [torch.tensor(own[start : start + size], device=images.device)] if corruption.random else []
+                part.append(corruption.batched(shared, level, *draws))
+    return [torch.cat(part) if part else images.clone() for part in parts]
 
 
 def _severity(name: str, severity: int) -> int:

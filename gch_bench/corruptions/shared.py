@@ -1,4 +1,4 @@
-"""Images, and what was computed from them already, so that several corruptions of the same images share it."""
+"""Images, and what was computed from them already, so that the severities of a corruption share it."""
 
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -7,10 +7,10 @@ Pixels = TypeVar("Pixels")
 
 
 class Shared(Generic[Pixels]):
-    """The clean pixels that corruptions are made from, with a memory for what several corruptions or severities need of them.
+    """The clean pixels that a corruption is made from, with a memory for what several of its severities need of them.
 
     ``pixels`` is a uint8 array (3, H, W) of one image for the compiled corruptions, and a uint8 tensor (B, 3, H, W) for the
-    batched ones. Nobody changes it, nor what ``once`` returns.
+    batched ones. Nobody changes them. One thread at a time uses an object of this class.
     """
 
     def __init__(self, pixels: Pixels) -> None:

@@ -38,6 +38,7 @@ from gch_bench.data.images import BadImage, FileImages
 from gch_bench.data.transforms import EvalTransform
 from gch_bench.display import Display
 from gch_bench.errors import UserError
+from gch_bench.evaluation.cells import try_corruptions
 from gch_bench.files import locked, making, write_atomic
 from gch_bench.provenance import provenance
 from gch_bench.results.records import Cell
@@ -124,6 +125,7 @@ def generate(options: Options) -> None:
         if not todo:
             show.line(f"nothing left to do: {options.dest} holds these {len(cells)} cells; --verify compares their checksums")
             return
+        try_corruptions(todo, SIZE, PARAMETERS, torch.device(options.device), show.line)
         if not tree.manifest:
             _check_images(source.images, options.workers, show)
         start = time.monotonic()

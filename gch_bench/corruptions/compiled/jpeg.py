@@ -36,11 +36,22 @@ _EVEN_OF, _ODD_OF = (tuple(zip(*rows, strict=True)) for rows in (_EVEN, _ODD))  
 
 def jpeg_compression(image: Shared[np.ndarray], out: np.ndarray, level: int) -> None:
     """What Pillow reads after saving the image as JPEG of quality ``level``, 1..100."""
-    luma, blue, red = _to_planes(image.pixels)
-    _transform_and_quantise(luma, *_steps(LUMA, level))
-    _transform_and_quantise(blue, *_steps(CHROMA, level))
-    _transform_and_quantise(red, *_steps(CHROMA, level))
-    _to_rgb(luma, blue, red, out)
+    luma, blue, red = image.once(_frequencies)
+    steps, chroma_steps = _steps(LUMA, level), _steps(CHROMA, level)
+    columns = -(-out.shape[2] // 16) * 16
+    _to_rgb(
+        _quantised(luma, *steps, columns),
+        _quantised(blue, *chroma_steps, columns // 2),
+        _quantised(red, *chroma_steps, columns // 2),
+        out,
+    )
+
+
+@jit
+def _frequencies(image):
+    """The DCT of luma and of both differences: what all qualities have in common. See ``_transformed``."""
+    luma, blue, red = _to_planes(image)
+    return _transformed(luma), _transformed(blue), _transformed(red)
 
 
 @lru_cache(maxsize=64)
@@ -109,15 +120,17 @@ def _halve(sums, halved):
 
 
 @jit
-def _transform_and_quantise(plane, step, per_step):
-    """DCT, quantisation and inverse DCT of a plane, whose values it replaces."""
+def _transformed(plane):
+    """The DCT of a plane: int16 (N, 64 _LANES), where _LANES blocks of 8 x 8 pixels lie side by side in each row.
+
+    The frequency (y, x) of a lane's block is at (8 y + x) _LANES + lane. It is 8 times as large as in the norm.
+    """
     across = plane.shape[1] // 8
     blocks = across * (plane.shape[0] // 8)
-    values = np.zeros(64 * _LANES, np.int32)  # of row y, column x and lane at (8 y + x) _LANES + lane; so are the frequencies
-    levels = np.empty(64 * _LANES, np.uint8)
+    frequencies = np.empty((-(-blocks // _LANES), 64 * _LANES), np.int16)
+    values = np.zeros(64 * _LANES, np.int32)
     for first in range(0, blocks, _LANES):
-        lanes = min(_LANES, blocks - first)
-        for lane in range(lanes):
+        for lane in range(min(_LANES, blocks - first)):
             top, left = 8 * ((first + lane) // across), 8 * ((first + lane) % across)
             for place in range(64):
                 values[place * _LANES + lane] = np.int32(plane[top + place // 8, left + place % 8]) - 128
@@ -125,18 +138,39 @@ def _transform_and_quantise(plane, step, per_step):
             _forward(values, 8 * y * _LANES, _LANES, FORWARD_ROWS_BITS)
         for x in range(8):
             _forward(values, x * _LANES, 8 * _LANES, FORWARD_COLUMNS_BITS)
+        row = frequencies[first // _LANES]
+        for i in range(len(values)):
+            row[i] = np.int16(values[i])
+    return frequencies
+
+
+@jit
+def _quantised(frequencies, step, per_step, columns):
+    """Round the frequencies to multiples of the quantisation steps, and turn them back into a plane, uint8 (rows, ``columns``).
+
+    The plane has rows for all lanes, also for those that hold no block.
+    """
+    across = columns // 8
+    blocks = len(frequencies) * _LANES
+    plane = np.empty((8 * -(-blocks // across), columns), np.uint8)
+    values = np.empty(64 * _LANES, np.int32)
+    levels = np.empty(64 * _LANES, np.uint8)
+    for chunk in range(len(frequencies)):
         for place in range(64):
-            _quantise(values[place * _LANES : (place + 1) * _LANES], step[place], per_step[place])
+            first, last = place * _LANES, (place + 1) * _LANES
+            _quantise(frequencies[chunk, first:last], step[place], per_step[place], values[first:last])
         for x in range(8):
             _inverse(values, x * _LANES, 8 * _LANES, INVERSE_COLUMNS_BITS)
         for y in range(8):
             _inverse(values, 8 * y * _LANES, _LANES, INVERSE_ROWS_BITS)
         for i in range(len(values)):
             levels[i] = np.uint8(min(max(values[i] + 128, 0), 255))
-        for lane in range(lanes):
-            top, left = 8 * ((first + lane) // across), 8 * ((first + lane) % across)
+        for lane in range(_LANES):
+            block = chunk * _LANES + lane
+            top, left = 8 * (block // across), 8 * (block % across)
             for place in range(64):
                 plane[top + place // 8, left + place % 8] = levels[place * _LANES + lane]
+    return plane
 
 
 @inline
@@ -164,10 +198,10 @@ def _forward(values, first, step, bits):
 
 
 @jit
-def _quantise(coefficients, step, per_step):
-    """Round coefficients, which are 8 times too large, to multiples of ``step``."""
-    for i in range(len(coefficients)):
-        coefficients[i] = np.int32(np.rint(np.float32(coefficients[i]) * per_step)) * step
+def _quantise(frequencies, step, per_step, out):
+    """Round frequencies, which are 8 times too large, to multiples of ``step``."""
+    for i in range(len(frequencies)):
+        out[i] = np.int32(np.rint(np.float32(frequencies[i]) * per_step)) * step
 
 
 @inline
