@@ -37,8 +37,7 @@ from verify_corruptions import FEATURES, PHOTOS, agreement, draw_features, featu
 
 from gch_bench.corruptions import ALEXNET_ERROR_PERCENT, CORRUPTIONS, PARAMETER_SETS, SEVERITIES, corrupt
 from gch_bench.corruptions.batched.blur import scan_sources
-from gch_bench.corruptions.batched.common import truncate_blur
-from gch_bench.corruptions.batched.filters import enlarge, gaussian_filter, motion_blur_at
+from gch_bench.corruptions.batched.filters import enlarge, gaussian_filter, motion_blur_at, truncate_blur
 from gch_bench.corruptions.compiled import filters as compiled_filters
 from gch_bench.corruptions.compiled.blur import scan
 from gch_bench.corruptions.compiled.zoom import enlarge as compiled_enlarge

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from gch_bench.corruptions.batched import draws
-from gch_bench.corruptions.batched.common import truncate_blur
-from gch_bench.corruptions.batched.filters import gaussian_filter, motion_blur_at
+from gch_bench.corruptions.batched.filters import gaussian_filter, motion_blur_at, truncate_blur
 from gch_bench.corruptions.filters import ANGLE, ANGLES, border_pixels, fft_length, smoothed_disk
 from gch_bench.corruptions.shared import Shared
 

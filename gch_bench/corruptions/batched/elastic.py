@@ -4,9 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gch_bench.corruptions.batched.common import truncate_blur
 from gch_bench.corruptions.batched.draws import signed, uniform
-from gch_bench.corruptions.batched.filters import gaussian_filter
+from gch_bench.corruptions.batched.filters import gaussian_filter, truncate_blur
 from gch_bench.corruptions.elastic import CUT, MOVES_X, MOVES_Y, SHIFTS, affine_map
 from gch_bench.corruptions.shared import Shared
 

@@ -1,4 +1,4 @@
-"""The Gaussian, motion blur and the enlargement of many images at once, for snow, elastic transform and spatter as well.
+"""What several batched corruptions use: truncation to grey levels, the Gaussian, motion blur and the enlargement.
 
 Shapes: B images of C channels and H x W pixels; T taps of a filter.
 """
@@ -9,7 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gch_bench.corruptions.filters import enlarged, gaussian_matrix, motion_weights
+from gch_bench.corruptions.filters import TIE_MARGIN, enlarged, gaussian_matrix, motion_weights
+
+
+def truncate(field: Tensor) -> Tensor:
+    """Clip a field in grey levels to 0..255 and drop the fractions: uint8 of the same shape. The field is overwritten."""
+    return field.clamp_(0, 255).to(torch.int16).to(torch.uint8)  # direct conversion to uint8 takes torch 4 times as long
+
+
+def truncate_blur(field: Tensor, margin: float = TIE_MARGIN) -> Tensor:
+    """Add ``margin`` to a blurred field in grey levels and truncate it: uint8 of the same shape. The field is overwritten."""
+    return truncate(field.add_(margin))
 
 
 def gaussian_filter(field_BCHW: Tensor, sigma: float, border: str = "edge", cut: float = 4.0) -> Tensor:

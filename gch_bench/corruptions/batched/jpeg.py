@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gch_bench.corruptions.batched.common import truncate
+from gch_bench.corruptions.batched.filters import truncate
 from gch_bench.corruptions.jpeg_tables import (
     BLUE_OF_CHROMA,
     BLUE_OF_RGB,

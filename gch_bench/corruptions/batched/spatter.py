@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gch_bench.corruptions.batched.common import truncate, truncate_blur
 from gch_bench.corruptions.batched.draws import normal
 from gch_bench.corruptions.batched.edges import canny, distance_to_edges, equalize
-from gch_bench.corruptions.batched.filters import gaussian_filter
+from gch_bench.corruptions.batched.filters import gaussian_filter, truncate, truncate_blur
 from gch_bench.corruptions.shared import Shared
 from gch_bench.corruptions.spatter import DISTANCE_UNIT, EDGE, EMBOSS, LAYER, LEAST_COVER, MUD, REACH, WATER, WEAK_EDGE
 

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gch_bench.corruptions.batched.common import truncate, truncate_blur
 from gch_bench.corruptions.batched.draws import normal, signed, uniform
-from gch_bench.corruptions.batched.filters import enlarge, motion_blur_at
+from gch_bench.corruptions.batched.filters import enlarge, motion_blur_at, truncate, truncate_blur
 from gch_bench.corruptions.filters import zoom_crop
 from gch_bench.corruptions.shared import Shared
 from gch_bench.corruptions.weather import ANGLE, ANGLES, CROP, FLAKES, LUMA, PLASMA, frost_textures, plasma_side, wibbles

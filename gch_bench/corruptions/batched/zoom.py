@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from gch_bench.corruptions.batched.common import truncate_blur
-from gch_bench.corruptions.batched.filters import enlarge
+from gch_bench.corruptions.batched.filters import enlarge, truncate_blur
 from gch_bench.corruptions.filters import zoom_crop, zoom_factors
 from gch_bench.corruptions.shared import Shared
 
