@@ -14,7 +14,7 @@ from torch import Tensor
 from gch_bench.corruptions.draws import image_keys
 from gch_bench.corruptions.parameters import PARAMETER_SETS
 from gch_bench.corruptions.shared import Shared
-from gch_bench.corruptions.table import CORRUPTIONS, SEVERITIES, Corruption
+from gch_bench.corruptions.table import CORRUPTIONS, SEVERITIES, Corruption, parameters_for
 from gch_bench.threads import pool
 
 STORED_QUALITY = 85  # JPEG quality of the published ImageNet-C
@@ -23,7 +23,7 @@ PARTS_OF_A_THREAD = 4  # a batch is dealt out to threads in so many parts for ea
 GPU_PIXELS = 1 << 23  # how many pixels a GPU corrupts together: enough to keep it busy, in bounded memory
 
 
-def corrupt(images: Tensor, name: str, severity: int, ids: Tensor, seed: int = 0, parameters: str = "imagenet_224") -> Tensor:
+def corrupt(images: Tensor, name: str, severity: int, ids: Tensor, seed: int = 0, parameters: str = "auto") -> Tensor:
     """Corrupt a batch of images.
 
     The result for an image depends on its pixels, the level of the corruption and (seed, id, name, severity) alone, not on the
@@ -35,7 +35,7 @@ def corrupt(images: Tensor, name: str, severity: int, ids: Tensor, seed: int = 0
         severity: 1..5.
         ids: int64 (B,), the number of each image in its data set.
         seed: the seed of the whole corrupted data set.
-        parameters: a key of PARAMETER_SETS, which gives the levels; see ``parameters_for``.
+        parameters: a key of PARAMETER_SETS, which gives the levels; "auto" is ``parameters_for`` the shorter side.
 
     Returns:
         uint8 (B, 3, H, W) on the images' device, truncated to whole levels as in the reference.
@@ -47,7 +47,7 @@ def corrupt(images: Tensor, name: str, severity: int, ids: Tensor, seed: int = 0
 
 
 def corrupt_all(
-    images: Tensor, cells: Sequence[tuple[str, int]], ids: Tensor, seed: int = 0, parameters: str = "imagenet_224"
+    images: Tensor, cells: Sequence[tuple[str, int]], ids: Tensor, seed: int = 0, parameters: str = "auto"
 ) -> Iterator[Tensor]:
     """Corrupt a batch of images in several ways, and compute once what the severities of a corruption have in common.
 
@@ -62,10 +62,11 @@ def corrupt_all(
         ValueError: as in ``corrupt``, at the call.
     """
     seed = _whole("seed", seed)
-    rows = [(name, _severity(name, severity)) for name, severity in cells]
-    if not isinstance(parameters, str) or parameters not in PARAMETER_SETS:
-        raise ValueError(f"parameters must be one of {', '.join(PARAMETER_SETS)}, got {parameters!r}")
+    rows = [_cell(cell) for cell in cells]
+    if not isinstance(parameters, str) or parameters not in ("auto", *PARAMETER_SETS):
+        raise ValueError(f"parameters must be one of auto, {', '.join(PARAMETER_SETS)}, got {parameters!r}")
     _check_images(images)
+    parameters = parameters_for(min(images.shape[2:])) if parameters == "auto" else parameters
     if not isinstance(ids, Tensor):
         raise ValueError(f"ids must be a torch tensor, got {type(ids).__name__}")
     if ids.dtype != torch.int64 or ids.shape != images.shape[:1]:
@@ -79,7 +80,7 @@ def _corrupt_all(
     for name, group in groupby(cells, key=lambda cell: cell[0]):
         severities = [severity for _, severity in group]
         levels = [PARAMETER_SETS[parameters].levels[name][severity - 1] for severity in severities]
-        keys = [image_keys(ids, seed, name, severity) for severity in severities]
+        keys = [image_keys(ids if CORRUPTIONS[name].random else [], seed, name, severity) for severity in severities]
         yield from _apply(images, CORRUPTIONS[name], levels, keys)
 
 
@@ -130,13 +131,15 @@ def _batched(images: Tensor, corruption: Corruption, levels: list[Any], keys: li
     return [torch.cat(part) if part else images.clone() for part in parts]
 
 
-def _severity(name: str, severity: int) -> int:
-    severity = _whole("severity", severity)
+def _cell(cell: tuple[str, int]) -> tuple[str, int]:
+    if not isinstance(cell, Sequence) or isinstance(cell, str) or len(cell) != 2:
+        raise ValueError(f"cells must be pairs (name, severity), got {cell!r}")
+    name, severity = cell[0], _whole("severity", cell[1])
     if not isinstance(name, str) or name not in CORRUPTIONS:
         raise ValueError(f"corruption must be one of {', '.join(CORRUPTIONS)}, got {name!r}")
     if severity not in SEVERITIES:
         raise ValueError(f"severity must be 1..5, got {severity!r}")
-    return severity
+    return name, severity
 
 
 def _check_images(images: Tensor) -> None:

@@ -11,7 +11,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from gch_bench.corruptions.engine import corrupt, corrupt_all
-from gch_bench.corruptions.table import CORRUPTIONS, parameters_for
+from gch_bench.corruptions.table import CORRUPTIONS
 
 
 class ImageNetC(v2.Transform):
@@ -44,8 +44,7 @@ class ImageNetC(v2.Transform):
         if not isinstance(fresh, bool):
             raise ValueError(f"fresh must be True or False, got {fresh!r}")
         no_images, no_ids = torch.empty(0, 3, 1, 1, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
-        some = "imagenet_224" if parameters == "auto" else parameters
-        corrupt_all(no_images, [(name, severity)], no_ids, seed, some)  # checks the arguments
+        corrupt_all(no_images, [(name, severity)], no_ids, seed, parameters)  # checks the arguments
         self.name, self.severity, self.seed, self.parameters, self.fresh = name, int(severity), int(seed), parameters, fresh
 
     def extra_repr(self) -> str:
@@ -81,8 +80,7 @@ class ImageNetC(v2.Transform):
         return tv_tensors.wrap(corrupted, like=inpt) if isinstance(inpt, tv_tensors.Image) else corrupted
 
     def _corrupted(self, images_B3HW: Tensor) -> Tensor:
-        parameters = parameters_for(min(images_B3HW.shape[2:])) if self.parameters == "auto" else self.parameters
-        return corrupt(images_B3HW, self.name, self.severity, self._ids(images_B3HW), self.seed, parameters)
+        return corrupt(images_B3HW, self.name, self.severity, self._ids(images_B3HW), self.seed, self.parameters)
 
     def _ids(self, images_B3HW: Tensor) -> Tensor:
         if not CORRUPTIONS[self.name].random:

@@ -187,6 +187,18 @@ def test_corrupt_all_gives_what_corrupt_gives_in_any_order(parameters: str) -> N
     assert list(corrupt_all(images, [], ids(4))) == []
 
 
+@pytest.mark.parametrize("cells", [("fog", 1), [("fog",)], [("fog", 1, 2)], ["fo"], [3]])
+def test_corrupt_all_refuses_what_is_no_pair(cells) -> None:
+    with pytest.raises(ValueError, match=r"cells must be pairs \(name, severity\), got "):
+        corrupt_all(photos(40, 48), cells, ids(4))
+
+
+@pytest.mark.parametrize(("size", "parameters"), [((40, 300), "cifar_32"), ((224, 512), "imagenet_224")])
+def test_the_shorter_side_chooses_the_levels(size: tuple[int, int], parameters: str) -> None:
+    images = photos(*size)[:1]
+    assert torch.equal(corrupt(images, "fog", 3, ids(1)), corrupt(images, "fog", 3, ids(1), parameters=parameters))
+
+
 def test_corrupt_all_refuses_bad_input_at_the_call() -> None:
     with pytest.raises(ValueError, match=r"severity must be 1\.\.5, got 6"):
         corrupt_all(photos(40, 48), [("fog", 1), ("fog", 6)], ids(4))
@@ -267,8 +279,8 @@ BAD_INPUT = [
     ({"images": [1, 2]}, "images must be a torch tensor, got list"),
     ({"ids": range(2)}, "ids must be a torch tensor, got range"),
     ({"images": GOOD["images"].to("meta")}, "images must be on one of cpu, cuda, got meta"),
-    ({"parameters": ["x"]}, "parameters must be one of imagenet_224, tiny_64, cifar_32, got ['x']"),
-    ({"parameters": "lsun"}, "parameters must be one of imagenet_224, tiny_64, cifar_32, got 'lsun'"),
+    ({"parameters": ["x"]}, "parameters must be one of auto, imagenet_224, tiny_64, cifar_32, got ['x']"),
+    ({"parameters": "lsun"}, "parameters must be one of auto, imagenet_224, tiny_64, cifar_32, got 'lsun'"),
     ({"images": torch.zeros(2, 3, 8, 8)}, "images must be uint8, got torch.float32"),
     ({"images": GOOD["images"][0]}, "images must have shape (B, 3, H, W), got (3, 8, 8)"),
     ({"images": GOOD["images"][:, :1]}, "images must have shape (B, 3, H, W), got (2, 1, 8, 8)"),

@@ -154,7 +154,7 @@ def test_enlargement_equals_scipy(size: tuple[int, int], factor: float) -> None:
 
 def test_frost_draws_five_photographs_and_crops_of_them() -> None:
     black = torch.zeros(60, 3, 32, 32, dtype=torch.uint8)
-    crops = corrupt(black, "frost", 3, ids(60))[:, 0].numpy()
+    crops = corrupt(black, "frost", 3, ids(60), parameters="imagenet_224")[:, 0].numpy()
     assert PARAMETER_SETS["imagenet_224"].levels["frost"][2] == (0.7, 0.7, 1)
     photographs = [np.asarray(photograph)[..., 0] for photograph in frost_photographs()]
     assert np.array_equal(photographs[1], photographs[2])  # the second and the third file hold the same photograph

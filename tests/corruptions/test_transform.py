@@ -136,7 +136,7 @@ def test_representation() -> None:
         ({"severity": 6}, "severity must be 1..5, got 6"),
         ({"severity": "3"}, "severity must be a whole number, got '3'"),
         ({"seed": 0.5}, "seed must be a whole number, got 0.5"),
-        ({"parameters": "imagenet"}, "parameters must be one of imagenet_224, "),
+        ({"parameters": "imagenet"}, "parameters must be one of auto, imagenet_224, "),
         ({"fresh": 1}, "fresh must be True or False, got 1"),
     ],
 )

@@ -1,6 +1,6 @@
 """JPEG compression and decompression of a batch, with the same pixels as libjpeg-turbo bit by bit.
 
-The entropy coding, which comes between the two and loses nothing, is left out. See jpeg_tables.py for the sources; also
+The entropy coding, which comes between the two and loses nothing, is left out. See corruptions/jpeg.py for the sources; also
 libjpeg's jcsample.c, jcprepct.c and jdsample.c.
 
 libjpeg adds whole numbers and shifts the sums to the right. Here float64 holds the sums exactly, because only floats have
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gch_bench.corruptions.batched.filters import truncate
-from gch_bench.corruptions.jpeg_tables import (
+from gch_bench.corruptions.jpeg import (
     BLUE_OF_CHROMA,
     BLUE_OF_RGB,
     CHROMA,

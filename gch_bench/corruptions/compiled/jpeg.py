@@ -1,8 +1,8 @@
 """JPEG compression and decompression of one image, with the same pixels as libjpeg-turbo bit by bit.
 
 The entropy coding, which comes between the two and loses nothing, is left out. Everything is computed in whole numbers as in
-libjpeg; see jpeg_tables.py for the sources. Blocks of 8 x 8 pixels are transformed many at a time, each in a lane of its own of
-the arrays, so that the processor's vectors can be used.
+libjpeg; see corruptions/jpeg.py for the sources. Blocks of 8 x 8 pixels are transformed many at a time, each in a lane of its
+own of the arrays, so that the processor's vectors can be used.
 """
 
 from functools import lru_cache
@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from gch_bench.corruptions.compiled.jit import inline, jit
-from gch_bench.corruptions.jpeg_tables import (
+from gch_bench.corruptions.jpeg import (
     BLUE_OF_CHROMA,
     BLUE_OF_RGB,
     CHROMA,
