@@ -62,7 +62,7 @@ def corrupt_all(
         ValueError: as in ``corrupt``, at the call.
     """
     seed = _whole("seed", seed)
-    rows = [(name, _severity(name, severity)) for name, severity in cells]
+    rows = [_cell(cell) for cell in cells]
     if not isinstance(parameters, str) or parameters not in PARAMETER_SETS:
         raise ValueError(f"parameters must be one of {', '.join(PARAMETER_SETS)}, got {parameters!r}")
     _check_images(images)
@@ -98,7 +98,7 @@ def _apply(images: Tensor, corruption: Corruption, levels: list[Any], keys: list
 def _compiled(images: Tensor, corruption: Corruption, levels: list[Any], keys: list[list[int]]) -> list[Tensor]:
     """On a CPU: one image after the other, by as many threads as torch may use, each with images of its own."""
     pixels = images.contiguous().numpy()
-    corrupted = [torch.empty(images.shape, dtype=torch.uint8) for _ in levels]
+    corrupted = [torch.empty(images.shape, dtype=torch.uint8, device=images.device) for _ in levels]
     outs = [tensor.numpy() for tensor in corrupted]
 
     def fill(numbers: range) -> None:
@@ -130,13 +130,15 @@ def _batched(images: Tensor, corruption: Corruption, levels: list[Any], keys: li
     return [torch.cat(part) if part else images.clone() for part in parts]
 
 
-def _severity(name: str, severity: int) -> int:
-    severity = _whole("severity", severity)
+def _cell(cell: tuple[str, int]) -> tuple[str, int]:
+    if not isinstance(cell, tuple | list) or len(cell) != 2:
+        raise ValueError(f"cells must be pairs (name, severity), got {cell!r}")
+    name, severity = cell[0], _whole("severity", cell[1])
     if not isinstance(name, str) or name not in CORRUPTIONS:
         raise ValueError(f"corruption must be one of {', '.join(CORRUPTIONS)}, got {name!r}")
     if severity not in SEVERITIES:
         raise ValueError(f"severity must be 1..5, got {severity!r}")
-    return severity
+    return name, severity
 
 
 def _check_images(images: Tensor) -> None:

@@ -8,6 +8,7 @@ import torch
 from corruption_references import DEVICES, INDEPENDENT, LAWS, REFERENCE, REPLAYED, ids, needs_reference, photos
 
 from gch_bench.corruptions.engine import corrupt, corrupt_all, jpeg_roundtrip
+from gch_bench.corruptions.frost import _scaled
 from gch_bench.corruptions.parameters import ALEXNET_CLEAN_ERROR_PERCENT, ALEXNET_ERROR_PERCENT, PARAMETER_SETS
 from gch_bench.corruptions.shared import Shared
 from gch_bench.corruptions.table import CORRUPTIONS, SEVERITIES, Corruption, parameters_for
@@ -87,6 +88,10 @@ def test_the_callers_modes_do_not_matter(name: str, threads: int) -> None:
             assert torch.equal(expected, corrupt(images, name, 3, ids(4)))
         torch.set_default_dtype(torch.float64)
         assert torch.equal(expected, corrupt(images, name, 3, ids(4)))
+        numbers = ids(4)
+        _scaled.cache_clear()
+        with torch.device("meta"):
+            assert torch.equal(expected, corrupt(images, name, 3, numbers))
         torch.set_float32_matmul_precision("medium")  # bfloat16 products where the processor has them
         coarse = corrupt(images, name, 3, ids(4)).int() - expected
         assert (coarse != 0).float().mean() < 1e-3  # float64 then: other roundings, of a tie at most
@@ -191,6 +196,8 @@ def test_corrupt_all_gives_what_corrupt_gives_in_any_order(parameters: str) -> N
 def test_corrupt_all_refuses_bad_input_at_the_call() -> None:
     with pytest.raises(ValueError, match=r"severity must be 1\.\.5, got 6"):
         corrupt_all(photos(40, 48), [("fog", 1), ("fog", 6)], ids(4))
+    with pytest.raises(ValueError, match=r"cells must be pairs \(name, severity\), got 'fog'"):
+        corrupt_all(photos(40, 48), ["fog"], ids(4))
 
 
 def test_what_severities_share_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:

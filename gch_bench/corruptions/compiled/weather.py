@@ -11,7 +11,7 @@ from gch_bench.corruptions.compiled.jit import inline, jit
 from gch_bench.corruptions.compiled.zoom import enlarge
 from gch_bench.corruptions.filters import TIE_MARGIN, zoom_crop
 from gch_bench.corruptions.fog import PLASMA, plasma_side, wibbles
-from gch_bench.corruptions.frost import CROP, frost_textures
+from gch_bench.corruptions.frost import CROP, frost_photographs, frost_texture
 from gch_bench.corruptions.shared import Shared
 from gch_bench.corruptions.snow import ANGLE, ANGLES, FLAKES, LOWEST_ANGLE, LUMA, Snow
 
@@ -79,9 +79,8 @@ def frost(image: Shared[np.ndarray], out: np.ndarray, level: tuple[float, float,
     """
     image_weight, frost_weight, scale = level
     height, width = out.shape[1:]
-    textures = frost_textures(scale, height, width)
     which, down, across = uniform(key, CROP, 3)
-    texture = textures[int(which * len(textures))]
+    texture = frost_texture(int(which * len(frost_photographs())), scale, height, width)
     top, left = int(down * (texture.shape[1] - height)), int(across * (texture.shape[2] - width))
     _weighted_sum(image.pixels, np.float32(image_weight), texture, top, left, np.float32(frost_weight), out)
 
