@@ -69,13 +69,15 @@ def parameter_set(config: CorruptionsConfig, size: int) -> str:
     return config.parameters
 
 
-def try_corruptions(cells: list[Cell], size: int, parameters: str) -> None:
-    """Apply each corruption once to a blank image of size x size pixels, so that a failure shows before hours of training.
+def try_corruptions(cells: list[Cell], size: int, parameters: str, device: torch.device | str = "cpu") -> None:
+    """Apply each corruption once to a blank image of size x size pixels, so that a failure shows before hours of work.
+
+    Code is compiled then, too. ``device`` is where the work will be done.
 
     Raises:
         UserError: a corruption that cannot be made here.
     """
-    blank, ids = torch.zeros(1, 3, size, size, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
+    blank, ids = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device), torch.zeros(1, dtype=torch.int64)
     for name, severity in dict(cell for cell in cells if cell.severity > 0).items():
         try:
             corrupt(blank, name, severity, ids, parameters=parameters)

@@ -38,6 +38,7 @@ from gch_bench.data.images import BadImage, FileImages
 from gch_bench.data.transforms import EvalTransform
 from gch_bench.display import Display
 from gch_bench.errors import UserError
+from gch_bench.evaluation.cells import try_corruptions
 from gch_bench.files import locked, making, write_atomic
 from gch_bench.provenance import provenance
 from gch_bench.results.records import Cell
@@ -126,6 +127,7 @@ def generate(options: Options) -> None:
             return
         if not tree.manifest:
             _check_images(source.images, options.workers, show)
+        try_corruptions(todo, SIZE, PARAMETERS, options.device)  # the workers inherit the code that is compiled here
         start = time.monotonic()
         session = {"started": _now(), "command": shlex.join(sys.argv), "device": options.device, **provenance()}
         _warn_of_versions(tree, session, show)
