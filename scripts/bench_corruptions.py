@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from corruption_peers import DRAWS, PEERS, WITHIN_ONE, Likeness, Peer, likeness, load_all, photos_HW3
 from corruption_tasks import (
+    CPU,
     OURS,
     in_turn,
     one_at_a_time,
@@ -50,7 +51,6 @@ GOAL_TWO = 1.8  # the speed of two threads divided by that of one
 GOAL_CUDA, GOAL_CUDA_MEAN = 10_000, 50_000  # images/s
 GOAL_COPIES = 12.0  # peak extra memory, in units of a float32 copy of the batch
 JPEG, PILLOW, ONE = "jpeg_compression", "Pillow", "one"
-CPU = torch.device("cpu")
 MARK = {True: "yes", False: "NO"}
 
 SETTING = """\

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gch_bench.apps.compatibility.atlas import atlas, settle
 from gch_bench.config.run import ModelConfig, NoiseConfig
-from gch_bench.corruptions.frost import frost_photographs
+from gch_bench.corruptions.weather import frost_photographs
 from gch_bench.data.transforms import normalise
 from gch_bench.display import Display
 from gch_bench.files import write_atomic, write_csv

@@ -13,7 +13,7 @@ from pathlib import Path
 from measure import crop, positive, shipped
 from PIL import Image
 
-from gch_bench.corruptions.frost import frost_photographs
+from gch_bench.corruptions.weather import frost_photographs
 
 
 def save(folder: Path, crops: int, side: int) -> int:

@@ -19,8 +19,7 @@ import torch
 from measure import positive
 
 from gch_bench.corruptions import CORRUPTIONS, PARAMETER_SETS, SEVERITIES, corrupt
-from gch_bench.corruptions.batched.common import truncate_blur
-from gch_bench.corruptions.batched.filters import motion_blur_at
+from gch_bench.corruptions.compiled.filters import motion_blur_at
 
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
 FEATURES = (
@@ -92,8 +91,8 @@ def exact_row(reference: Path, name: str, severity: int) -> Row:
     for key in (key for key in golden if key.startswith(f"{name}/{severity}/")):
         image = torch.from_numpy(golden[f"input/{key.split('/')[2]}"]).permute(2, 0, 1)
         if name == "motion_blur":
-            angle = torch.tensor([float(key.split("angle=")[1])], dtype=torch.float64)
-            out = truncate_blur(motion_blur_at(image[None], *level, angle))[0]
+            out = torch.empty(image.shape, dtype=torch.uint8)
+            motion_blur_at(image.contiguous().numpy(), *level, float(key.split("angle=")[1]), out.numpy())
         else:
             out = corrupt(image[None], name, severity, torch.zeros(1, dtype=torch.int64))[0]
         differences.append(np.abs(out.permute(1, 2, 0).numpy().astype(int) - golden[key]))

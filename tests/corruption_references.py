@@ -20,8 +20,8 @@ from PIL import Image
 from scipy import stats
 
 from gch_bench.corruptions import CORRUPTIONS
-from gch_bench.corruptions.frost import frost_photographs
 from gch_bench.corruptions.shared import Shared
+from gch_bench.corruptions.weather import frost_photographs
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"

@@ -142,7 +142,8 @@ def _training(job: Job) -> TrainingJob | None:
     """The training of the job, if it has a recipe. Raises UserError where a corruption or the recipe cannot be carried out."""
     config, size = job.config, job.data.size
     if not job.stored:
-        try_corruptions(_missing(job), size, parameter_set(config.corruptions, size), job.world.device)
+        parameters = parameter_set(config.corruptions, size)
+        try_corruptions(_missing(job), size, parameters, job.world.device, job.display.line)
     if config.recipe is None:
         return None
     hashed = identity_hash(job.run_file.identity)

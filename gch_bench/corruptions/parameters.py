@@ -12,8 +12,8 @@ from typing import Any
 class ParameterSet:
     """The levels of every corruption at the severities 1..5, tuned for square images with sides of ``size`` pixels.
 
-    What the numbers of a level mean is in the docstring of the corruption's function. For example,
-    ``levels["gaussian_noise"][severity - 1]`` is a standard deviation.
+    What the numbers of a level mean is in the docstring of the corruption's function in compiled/, and for the noises in
+    laws.py. For example, ``levels["gaussian_noise"][severity - 1]`` is a standard deviation.
     """
 
     size: int

@@ -1,10 +1,8 @@
-"""What both forms of spatter know: the meaning of its levels, its colours, and the constants of OpenCV's functions.
+"""What both forms of spatter share: its colours, and the constants of OpenCV's functions.
 
 Source: hendrycks/robustness, make_imagenet_c.py. The reference calls OpenCV's Canny, distanceTransform, equalizeHist, filter2D
 and blur. Both forms give the same results in whole numbers, which the tests check against OpenCV.
 """
-
-from typing import NamedTuple
 
 import numpy as np
 
@@ -18,14 +16,3 @@ EMBOSS = np.array(((-2, -1, 0), (-1, 1, 1), (0, 1, 2)))
 REACH = 20  # distances are cut off at so many pixels
 DISTANCE_UNIT = 645  # int16 distances count 645 per pixel: all steps are whole to 1e-6, and 20 pixels and 31 steps fit
 STRAIGHT, DIAGONAL, KNIGHT = (round(pixels * DISTANCE_UNIT) for pixels in (1.0, 1.4, 2.1969))  # OpenCV's 5 x 5 chamfer steps
-
-
-class Level(NamedTuple):
-    """A level of parameters.py."""
-
-    mean: float  # of the layer's normal draws
-    sd: float
-    sigma: float  # in pixels, of the Gaussian blur that makes the layer smooth
-    threshold: float  # drops lie where the smooth layer exceeds it
-    strength: float  # of water; of mud, the sigma in pixels of a second blur
-    mud: int  # 0 for water, 1 for mud

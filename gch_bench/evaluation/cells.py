@@ -1,6 +1,6 @@
 """Which cells a run evaluates (a cell: clean, or one corruption at one severity), and which of them it has not recorded yet."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from gch_bench.checks import check_choice
 from gch_bench.config.run import CorruptionsConfig, RecordsConfig
 from gch_bench.corruptions import CORRUPTIONS, PARAMETER_SETS, corrupt, parameters_for
+from gch_bench.corruptions.compiled.jit import is_kept
 from gch_bench.errors import FieldError, UserError
 from gch_bench.results.records import CELL_CLEAN, Cell, record_facts
 from gch_bench.rng import seed_of
@@ -69,18 +70,21 @@ def parameter_set(config: CorruptionsConfig, size: int) -> str:
     return config.parameters
 
 
-def try_corruptions(cells: list[Cell], size: int, parameters: str, device: torch.device | str = "cpu") -> None:
-    """Apply each corruption once to a blank image of size x size pixels, so that a failure shows before hours of work.
+def try_corruptions(cells: list[Cell], size: int, parameters: str, device: torch.device, say: Callable[[str], None]) -> None:
+    """Apply each corruption once to a blank image of size x size pixels, so that a failure shows before hours of training.
 
-    Code is compiled then, too. ``device`` is where the work will be done.
+    On a CPU this compiles the corruptions, for this and for later processes; ``say`` is told if that takes a while.
 
     Raises:
         UserError: a corruption that cannot be made here.
     """
-    blank, ids = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device), torch.zeros(1, dtype=torch.int64)
-    for name, severity in dict(cell for cell in cells if cell.severity > 0).items():
+    severity_of = dict(cell for cell in cells if cell.severity > 0)
+    if severity_of and device.type == "cpu" and not is_kept():
+        say("compiling the corruptions for this machine: this takes up to a minute, once")
+    blank = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device)
+    for name, severity in severity_of.items():
         try:
-            corrupt(blank, name, severity, ids, parameters=parameters)
+            corrupt(blank, name, severity, torch.zeros(1, dtype=torch.int64), parameters=parameters)
         except ValueError as error:
             raise UserError(f"corruption {name} of {size}x{size} images cannot be made: {error}") from error
 

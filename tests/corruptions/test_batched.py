@@ -1,13 +1,17 @@
-"""The batched corruptions' floats before truncation, which hides most differences in rounding."""
+"""The rounding of the batched corruptions depends neither on the batch nor on the user's settings."""
 
 import pytest
 import torch
+from corruption_references import batched, photos
 from torch import Tensor
 
+from gch_bench.corruptions import CORRUPTIONS, PARAMETER_SETS
 from gch_bench.corruptions.batched.elastic import _sample
 from gch_bench.corruptions.batched.filters import enlarge, gaussian_filter, motion_blur_at
 from gch_bench.corruptions.batched.weather import plasma
-from gch_bench.corruptions.fog import wibbles
+from gch_bench.corruptions.weather import wibbles
+
+KEYS = [11, 12, 13, 14]
 
 
 def planes(count: int, height: int, width: int) -> Tensor:
@@ -21,8 +25,18 @@ FLOATS = {  # (B, 3, H, W) -> (B, ...): before truncation, which hides most diff
     "motion blur": lambda x: motion_blur_at(x.to(torch.uint8), 15, 8, x[:, 0, 0, 0].double()),
     "sampled": lambda x: _sample(x, x[:, 0] * 0.3, x[:, 1] * 0.4, about_centres=False),
     "plasma": lambda x: plasma(x.flatten(1)[:, : 64 * 64] / 128 - 1, wibbles(64, 1.5)),
-    "mixed": lambda x: x.mul(0.7).add_(x.flip(3), alpha=0.3),
 }
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_the_users_precision_of_products_does_not_matter(name: str) -> None:
+    level, keys = PARAMETER_SETS["imagenet_224"].levels[name][2], KEYS if CORRUPTIONS[name].random else None
+    expected = batched(name, photos(40, 48), level, keys)
+    try:
+        torch.set_float32_matmul_precision("medium")  # bfloat16 products where the processor has them
+        assert torch.equal(batched(name, photos(40, 48), level, keys), expected)
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.parametrize("name", FLOATS)

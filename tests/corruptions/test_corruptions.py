@@ -8,10 +8,10 @@ import torch
 from corruption_references import DEVICES, INDEPENDENT, LAWS, REFERENCE, REPLAYED, ids, needs_reference, photos
 
 from gch_bench.corruptions.engine import corrupt, corrupt_all, jpeg_roundtrip
-from gch_bench.corruptions.frost import _scaled
 from gch_bench.corruptions.parameters import ALEXNET_CLEAN_ERROR_PERCENT, ALEXNET_ERROR_PERCENT, PARAMETER_SETS
 from gch_bench.corruptions.shared import Shared
 from gch_bench.corruptions.table import CORRUPTIONS, SEVERITIES, Corruption, parameters_for
+from gch_bench.corruptions.weather import _scaled
 from gch_bench.metrics import EXTRA
 
 # of the photographs: fx of cv2.resize in frost() of make_imagenet_c.py (none), make_tinyimagenet_c.py and make_cifar_c.py
@@ -93,8 +93,7 @@ def test_the_callers_modes_do_not_matter(name: str, threads: int) -> None:
         with torch.device("meta"):
             assert torch.equal(expected, corrupt(images, name, 3, numbers))
         torch.set_float32_matmul_precision("medium")  # bfloat16 products where the processor has them
-        coarse = corrupt(images, name, 3, ids(4)).int() - expected
-        assert (coarse != 0).float().mean() < 1e-3  # float64 then: other roundings, of a tie at most
+        assert torch.equal(expected, corrupt(images, name, 3, ids(4)))
     finally:
         torch.set_float32_matmul_precision("highest")
         torch.set_default_dtype(torch.float32)
@@ -221,8 +220,9 @@ def test_what_severities_share_is_computed_once(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_tables_name_the_same_corruptions() -> None:
-    assert sorted([*INDEPENDENT, *LAWS, *REPLAYED]) == sorted(CORRUPTIONS) == sorted(ALEXNET_ERROR_PERCENT)
-    assert len(CORRUPTIONS) == 19
+    assert sorted([*INDEPENDENT, *LAWS, *REPLAYED]) == sorted(CORRUPTIONS)
+    assert set(ALEXNET_ERROR_PERCENT) <= set(CORRUPTIONS)
+    assert len(ALEXNET_ERROR_PERCENT) == 19
     assert {name for name, corruption in CORRUPTIONS.items() if corruption.group == "extra"} == set(EXTRA)
     for parameters in PARAMETER_SETS.values():
         assert set(parameters.levels) == set(CORRUPTIONS)
@@ -234,8 +234,8 @@ def test_tables_hold_the_published_numbers() -> None:
     facts = json.loads((REFERENCE / "imagenet_c.json").read_text())
     for set_name, parameters in PARAMETER_SETS.items():
         assert parameters.size == facts[set_name]["map"]
-        for name, levels in parameters.levels.items():
-            published = facts[set_name][name]
+        for name in ALEXNET_ERROR_PERCENT:
+            levels, published = parameters.levels[name], facts[set_name][name]
             if name == "zoom_blur":
                 published = [list(level.values()) for level in published]
             elif name == "frost":
@@ -243,8 +243,8 @@ def test_tables_hold_the_published_numbers() -> None:
             elif name == "elastic_transform":
                 published = [[published["unit"] * value for value in level] for level in published["levels"]]
             assert json.loads(json.dumps(levels)) == published
-    for name, corruption in CORRUPTIONS.items():
-        assert name in facts["groups"][corruption.group]
+    for name in ALEXNET_ERROR_PERCENT:
+        assert name in facts["groups"][CORRUPTIONS[name].group]
     errors = facts["alexnet_top1_error_percent"]
     assert {"clean": ALEXNET_CLEAN_ERROR_PERCENT, "source": errors["source"], **ALEXNET_ERROR_PERCENT} == errors
 

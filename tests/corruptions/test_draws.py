@@ -6,10 +6,11 @@ import torch
 from corruption_references import DEVICES, Draws, philox
 from scipy import stats
 
-from gch_bench.corruptions import draws
+from gch_bench.corruptions.batched import draws as batched_draws
 from gch_bench.corruptions.compiled import draws as compiled_draws
+from gch_bench.corruptions.draws import image_keys
 
-KEYS = draws.image_keys([0, 1, 2**40], 0, "fog", 3)
+KEYS = image_keys([0, 1, 2**40], 0, "fog", 3)
 KINDS = ("words", "uniform", "signed", "normal")
 
 
@@ -35,7 +36,7 @@ def test_the_tests_own_philox_gives_the_published_answers(counter: list, key: li
 @pytest.mark.parametrize("count", [1, 1003])
 @pytest.mark.parametrize("device", DEVICES)
 def test_both_implementations_draw_what_the_definition_says(kind: str, stream: int, count: int, device: str) -> None:
-    batch = getattr(draws, kind)(torch.tensor(KEYS, device=device), stream, count).cpu().numpy()
+    batch = getattr(batched_draws, kind)(torch.tensor(KEYS, device=device), stream, count).cpu().numpy()
     assert batch.shape == (len(KEYS), count)
     for key, row in zip(KEYS, batch, strict=True):
         expected = getattr(Draws(key), kind)(stream, count)
@@ -51,7 +52,7 @@ def test_both_implementations_draw_what_the_definition_says(kind: str, stream: i
 @pytest.mark.parametrize("n", [1, 5, 64])
 def test_whole_numbers_below_n(n: int) -> None:
     expected = np.stack([Draws(key).below(2, 1003, n) for key in KEYS])
-    assert np.array_equal(draws.below(torch.tensor(KEYS), 2, 1003, n).numpy(), expected)
+    assert np.array_equal(batched_draws.below(torch.tensor(KEYS), 2, 1003, n).numpy(), expected)
     words = compiled_draws.words(KEYS[0], 2, 1003)
     assert [compiled_draws.to_below(word, n) for word in words[:50]] == expected[0, :50].tolist()
     assert set(expected.ravel()) == set(range(n))
@@ -79,6 +80,6 @@ def test_draws_follow_their_law_and_streams_are_uncorrelated(kind: str, law: sta
 def test_keys_differ_by_seed_corruption_severity_and_image() -> None:
     base = (3, 0, "fog", 3)
     others = [(4, 0, "fog", 3), (3, 1, "fog", 3), (3, 0, "snow", 3), (3, 0, "fog", 4)]
-    keys = [draws.image_keys([id_], *rest)[0] for id_, *rest in (base, *others)]
+    keys = [image_keys([id_], *rest)[0] for id_, *rest in (base, *others)]
     assert len(set(keys)) == 5
     assert all(0 <= key < 2**63 for key in keys)

@@ -91,16 +91,6 @@ def test_basis_patterns_of_full_contrast(form: Callable) -> None:
         assert torch.equal(form("jpeg_compression", large, quality), pillow(large, quality)), quality
 
 
-def test_exact_where_float32_products_are_not() -> None:
-    images = noise(64, 64)
-    expected = pillow(images, 60)
-    torch.set_float32_matmul_precision("medium")
-    try:
-        assert torch.equal(batched("jpeg_compression", images, 60), expected)
-    finally:
-        torch.set_float32_matmul_precision("highest")
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu() -> None:
     for images in (photos(224, 224), noise(50, 37)):

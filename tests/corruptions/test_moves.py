@@ -6,8 +6,7 @@ import pytest
 import scipy.ndimage
 import torch
 
-from gch_bench.corruptions.compiled.filters import product
-from gch_bench.corruptions.compiled.moves import smooth
+from gch_bench.corruptions.compiled.moves import product, smooth
 from gch_bench.corruptions.elastic import CUT, affine_map
 
 

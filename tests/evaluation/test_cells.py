@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from gch_bench.corruptions import CORRUPTIONS, Corruption
 from gch_bench.errors import UserError
@@ -39,8 +40,16 @@ def test_each_corruption_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
         raise ValueError("images must be larger")
 
-    try_corruptions([CELL_CLEAN, FOG, SNOW], 16, "cifar_32")
+    said: list[str] = []
+    rest = (16, "cifar_32", torch.device("cpu"), said.append)
+    try_corruptions([CELL_CLEAN, FOG, SNOW], *rest)
+    said.clear()
     monkeypatch.setitem(CORRUPTIONS, "snow", Corruption(refuse, refuse, group="weather"))
-    try_corruptions([CELL_CLEAN, FOG], 16, "cifar_32")
+    monkeypatch.setattr("gch_bench.evaluation.cells.is_kept", lambda: True)
+    try_corruptions([CELL_CLEAN, FOG], *rest)
+    monkeypatch.setattr("gch_bench.evaluation.cells.is_kept", lambda: False)
+    try_corruptions([CELL_CLEAN], *rest)
+    assert said == []
     with pytest.raises(UserError, match="corruption snow of 16x16 images cannot be made: images must be larger"):
-        try_corruptions([CELL_CLEAN, FOG, SNOW], 16, "cifar_32")
+        try_corruptions([CELL_CLEAN, FOG, SNOW], *rest)
+    assert said == ["compiling the corruptions for this machine: this takes up to a minute, once"]

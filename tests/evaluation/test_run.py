@@ -86,7 +86,7 @@ def test_each_image_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_versions_of_an_image_share_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the severities of a corruption have in common is computed once for all networks that see the same pixels."""
+    """What severities compute of an image is computed once for all networks that see the same pixels."""
     computed: list[bytes] = []
 
     def note(pixels: np.ndarray) -> None:
@@ -103,7 +103,7 @@ def test_versions_of_an_image_share_work(tmp_path: Path, monkeypatch: pytest.Mon
     for each in tasks:
         each.needed = np.ones((len(cells), N), bool)
     evaluate(tasks, images(cells=cells), ALONE)
-    assert len(computed) == 4 * N, "once for each image in each of the two sizes, for each of two corruptions"
+    assert len(computed) == 2 * 2 * N, "once for each image in each of the two sizes, for each of the two corruptions"
 
 
 @pytest.mark.parametrize("processes", [2, 3, 7])

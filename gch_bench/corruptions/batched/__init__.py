@@ -1,4 +1,7 @@
-"""The corruptions of a batch of images by torch on any device, without loops over images. See ``table.Corruption``."""
+"""The corruptions of a batch of images by torch on any device, without loops over images.
+
+``table.Corruption`` says how they are called. What they do, and the meaning of levels, is said in compiled/.
+"""
 
 from gch_bench.corruptions.batched.blur import defocus_blur, gaussian_blur, glass_blur, motion_blur
 from gch_bench.corruptions.batched.color import brightness, contrast, saturate
@@ -9,25 +12,3 @@ from gch_bench.corruptions.batched.pixelate import pixelate
 from gch_bench.corruptions.batched.spatter import spatter
 from gch_bench.corruptions.batched.weather import fog, frost, snow
 from gch_bench.corruptions.batched.zoom import zoom_blur
-
-__all__ = [
-    "brightness",
-    "contrast",
-    "defocus_blur",
-    "elastic_transform",
-    "fog",
-    "frost",
-    "gaussian_blur",
-    "gaussian_noise",
-    "glass_blur",
-    "impulse_noise",
-    "jpeg_compression",
-    "motion_blur",
-    "pixelate",
-    "saturate",
-    "shot_noise",
-    "snow",
-    "spatter",
-    "speckle_noise",
-    "zoom_blur",
-]

@@ -10,15 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gch_bench.corruptions import draws
-from gch_bench.corruptions.batched.common import truncate_blur
-from gch_bench.corruptions.batched.filters import gaussian_filter, motion_blur_at
+from gch_bench.corruptions.batched import draws
+from gch_bench.corruptions.batched.filters import gaussian_filter, motion_blur_at, truncate_blur
 from gch_bench.corruptions.filters import ANGLE, ANGLES, border_pixels, fft_length, smoothed_disk
 from gch_bench.corruptions.shared import Shared
 
 
 def gaussian_blur(images: Shared[Tensor], sigma: float) -> Tensor:
-    """Gaussian filter with standard deviation ``sigma`` in pixels, cut at 4 sigma; the edge pixels are repeated outwards."""
+    """See ``compiled.blur.gaussian_blur``."""
     return _gaussian_blur(images.pixels, sigma)
 
 
@@ -27,10 +26,10 @@ def _gaussian_blur(images: Tensor, sigma: float) -> Tensor:
 
 
 def defocus_blur(images: Shared[Tensor], radius_alias: tuple[float, float]) -> Tensor:
-    """Convolution with a disk whose edge is smoothed; level in pixels: (``radius`` of the disk, ``alias``, a Gaussian's sigma).
+    """See ``compiled.defocus.defocus_blur``.
 
-    The image is reflected about the centres of its edge pixels. The convolution is done by FFT, because a disk of up to 21 x 21
-    weights is not separable, and in float64, because the rounding of an FFT may depend on the batch.
+    The convolution is done by FFT, because a disk of up to 21 x 21 weights is not separable, and in float64, because the
+    rounding of an FFT may depend on the batch.
     """
     height, width = images.pixels.shape[2:]
     disk = smoothed_disk(*radius_alias)
@@ -56,11 +55,7 @@ def _disk_spectrum(
 
 
 def glass_blur(images: Shared[Tensor], level: tuple[float, int, int], keys_B: Tensor) -> Tensor:
-    """Gaussian blur, random displacement of the pixels, and Gaussian blur again.
-
-    Level: (``sigma`` of the blurs in pixels, largest displacement ``max_delta`` in pixels, number of ``iterations``). The draws
-    of iteration i are stream i.
-    """
+    """See ``compiled.blur.glass_blur``."""
     sigma, max_delta, iterations = level
     blurred_B3N = images.once(_gaussian_blur, sigma).flatten(2)
     batch, _, height, width = images.pixels.shape
@@ -100,7 +95,7 @@ def scan_sources(height: int, width: int, max_delta: int, keys_B: Tensor, stream
 
 
 def motion_blur(images: Shared[Tensor], radius_sigma: tuple[float, float], keys_B: Tensor) -> Tensor:
-    """ImageMagick's motion blur at a uniform random angle in -45..45 degrees; level in pixels: (``radius``, ``sigma``)."""
+    """See ``compiled.blur.motion_blur``."""
     low, high = ANGLES
     angles_B = low + (high - low) * draws.uniform(keys_B, ANGLE, 1)[:, 0]
     return truncate_blur(motion_blur_at(images.pixels, *radius_sigma, angles_B))

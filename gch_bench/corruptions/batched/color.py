@@ -5,12 +5,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from gch_bench.corruptions.levels import brightness_table
+from gch_bench.corruptions.color import brightness_table
 from gch_bench.corruptions.shared import Shared
 
 
 def brightness(images: Shared[Tensor], level: float) -> Tensor:
-    """Add ``level`` to the V of HSV, V in [0, 1], and clip; hue and saturation stay."""
+    """See ``compiled.color.brightness``."""
     pixels = images.pixels
     place = pixels.amax(1, keepdim=True).to(torch.int32).mul_(256).add(pixels)
     return _brightness_table(level, str(pixels.device)).index_select(0, place.flatten()).view(pixels.shape)
@@ -22,7 +22,7 @@ def _brightness_table(added: float, device: str) -> Tensor:
 
 
 def contrast(images: Shared[Tensor], level: float) -> Tensor:
-    """(x - mean) ``level`` + mean for each value x; the mean is taken over each channel of each image."""
+    """See ``compiled.color.contrast``."""
     batch, channels, height, width = images.pixels.shape
     # Each channel of an image has one mean, so a table of 256 outputs serves it. The sums are of integers, because these do not
     # depend on the order of summation.
@@ -35,12 +35,7 @@ def contrast(images: Shared[Tensor], level: float) -> Tensor:
 
 
 def saturate(images: Shared[Tensor], level: tuple[float, float]) -> Tensor:
-    """The S of HSV becomes clip(S factor + offset), where ``level`` is (factor, offset); hue and V stay.
-
-    A channel is V (1 - S k), where k is 0 for the largest of the three channels and 1 for the smallest. A grey pixel has hue 0,
-    so an offset turns it red, as in the reference: red alone counts as the largest channel. The work is done in float64,
-    because many results are whole levels but for rounding, and truncation must treat them as the reference does.
-    """
+    """See ``compiled.color.saturate``."""
     factor, offset = level
     x_B3HW = images.pixels.to(torch.float64).div_(255)
     V_B1HW, low_B1HW = x_B3HW.amax(1, keepdim=True), x_B3HW.amin(1, keepdim=True)

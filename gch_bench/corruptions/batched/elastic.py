@@ -4,20 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gch_bench.corruptions.batched.common import truncate_blur
-from gch_bench.corruptions.batched.filters import gaussian_filter
-from gch_bench.corruptions.draws import signed, uniform
+from gch_bench.corruptions.batched.draws import signed, uniform
+from gch_bench.corruptions.batched.filters import gaussian_filter, truncate_blur
 from gch_bench.corruptions.elastic import CUT, MOVES_X, MOVES_Y, SHIFTS, affine_map
 from gch_bench.corruptions.shared import Shared
 
 
 def elastic_transform(images: Shared[Tensor], level: tuple[float, float, float], keys: Tensor) -> Tensor:
-    """A random affine map, then a smooth random displacement; level in pixels: (``alpha``, ``sigma``, ``affine``).
-
-    Three points around the middle move by U(-affine, affine) in each direction, which determines the affine map. Then each
-    pixel moves in each direction by alpha times a field of U(-1, 1) draws that is blurred with ``sigma``. Both steps sample
-    bilinearly; the first reflects the image about the centres of its edge pixels, the second about their outer sides.
-    """
+    """See ``compiled.elastic.elastic_transform``."""
     alpha, sigma, affine = level
     height, width = images.pixels.shape[2:]
     y_HW, x_HW = torch.meshgrid(

@@ -1,4 +1,4 @@
-"""The Gaussian, motion blur and the enlargement of many images at once, for snow, elastic transform and spatter as well.
+"""What several batched corruptions use: truncation to grey levels, the Gaussian, motion blur and the enlargement.
 
 Shapes: B images of C channels and H x W pixels; T taps of a filter.
 """
@@ -9,14 +9,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gch_bench.corruptions.batched.common import product_dtype
-from gch_bench.corruptions.filters import enlarged, gaussian_matrix, motion_weights
+from gch_bench.corruptions.filters import TIE_MARGIN, enlarged, gaussian_matrix, motion_weights
+
+
+def truncate(field: Tensor) -> Tensor:
+    """Clip a field in grey levels to 0..255 and drop the fractions: uint8 of the same shape. The field is overwritten."""
+    return field.clamp_(0, 255).to(torch.int16).to(torch.uint8)  # direct conversion to uint8 takes torch 4 times as long
+
+
+def truncate_blur(field: Tensor, margin: float = TIE_MARGIN) -> Tensor:
+    """Add ``margin`` to a blurred field in grey levels and truncate it: uint8 of the same shape. The field is overwritten."""
+    return truncate(field.add_(margin))
 
 
 def gaussian_filter(field_BCHW: Tensor, sigma: float, border: str = "edge", cut: float = 4.0) -> Tensor:
     """Filter a field (B, C, H, W) with a Gaussian; returns float32 of the same shape.
 
-    The filter is separable, so it is two matrix products, S_HH @ x along the columns and x @ S_WW.T along the rows.
+    The filter is separable, so it is two matrix products, S_HH @ x along the columns and x @ S_WW.T along the rows. They are
+    in float64, because the rounding of a product may depend on the batch and on the user's settings (TF32).
 
     Args:
         sigma: standard deviation in pixels.
@@ -24,17 +34,16 @@ def gaussian_filter(field_BCHW: Tensor, sigma: float, border: str = "edge", cut:
         cut: where the Gaussian ends, in units of ``sigma``.
     """
     height, width = field_BCHW.shape[2:]
-    dtype, device = product_dtype(field_BCHW.device), str(field_BCHW.device)
-    S_HH, S_WW = (_matrix(n, sigma, border, cut, dtype, device) for n in (height, width))
-    x_NHW = field_BCHW.to(dtype).flatten(0, 1)
+    S_HH, S_WW = (_matrix(n, sigma, border, cut, str(field_BCHW.device)) for n in (height, width))
+    x_NHW = field_BCHW.to(torch.float64).flatten(0, 1)
     planes = len(x_NHW)
     x_NHW = torch.bmm(torch.bmm(S_HH.expand(planes, -1, -1), x_NHW), S_WW.T.expand(planes, -1, -1))
     return x_NHW.to(torch.float32).view(field_BCHW.shape)
 
 
 @lru_cache(maxsize=32)
-def _matrix(n: int, sigma: float, border: str, cut: float, dtype: torch.dtype, device: str) -> Tensor:
-    return torch.from_numpy(gaussian_matrix(n, sigma, border, cut)).to(device, dtype)
+def _matrix(n: int, sigma: float, border: str, cut: float, device: str) -> Tensor:
+    return torch.from_numpy(gaussian_matrix(n, sigma, border, cut)).to(device)
 
 
 def motion_blur_at(images: Tensor, radius: float, sigma: float, angles_B: Tensor) -> Tensor:

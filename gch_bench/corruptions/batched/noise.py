@@ -5,27 +5,28 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from gch_bench.corruptions import draws, laws
+from gch_bench.corruptions import laws
+from gch_bench.corruptions.batched import draws
 from gch_bench.corruptions.shared import Shared
 
 
 def gaussian_noise(images: Shared[Tensor], level: float, keys: Tensor) -> Tensor:
-    """``level`` is the sd: see ``laws.gaussian_law``."""
+    """See ``laws.gaussian_law``."""
     return _draw(images.pixels, laws.gaussian_law, level, keys)
 
 
 def shot_noise(images: Shared[Tensor], level: int, keys: Tensor) -> Tensor:
-    """``level`` is the number of photons: see ``laws.shot_law``."""
+    """See ``laws.shot_law``."""
     return _draw(images.pixels, laws.shot_law, level, keys)
 
 
 def impulse_noise(images: Shared[Tensor], level: float, keys: Tensor) -> Tensor:
-    """``level`` is the share of values that change: see ``laws.impulse_law``."""
+    """See ``laws.impulse_law``."""
     return _draw(images.pixels, laws.impulse_law, level, keys)
 
 
 def speckle_noise(images: Shared[Tensor], level: float, keys: Tensor) -> Tensor:
-    """``level`` is the sd: see ``laws.speckle_law``."""
+    """See ``laws.speckle_law``."""
     return _draw(images.pixels, laws.speckle_law, level, keys)
 
 

@@ -5,16 +5,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from gch_bench.corruptions.box import FIXED_POINT_BITS, nearest, shrinking, shrunk_size
+from gch_bench.corruptions.pixelate import FIXED_POINT_BITS, nearest, shrinking, shrunk_size
 from gch_bench.corruptions.shared import Shared
 
 
 def pixelate(images: Shared[Tensor], level: float) -> Tensor:
-    """Shrink each side to int(side * ``level``) pixels, at least 1, and enlarge it again, both with a box filter.
-
-    The result equals Pillow's bit by bit, unless an image is over twice as tall as wide (Pillow 13 then takes the columns
-    first).
-    """
+    """See ``compiled.pixelate.pixelate``."""
     height, width = images.pixels.shape[2:]
     device = str(images.pixels.device)
     rows, columns = shrunk_size(height, level), shrunk_size(width, level)

@@ -8,16 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gch_bench.corruptions.batched.common import truncate, truncate_blur
+from gch_bench.corruptions.batched.draws import normal
 from gch_bench.corruptions.batched.edges import canny, distance_to_edges, equalize
-from gch_bench.corruptions.batched.filters import gaussian_filter
-from gch_bench.corruptions.draws import normal
+from gch_bench.corruptions.batched.filters import gaussian_filter, truncate, truncate_blur
 from gch_bench.corruptions.shared import Shared
-from gch_bench.corruptions.spatter import DISTANCE_UNIT, EDGE, EMBOSS, LAYER, LEAST_COVER, MUD, REACH, WATER, WEAK_EDGE, Level
+from gch_bench.corruptions.spatter import DISTANCE_UNIT, EDGE, EMBOSS, LAYER, LEAST_COVER, MUD, REACH, WATER, WEAK_EDGE
 
 
-def spatter(images: Shared[Tensor], level: Level, keys: Tensor) -> Tensor:
-    """Drops of water or mud wherever a smooth random layer exceeds a threshold."""
+def spatter(images: Shared[Tensor], level: tuple[float, ...], keys: Tensor) -> Tensor:
+    """See ``compiled.spatter.spatter``."""
     mean, sd, sigma, threshold, strength, mud = level
     height, width = images.pixels.shape[2:]
     z_B1HW = normal(keys, LAYER, height * width).view(-1, 1, height, width)

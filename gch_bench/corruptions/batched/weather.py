@@ -10,30 +10,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gch_bench.corruptions.batched.common import truncate, truncate_blur
-from gch_bench.corruptions.batched.filters import enlarge, motion_blur_at
-from gch_bench.corruptions.draws import normal, signed, uniform
+from gch_bench.corruptions.batched.draws import normal, signed, uniform
+from gch_bench.corruptions.batched.filters import enlarge, motion_blur_at, truncate, truncate_blur
 from gch_bench.corruptions.filters import zoom_crop
-from gch_bench.corruptions.fog import PLASMA, plasma_side, wibbles
-from gch_bench.corruptions.frost import CROP, frost_photographs, frost_texture
 from gch_bench.corruptions.shared import Shared
-from gch_bench.corruptions.snow import ANGLE, ANGLES, FLAKES, LOWEST_ANGLE, LUMA, Snow
+from gch_bench.corruptions.weather import (
+    ANGLE,
+    ANGLES,
+    CROP,
+    FLAKES,
+    LUMA,
+    PLASMA,
+    frost_photographs,
+    frost_texture,
+    plasma_side,
+    wibbles,
+)
 
 
-def snow(images: Shared[Tensor], level: Snow, keys: Tensor) -> Tensor:
-    """A layer of snowflakes, and the same layer turned by 180 degrees, added to a whitened image.
-
-    Level: (``mean`` and ``sd`` of the flakes' normal draws, factor ``zoom`` of their enlargement, ``threshold`` below which the
-    layer is 0, ``radius`` and ``sigma`` in pixels of its motion blur, weight ``keep`` of the image against its whitened
-    version). The angle of the motion blur is uniform in -135..-45 degrees.
-    """
+def snow(images: Shared[Tensor], level: tuple[float, ...], keys: Tensor) -> Tensor:
+    """See ``compiled.weather.snow``."""
     mean, sd, zoom, threshold, radius, sigma, keep = level
     height, width = images.pixels.shape[2:]
     crop = zoom_crop(height, zoom), zoom_crop(width, zoom)
     flakes_B1hw = normal(keys, FLAKES, crop[0] * crop[1]).mul_(sd).add_(mean).view(-1, 1, *crop)
     flakes_B1HW = enlarge(flakes_B1hw, zoom, (height, width))
     layer_B1HW = truncate(flakes_B1HW.mul(255).mul_(flakes_B1HW >= threshold))
-    angles_B = LOWEST_ANGLE + ANGLES * uniform(keys, ANGLE, 1)[:, 0]
+    low, high = ANGLES
+    angles_B = low + (high - low) * uniform(keys, ANGLE, 1)[:, 0]
     layer_B1HW = truncate_blur(motion_blur_at(layer_B1HW, radius, sigma, angles_B)).to(torch.float32)
     x = images.pixels.to(torch.float32)
     red, green, blue = x.split(1, 1)
@@ -43,11 +47,7 @@ def snow(images: Shared[Tensor], level: Snow, keys: Tensor) -> Tensor:
 
 
 def frost(images: Shared[Tensor], level: tuple[float, float, float], keys: Tensor) -> Tensor:
-    """The weighted sum of the image and a random crop of a photograph of frost, clipped.
-
-    Level: (weight of the image, weight of the frost, scale of the photographs). A photograph that is too small for the image is
-    enlarged further. Five photographs are used: the reference has a sixth, but never draws it.
-    """
+    """See ``compiled.weather.frost``."""
     image_weight, frost_weight, scale = level
     height, width = images.pixels.shape[2:]
     device = keys.device
@@ -80,10 +80,7 @@ def _joined_textures(scale: float, height: int, width: int, device: str) -> tupl
 
 
 def fog(images: Shared[Tensor], level: tuple[float, float], keys: Tensor) -> Tensor:
-    """A random map of fog (plasma) added to the image; the sum is scaled so that it cannot exceed the image's brightest value.
-
-    Level: (``strength`` of the plasma in units of the full range of levels, ``decay`` of its finer details, see ``fog.py``).
-    """
+    """See ``compiled.weather.fog``."""
     strength, decay = level
     x = images.pixels
     height, width = x.shape[2:]
@@ -95,7 +92,7 @@ def fog(images: Shared[Tensor], level: tuple[float, float], keys: Tensor) -> Ten
 
 
 def plasma(draws_BN: Tensor, factors: np.ndarray) -> Tensor:
-    """Diamond-square plasma (see ``fog.py``), shifted and scaled to [0, 1]: float32 (B, side, side).
+    """Diamond-square plasma (see corruptions/weather.py), shifted and scaled to [0, 1]: float32 (B, side, side).
 
     Args:
         draws_BN: N = side^2 draws of U(-1, 1) per map.

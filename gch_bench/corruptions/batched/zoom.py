@@ -3,14 +3,13 @@
 import torch
 from torch import Tensor
 
-from gch_bench.corruptions.batched.common import truncate_blur
-from gch_bench.corruptions.batched.filters import enlarge
+from gch_bench.corruptions.batched.filters import enlarge, truncate_blur
 from gch_bench.corruptions.filters import zoom_crop, zoom_factors
 from gch_bench.corruptions.shared import Shared
 
 
 def zoom_blur(images: Shared[Tensor], start_stop_step: tuple[float, float, float]) -> Tensor:
-    """The mean of the image and of its enlargements by ``zoom_factors``; level: (start, stop, step) of the factors."""
+    """See ``compiled.zoom.zoom_blur``."""
     factors = zoom_factors(*start_stop_step)
     height, width = images.pixels.shape[2:]
     field = images.pixels.to(torch.float32)

@@ -10,25 +10,3 @@ from gch_bench.corruptions.compiled.pixelate import pixelate
 from gch_bench.corruptions.compiled.spatter import spatter
 from gch_bench.corruptions.compiled.weather import fog, frost, snow
 from gch_bench.corruptions.compiled.zoom import zoom_blur
-
-__all__ = [
-    "brightness",
-    "contrast",
-    "defocus_blur",
-    "elastic_transform",
-    "fog",
-    "frost",
-    "gaussian_blur",
-    "gaussian_noise",
-    "glass_blur",
-    "impulse_noise",
-    "jpeg_compression",
-    "motion_blur",
-    "pixelate",
-    "saturate",
-    "shot_noise",
-    "snow",
-    "spatter",
-    "speckle_noise",
-    "zoom_blur",
-]

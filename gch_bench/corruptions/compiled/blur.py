@@ -6,19 +6,19 @@ from numba import uint8, uint32
 from gch_bench.corruptions.compiled.draws import to_below, uniform, words
 from gch_bench.corruptions.compiled.filters import filter_image, gaussian_taps, motion_blur_at
 from gch_bench.corruptions.compiled.jit import jit
-from gch_bench.corruptions.filters import ANGLE, ANGLES, TIE_MARGIN
+from gch_bench.corruptions.filters import ANGLE, ANGLES
 from gch_bench.corruptions.shared import Shared
 
 
 def gaussian_blur(image: Shared[np.ndarray], out: np.ndarray, sigma: float) -> None:
     """Gaussian filter with standard deviation ``sigma`` in pixels, cut at 4 sigma; the edge pixels are repeated outwards."""
-    filter_image(image.pixels, *gaussian_taps(*out.shape[1:], sigma, "edge", 4.0), TIE_MARGIN, out)
+    filter_image(image.pixels, *gaussian_taps(*out.shape[1:], sigma), out)
 
 
 def motion_blur(image: Shared[np.ndarray], out: np.ndarray, radius_sigma: tuple[float, float], key: int) -> None:
     """ImageMagick's motion blur at a uniform random angle in -45..45 degrees; level in pixels: (``radius``, ``sigma``)."""
     low, high = ANGLES
-    motion_blur_at(image.pixels, *radius_sigma, low + (high - low) * uniform(key, ANGLE, 1)[0], TIE_MARGIN, out)
+    motion_blur_at(image.pixels, *radius_sigma, low + (high - low) * uniform(key, ANGLE, 1)[0], out)
 
 
 def glass_blur(image: Shared[np.ndarray], out: np.ndarray, level: tuple[float, int, int], key: int) -> None:
@@ -28,9 +28,9 @@ def glass_blur(image: Shared[np.ndarray], out: np.ndarray, level: tuple[float, i
     of iteration i are stream i.
     """
     sigma, max_delta, iterations = level
-    taps = gaussian_taps(*out.shape[1:], sigma, "edge", 4.0)
-    filter_image(image.pixels, *taps, TIE_MARGIN, out)
-    filter_image(_scanned(out, max_delta, iterations, key), *taps, TIE_MARGIN, out)
+    taps = gaussian_taps(*out.shape[1:], sigma)
+    filter_image(image.pixels, *taps, out)
+    filter_image(_scanned(out, max_delta, iterations, key), *taps, out)
 
 
 @jit

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from gch_bench.corruptions.color import brightness_table
 from gch_bench.corruptions.compiled.jit import inline, jit
-from gch_bench.corruptions.levels import brightness_table
 from gch_bench.corruptions.shared import Shared
 
 _BLOCK = 1024  # values or pixels that are treated together, in simple loops after each other, so that they stay in the cache
@@ -53,7 +53,12 @@ def _contrast(image, out, factor):
 
 
 def saturate(image: Shared[np.ndarray], out: np.ndarray, level: tuple[float, float]) -> None:
-    """The S of HSV becomes clip(S factor + offset), where ``level`` is (factor, offset); hue and V stay."""
+    """The S of HSV becomes clip(S factor + offset), where ``level`` is (factor, offset); hue and V stay.
+
+    A channel is V (1 - S k), where k is 0 for the largest of the three channels and 1 for the smallest. A grey pixel has hue 0,
+    so an offset turns it red, as in the reference: red alone counts as the largest channel. The work is done in float64,
+    because many results are whole levels but for rounding, and truncation must treat them as the reference does.
+    """
     factor, offset = level
     _saturate(image.pixels.reshape(3, -1), out.reshape(3, -1), float(factor), float(offset))
 
@@ -66,12 +71,7 @@ def _unit(level):
 
 @jit
 def _saturate(image, out, factor, offset):
-    """A channel is V (1 - S k), where k is 0 for the largest of the three channels and 1 for the smallest.
-
-    A grey pixel has hue 0, so an offset turns it red, as in the reference: red alone counts as the largest channel. The work is
-    done in float64, because many results are whole levels but for rounding, and truncation must treat them as the reference
-    does.
-    """
+    """See ``saturate``; image and out are uint8 (3, H W)."""
     levels = np.empty((5, _BLOCK), np.uint8)
     largest, middle, smallest, new_middle, new_smallest = levels[0], levels[1], levels[2], levels[3], levels[4]
     for first in range(0, image.shape[1], _BLOCK):

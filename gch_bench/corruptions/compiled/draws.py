@@ -1,4 +1,4 @@
-"""The draws of corruptions/draws.py for compiled code: the same numbers from the same keys and streams.
+"""The draws of corruptions/draws.py for one image in compiled code.
 
 ``key`` is an image's key as ``image_keys`` makes it, an int of 63 bits.
 """
@@ -89,7 +89,7 @@ def _tail(p):
 
 @jit
 def normal(key, stream, count):
-    """Draws of N(0, 1), float32 (count,): the normal quantiles of the draws of ``uniform``, with about 7 digits."""
+    """Draws of N(0, 1), float32 (count,), with about 7 digits."""
     drawn = words(key, stream, count)
     out = np.empty(count, np.float32)
     for i in range(count):  # by the formula for the middle, in a loop that the processor's vectors can run

@@ -11,14 +11,13 @@ from functools import lru_cache
 import numpy as np
 
 from gch_bench.corruptions.compiled.jit import inline, jit
-from gch_bench.corruptions.filters import border_pixels, gaussian_matrix, gaussian_weights, motion_taps
+from gch_bench.corruptions.filters import TIE_MARGIN, border_pixels, gaussian_weights, motion_taps
 
 TOGETHER = 4  # how many taps are added at a time
-WIDE = 4  # a Gaussian whose radius exceeds 1 / WIDE of the side is a product of matrices
 
 
 @jit
-def truncate_row(row, out, margin):
+def truncate_row(row, out, margin=TIE_MARGIN):
     """Add ``margin``, clip to 0..255 and drop the fractions: float32 (W,) into uint8 (W,)."""
     low, high, margin = np.float32(0), np.float32(255), np.float32(margin)
     for x in range(len(row)):
@@ -79,61 +78,21 @@ def gaussian_filter(field: np.ndarray, sigma: float, border: str = "edge", cut: 
         border: how the field continues outside, a mode of numpy.pad.
         cut: where the Gaussian ends, in units of ``sigma``.
     """
-    height, width = field.shape
-    if WIDE * len(gaussian_weights(sigma, cut)) > min(height, width):
-        return product(product(_matrix(height, sigma, border, cut), field), _matrix_T(width, sigma, border, cut))
     out = np.empty_like(field)
-    _filter(field, *gaussian_taps(height, width, sigma, border, cut), 0.0, out, np.empty((0, width), np.uint8))
+    _filter(field, *gaussian_taps(*field.shape, sigma, border, cut), out, np.empty((0, field.shape[1]), np.uint8))
     return out
 
 
 @lru_cache(maxsize=64)
-def gaussian_taps(height: int, width: int, sigma: float, border: str, cut: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def gaussian_taps(
+    height: int, width: int, sigma: float, border: str = "edge", cut: float = 4.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The filter's weights at the offsets 0, 1, 2, ..., float32, and ``border_pixels`` for so many offsets along the columns
     and along the rows, int64."""
     weights = gaussian_weights(sigma, cut)
     weights = np.append(weights[:1].astype(np.float32), filled(weights[1:]))
     rows, columns = (border_pixels(n, len(weights) - 1, border) for n in (height, width))
     return weights, rows, columns
-
-
-@lru_cache(maxsize=16)
-def _matrix(n: int, sigma: float, border: str, cut: float) -> np.ndarray:
-    return gaussian_matrix(n, sigma, border, cut).astype(np.float32)
-
-
-@lru_cache(maxsize=16)
-def _matrix_T(n: int, sigma: float, border: str, cut: float) -> np.ndarray:
-    return np.ascontiguousarray(_matrix(n, sigma, border, cut).T)
-
-
-@jit
-def product(left, right):
-    """The matrix product of float32 (N, K) and (K, M), by blocks of 4 rows and 4 terms, so that sums are seldom loaded."""
-    rows, inner = left.shape
-    out = np.zeros((-(-rows // 4) * 4, right.shape[1]), np.float32)  # the rows at the end that fill a block are not returned
-    for i in range(0, rows, 4):
-        out0, out1, out2, out3 = out[i], out[i + 1], out[i + 2], out[i + 3]
-        w0, w1, w2, w3 = left[i], left[min(i + 1, rows - 1)], left[min(i + 2, rows - 1)], left[min(i + 3, rows - 1)]
-        for j in range(0, inner - 3, 4):
-            a, b, c, d = right[j], right[j + 1], right[j + 2], right[j + 3]
-            a0, b0, c0, d0 = w0[j], w0[j + 1], w0[j + 2], w0[j + 3]
-            a1, b1, c1, d1 = w1[j], w1[j + 1], w1[j + 2], w1[j + 3]
-            a2, b2, c2, d2 = w2[j], w2[j + 1], w2[j + 2], w2[j + 3]
-            a3, b3, c3, d3 = w3[j], w3[j + 1], w3[j + 2], w3[j + 3]
-            for x in range(len(a)):
-                out0[x] += (a0 * a[x] + b0 * b[x]) + (c0 * c[x] + d0 * d[x])
-                out1[x] += (a1 * a[x] + b1 * b[x]) + (c1 * c[x] + d1 * d[x])
-                out2[x] += (a2 * a[x] + b2 * b[x]) + (c2 * c[x] + d2 * d[x])
-                out3[x] += (a3 * a[x] + b3 * b[x]) + (c3 * c[x] + d3 * d[x])
-        for j in range(inner // 4 * 4, inner):
-            a, a0, a1, a2, a3 = right[j], w0[j], w1[j], w2[j], w3[j]
-            for x in range(len(a)):
-                out0[x] += a0 * a[x]
-                out1[x] += a1 * a[x]
-                out2[x] += a2 * a[x]
-                out3[x] += a3 * a[x]
-    return out[:rows]
 
 
 @jit
@@ -150,7 +109,7 @@ def _filter_along(source, columns, starts, ends, weights, padded, out):
 
 
 @jit
-def _filter(field, weights, rows, columns, margin, out, levels):
+def _filter(field, weights, rows, columns, out, levels):
     """Filter a field (H, W) with ``gaussian_taps``. Row y of the result is row y % len(``out``) of ``out``, float32, and it is
     also truncated into row y of ``levels``, uint8, which may have no rows."""
     height, width = field.shape
@@ -173,28 +132,28 @@ def _filter(field, weights, rows, columns, margin, out, levels):
         row = out[y % len(out)]
         symmetric_sum(known.reshape(-1), above[0], above, below, weights, row)
         if len(levels):
-            truncate_row(row, levels[y], margin)
+            truncate_row(row, levels[y])
 
 
 @jit
-def filter_image(image, weights, rows, columns, margin, out):
+def filter_image(image, weights, rows, columns, out):
     """Filter uint8 (C, H, W) with ``gaussian_taps`` into uint8 ``out``, truncated to whole levels."""
     row = np.empty((1, image.shape[2]), np.float32)
     for channel in range(len(image)):
-        _filter(image[channel], weights, rows, columns, margin, row, out[channel])
+        _filter(image[channel], weights, rows, columns, row, out[channel])
 
 
 # ---- motion blur ----
 
 
-def motion_blur_at(image: np.ndarray, radius: float, sigma: float, angle: float, margin: float, out: np.ndarray) -> None:
+def motion_blur_at(image: np.ndarray, radius: float, sigma: float, angle: float, out: np.ndarray) -> None:
     """ImageMagick's motion blur at ``angle`` degrees, truncated: uint8 (C, H, W) into uint8 ``out``. See ``motion_taps``."""
     rows, columns, weights = motion_taps(radius, sigma, angle)
-    _motion_blur(image, rows, columns, filled(weights), margin, out)
+    _motion_blur(image, rows, columns, filled(weights), out)
 
 
 @jit
-def _motion_blur(image, rows, columns, weights, margin, out):
+def _motion_blur(image, rows, columns, weights, out):
     count, height, width = image.shape
     top, left = max(0, -rows.min()), max(0, -columns.min())
     right, bottom = max(0, columns.max()), max(0, rows.max())
@@ -212,4 +171,4 @@ def _motion_blur(image, rows, columns, weights, margin, out):
         for y in range(height):
             place[: len(rows)] = (y + top + rows) * stride + left + columns
             weighted_sum(padded.reshape(-1), place, weights, row)
-            truncate_row(row, out[channel, y], margin)
+            truncate_row(row, out[channel, y])

@@ -48,6 +48,11 @@ def cache_folder(sources: Iterable[Path]) -> str | None:
 CACHE = cache_folder(SOURCES)
 
 
+def is_kept() -> bool:
+    """Whether some code was compiled and kept before."""
+    return CACHE is not None and any(Path(CACHE).rglob("*.nbc"))
+
+
 class _Cache(FunctionCache):
     """Numba's cache of one function, which one process at a time writes, and which never makes a call fail."""
 

@@ -11,22 +11,22 @@ _BLOCKS = 256  # of four words, drawn together before they are used: they stay i
 
 
 def gaussian_noise(image: Shared[np.ndarray], out: np.ndarray, level: float, key: int) -> None:
-    """``level`` is the sd: see ``laws.gaussian_law``."""
+    """See ``laws.gaussian_law``."""
     _draw(image.pixels.reshape(-1), out.reshape(-1), laws.alias_table(laws.gaussian_law, level), key)
 
 
 def shot_noise(image: Shared[np.ndarray], out: np.ndarray, level: int, key: int) -> None:
-    """``level`` is the number of photons: see ``laws.shot_law``."""
+    """See ``laws.shot_law``."""
     _draw(image.pixels.reshape(-1), out.reshape(-1), laws.alias_table(laws.shot_law, level), key)
 
 
 def impulse_noise(image: Shared[np.ndarray], out: np.ndarray, level: float, key: int) -> None:
-    """``level`` is the share of values that change: see ``laws.impulse_law``."""
+    """See ``laws.impulse_law``."""
     _draw(image.pixels.reshape(-1), out.reshape(-1), laws.alias_table(laws.impulse_law, level), key)
 
 
 def speckle_noise(image: Shared[np.ndarray], out: np.ndarray, level: float, key: int) -> None:
-    """``level`` is the sd: see ``laws.speckle_law``."""
+    """See ``laws.speckle_law``."""
     _draw(image.pixels.reshape(-1), out.reshape(-1), laws.alias_table(laws.speckle_law, level), key)
 
 

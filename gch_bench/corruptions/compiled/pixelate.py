@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from gch_bench.corruptions.box import FIXED_POINT_BITS, nearest, shrinking, shrunk_size
 from gch_bench.corruptions.compiled.jit import jit
+from gch_bench.corruptions.pixelate import FIXED_POINT_BITS, nearest, shrinking, shrunk_size
 from gch_bench.corruptions.shared import Shared
 
 _HALF = np.int32(1 << (FIXED_POINT_BITS - 1))

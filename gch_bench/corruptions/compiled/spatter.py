@@ -25,8 +25,12 @@ from gch_bench.corruptions.spatter import (
 )
 
 
-def spatter(image: Shared[np.ndarray], out: np.ndarray, level: tuple, key: int) -> None:
-    """Drops of water or mud wherever a smooth random layer exceeds a threshold. ``level`` is a ``spatter.Level``."""
+def spatter(image: Shared[np.ndarray], out: np.ndarray, level: tuple[float, ...], key: int) -> None:
+    """Drops of water or mud wherever a smooth random layer exceeds a threshold.
+
+    Level: (``mean`` and ``sd`` of the layer's normal draws, ``sigma`` in pixels of the Gaussian that makes it smooth, the
+    ``threshold``, the ``strength`` of water or, of mud, the sigma in pixels of a second blur, ``mud``: 0 for water, 1 for mud).
+    """
     mean, sd, sigma, threshold, strength, mud = level
     height, width = out.shape[1:]
     z = gaussian_filter(normal(key, LAYER, height * width).reshape(height, width), sigma)

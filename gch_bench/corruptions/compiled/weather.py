@@ -9,11 +9,20 @@ from gch_bench.corruptions.compiled.draws import normal, signed, uniform
 from gch_bench.corruptions.compiled.filters import motion_blur_at
 from gch_bench.corruptions.compiled.jit import inline, jit
 from gch_bench.corruptions.compiled.zoom import enlarge
-from gch_bench.corruptions.filters import TIE_MARGIN, zoom_crop
-from gch_bench.corruptions.fog import PLASMA, plasma_side, wibbles
-from gch_bench.corruptions.frost import CROP, frost_photographs, frost_texture
+from gch_bench.corruptions.filters import zoom_crop
 from gch_bench.corruptions.shared import Shared
-from gch_bench.corruptions.snow import ANGLE, ANGLES, FLAKES, LOWEST_ANGLE, LUMA, Snow
+from gch_bench.corruptions.weather import (
+    ANGLE,
+    ANGLES,
+    CROP,
+    FLAKES,
+    LUMA,
+    PLASMA,
+    frost_photographs,
+    frost_texture,
+    plasma_side,
+    wibbles,
+)
 
 RED, GREEN, BLUE = (np.float32(weight) for weight in LUMA)
 ZERO, QUARTER, TOP = np.float32(0), np.float32(0.25), np.float32(255)
@@ -25,7 +34,7 @@ def _level(value):
     return np.uint8(min(max(value, ZERO), TOP))
 
 
-def snow(image: Shared[np.ndarray], out: np.ndarray, level: Snow, key: int) -> None:
+def snow(image: Shared[np.ndarray], out: np.ndarray, level: tuple[float, ...], key: int) -> None:
     """A layer of snowflakes, and the same layer turned by 180 degrees, added to a whitened image.
 
     Level: (``mean`` and ``sd`` of the flakes' normal draws, factor ``zoom`` of their enlargement, ``threshold`` below which the
@@ -38,8 +47,9 @@ def snow(image: Shared[np.ndarray], out: np.ndarray, level: Snow, key: int) -> N
     flakes = normal(key, FLAKES, crop[0] * crop[1]).reshape(crop) * np.float32(sd) + np.float32(mean)
     layer, blurred = np.empty((1, *size), np.uint8), np.empty((1, *size), np.uint8)
     _keep_bright(enlarge(flakes, zoom, size), np.float32(threshold), layer[0])
-    angle = LOWEST_ANGLE + ANGLES * float(uniform(key, ANGLE, 1)[0])
-    motion_blur_at(layer, radius, sigma, angle, TIE_MARGIN, blurred)
+    low, high = ANGLES
+    angle = low + (high - low) * float(uniform(key, ANGLE, 1)[0])
+    motion_blur_at(layer, radius, sigma, angle, blurred)
     _add_snow(image.pixels, blurred[0], np.float32(keep), np.float32(1 - keep), out)
 
 
@@ -141,7 +151,7 @@ def _extremes(field):
 
 @jit
 def plasma(draws, wibbles):
-    """Diamond-square plasma of ``len(draws)`` = side^2 points, see ``fog.wibbles``: float32 (side + 1, side + 1).
+    """Diamond-square plasma of ``len(draws)`` = side^2 points, see ``weather.wibbles``: float32 (side + 1, side + 1).
 
     The last row and column repeat the first ones, because the map wraps around.
     """

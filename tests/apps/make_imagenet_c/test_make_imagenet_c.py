@@ -107,12 +107,11 @@ def test_corruptions_are_added_later(src: Path, whole: Path, tmp_path: Path) -> 
 
 
 def test_cells_share_work(src: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What severities have in common is computed once for an image, also where cells lack the same images of a batch."""
+    """What severities compute of an image is computed once, also where cells lack the same images of a batch."""
     computed: list[bytes] = []
 
     def note(pixels: np.ndarray) -> None:
-        if pixels.any():  # not the blank image that each corruption is tried on
-            computed.append(pixels.tobytes())
+        computed.append(pixels.tobytes())
 
     def corruption(image: Shared, out: np.ndarray, level: object) -> None:
         image.once(note)
@@ -122,14 +121,21 @@ def test_cells_share_work(src: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.setitem(CORRUPTIONS, name, Corruption(corruption, corruption, group="digital"))
     arguments = ["--corruptions", "contrast", "brightness", "--workers", 1]
     make(src, tmp_path / "dest", *arguments)
-    assert len(computed) == 2 * len(IMAGES), "once for each corruption"
+    tried = 2  # each corruption, on a blank image before the work begins
+    assert len(computed) == tried + 2 * len(IMAGES), "for five severities once"
     first, second, *_ = (target(image) for image in IMAGES)
-    lost = [("contrast/1", first), *((f"brightness/{severity}", first) for severity in (2, 3, 4)), ("brightness/3", second)]
+    lost = [
+        ("contrast/1", first),
+        ("contrast/4", first),
+        ("brightness/2", first),
+        ("brightness/3", first),
+        ("brightness/3", second),
+    ]
     for cell, image in lost:
         (tmp_path / "dest" / cell / image).unlink()
     computed.clear()
     make(src, tmp_path / "dest", *arguments)
-    assert len(computed) == 4, "contrast and two cells of brightness lack the first image, a third one lacks two images"
+    assert len(computed) == tried + 1 + 1 + 2, "two cells of contrast lack the same image, two of brightness different ones"
 
 
 def test_a_finished_tree_is_left_alone(src: Path, dest: Path, capsys: pytest.CaptureFixture[str]) -> None:

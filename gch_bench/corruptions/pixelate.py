@@ -1,4 +1,7 @@
-"""Pillow's box filter for 8-bit images in fixed point, as in its Resample.c: which pixels are added, and their weight."""
+"""What both forms of pixelate share: Pillow's box filter for 8-bit images in fixed point, as in its Resample.c.
+
+It says which pixels are added, and their weight.
+"""
 
 from functools import lru_cache
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Tables of new levels, for corruptions that take whole numbers to whole numbers."""
+"""What both forms of brightness share."""
 
 from functools import lru_cache
 

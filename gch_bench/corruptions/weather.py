@@ -1,4 +1,4 @@
-"""The photographs of frost, which the corruption of this name adds to images."""
+"""What both forms of snow, frost and fog share. Source: hendrycks/robustness, make_imagenet_c.py."""
 
 import importlib.metadata
 from functools import lru_cache
@@ -8,6 +8,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+
+# ---- snow ----
+
+FLAKES, ANGLE = 0, 1  # streams: the normal draws of the flakes, and the uniform draw of the motion blur's angle
+ANGLES = (-135.0, -45.0)  # the range of the angle in degrees
+LUMA = (0.299, 0.587, 0.114)  # the weights of red, green and blue in the grey version of an image
+
+# ---- frost ----
 
 CROP = 0  # the stream of the three uniform draws: which photograph, and where its crop begins, down and across
 
@@ -46,3 +54,24 @@ def _scaled(number: int, scale: float) -> np.ndarray:
     size = (round(photograph.height * scale), round(photograph.width * scale))
     texture = torch.from_numpy(np.array(photograph)).to(torch.float32).permute(2, 0, 1)[None]
     return F.interpolate(texture, size, mode="bilinear", align_corners=False)[0].round().to(torch.uint8).numpy()
+
+
+# ---- fog ----
+
+# Fog is a plasma, a random map that the diamond-square algorithm makes. A map of one point, 0, is doubled again and again.
+# Each new point is the mean of its four neighbours (with wrap-around) plus wibble * U(-wibble, wibble). Doubling a map of k x k
+# points uses the draws k^2 to 4 k^2 - 1: first for the points in the middle of four old ones, then for the points above these,
+# then for those to their left. At the end the map is shifted and scaled to [0, 1].
+PLASMA = 0  # the stream of the side^2 draws of U(-1, 1)
+
+
+def plasma_side(height: int, width: int) -> int:
+    """The side of the map for an image: the next power of two, at least 2."""
+    return 1 << max(1, (max(height, width) - 1).bit_length())
+
+
+@lru_cache(maxsize=64)
+def wibbles(side: int, decay: float) -> np.ndarray:
+    """The factors of the draws at each doubling, float32 (log2(side),): wibble^2, where wibble starts at 100 and falls by
+    ``decay`` from one doubling to the next."""
+    return ((100.0 / decay ** np.arange(side.bit_length() - 1)) ** 2).astype(np.float32)
