@@ -119,7 +119,9 @@ def _compiled(images: Tensor, corruption: Corruption, levels: list[Any], keys: l
 
 def _batched(images: Tensor, corruption: Corruption, levels: list[Any], keys: list[list[int]]) -> list[Tensor]:
     """On a GPU: as many images together as fit into GPU_PIXELS."""
-    size = max(1, GPU_PIXELS // (images.shape[2] * images.shape[3]))
+    height, width = images.shape[2:]
+    # Fog draws a square map around an image, of which a long and narrow image shows a small part.
+    size = max(1, GPU_PIXELS // max(height * width, max(height, width) ** 2 // 4))
     parts: list[list[Tensor]] = [[] for _ in levels]
     with torch.autocast(images.device.type, enabled=False):
         for start in range(0, len(images), size):
