@@ -52,6 +52,7 @@ def corrupt_all(
     """Corrupt a batch of images in several ways, and compute once what the severities of a corruption have in common.
 
     Args:
+        images: as in ``corrupt``; they must stay as they are until the last result was taken.
         cells: pairs (name, severity). Everything else is as in ``corrupt``.
 
     Returns:
@@ -99,7 +100,7 @@ def _apply(images: Tensor, corruption: Corruption, levels: list[Any], keys: list
 def _compiled(images: Tensor, corruption: Corruption, levels: list[Any], keys: list[list[int]]) -> list[Tensor]:
     """On a CPU: one image after the other, by as many threads as torch may use, each with images of its own."""
     pixels = images.contiguous().numpy()
-    corrupted = [torch.empty(images.shape, dtype=torch.uint8) for _ in levels]
+    corrupted = [torch.empty(images.shape, dtype=torch.uint8, device=images.device) for _ in levels]
     outs = [tensor.numpy() for tensor in corrupted]
 
     def fill(numbers: range) -> None:
@@ -120,7 +121,9 @@ def _compiled(images: Tensor, corruption: Corruption, levels: list[Any], keys: l
 
 def _batched(images: Tensor, corruption: Corruption, levels: list[Any], keys: list[list[int]]) -> list[Tensor]:
     """On a GPU: as many images together as fit into GPU_PIXELS."""
-    size = max(1, GPU_PIXELS // (images.shape[2] * images.shape[3]))
+    height, width = images.shape[2:]
+    # Fog draws a square map around an image, of which a long and narrow image shows a small part.
+    size = max(1, GPU_PIXELS // max(height * width, max(height, width) ** 2 // 4))
     parts: list[list[Tensor]] = [[] for _ in levels]
     with torch.autocast(images.device.type, enabled=False):
         for start in range(0, len(images), size):
@@ -132,7 +135,7 @@ def _batched(images: Tensor, corruption: Corruption, levels: list[Any], keys: li
 
 
 def _cell(cell: tuple[str, int]) -> tuple[str, int]:
-    if not isinstance(cell, Sequence) or isinstance(cell, str) or len(cell) != 2:
+    if not isinstance(cell, tuple | list) or len(cell) != 2:
         raise ValueError(f"cells must be pairs (name, severity), got {cell!r}")
     name, severity = cell[0], _whole("severity", cell[1])
     if not isinstance(name, str) or name not in CORRUPTIONS:

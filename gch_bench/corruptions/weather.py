@@ -40,20 +40,19 @@ def frost_photographs() -> list[Image.Image]:
         ) from error
 
 
-@lru_cache(maxsize=8)
-def frost_textures(scale: float, height: int, width: int) -> tuple[np.ndarray, ...]:
-    """The photographs scaled by ``scale``, or by more where crops of ``height`` x ``width`` pixels need it: uint8 (3, h, w)."""
-    fitting = [max(scale, (height + 1) / photo.height, (width + 1) / photo.width) for photo in frost_photographs()]
-    return tuple(_scaled(number, factor) for number, factor in enumerate(fitting))
+def frost_texture(number: int, scale: float, height: int, width: int) -> np.ndarray:
+    """A photograph, scaled by ``scale``, or by more where crops of ``height`` x ``width`` pixels need it: uint8 (3, h, w)."""
+    photograph = frost_photographs()[number]
+    return _scaled(number, max(scale, (height + 1) / photograph.height, (width + 1) / photograph.width))
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=16)
 def _scaled(number: int, scale: float) -> np.ndarray:
     """The photograph of this number, scaled by ``scale``: uint8 (3, h, w)."""
     photograph = frost_photographs()[number]
     # Bilinear without antialiasing, as in the reference, which shrinks the photographs for small images.
     size = (round(photograph.height * scale), round(photograph.width * scale))
-    texture = torch.tensor(np.asarray(photograph), dtype=torch.float32).permute(2, 0, 1)[None]
+    texture = torch.from_numpy(np.array(photograph)).to(torch.float32).permute(2, 0, 1)[None]
     return F.interpolate(texture, size, mode="bilinear", align_corners=False)[0].round().to(torch.uint8).numpy()
 
 

@@ -1,15 +1,15 @@
 """Evaluates several networks in one pass over the images.
 
-Each clean image is decoded once. All its corrupted versions are made from the decoded image, with what they have in common
-computed once, and every corrupted batch goes through every network. A stored corrupted image is decoded once, too. The work is
-cut into shards of images: a process that has finished a shard writes its rows for every network (results/shards.py), so that a
-pass which was stopped goes on from there.
+Each clean image is decoded once. All its corrupted versions are made from the decoded image, those of the severities of one
+corruption together, and every corrupted batch goes through every network. A stored corrupted image is decoded once, too. The
+work is cut into shards of images: a process that has finished a shard writes its rows for every network (results/shards.py), so
+that a pass which was stopped goes on from there.
 
 The batches are cut from the list of images alone and not from the number of processes, so that on a CPU the rows are the same,
 bit for bit, for one network or many, for one process or several, and after a restart.
 
-Memory: a process holds the networks, two batches of uint8 images for every loader process, one corrupted batch with its
-activations, what the corruptions of a batch share, and the rows (and logits, where these are recorded) of one shard.
+Memory: a process holds the networks, two batches of uint8 images for every loader process, the corrupted batches of all
+severities of one corruption, the activations of one batch, and the rows (and logits, where these are recorded) of one shard.
 """
 
 from collections import defaultdict
@@ -181,8 +181,8 @@ def _versions(
     """The versions of a batch that networks need: the cell, the networks that take its images, and these, uint8 (B, 3, H, W).
 
     Networks with the same preparation and parameter set take the same version. All versions that are made from the same pixels
-    are made one after the other, so that they share work and only one is held in memory. The images are None where none is
-    readable.
+    are made one corruption after the other: its severities share work, and only they are held in memory. The images are None
+    where none is readable.
     """
     groups: dict[tuple[Preparation, str], dict[Cell, list[NetworkTask]]] = defaultdict(lambda: defaultdict(list))
     for cell in cells:

@@ -1,14 +1,17 @@
 """The rounding of the batched corruptions depends neither on the batch nor on the user's settings."""
 
+from typing import Any
+
 import pytest
 import torch
 from corruption_references import batched, photos
 from torch import Tensor
 
-from gch_bench.corruptions import CORRUPTIONS, PARAMETER_SETS
+from gch_bench.corruptions import CORRUPTIONS, PARAMETER_SETS, Corruption, engine
 from gch_bench.corruptions.batched.elastic import _sample
 from gch_bench.corruptions.batched.filters import enlarge, gaussian_filter, motion_blur_at
 from gch_bench.corruptions.batched.weather import plasma
+from gch_bench.corruptions.shared import Shared
 from gch_bench.corruptions.weather import wibbles
 
 KEYS = [11, 12, 13, 14]
@@ -51,3 +54,20 @@ def test_no_float_of_an_image_depends_on_the_batch(name: str, size: tuple[int, i
                 assert torch.equal(FLOATS[name](images[first : first + count]), alone[first : first + count])
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(("size", "together"), [((32, 32), 4), ((16, 64), 4), ((8, 128), 1), ((64, 128), 1)])
+def test_a_gpu_takes_a_part_of_a_batch_at_a_time(size: tuple[int, int], together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fog's memory is that of a square around the image, so of long and narrow images fewer are taken."""
+    taken = []
+    fog = CORRUPTIONS["fog"].batched
+
+    def note(images: Shared[Tensor], *arguments: Any) -> Tensor:
+        taken.append(len(images.pixels))
+        return fog(images, *arguments)
+
+    monkeypatch.setattr(engine, "GPU_PIXELS", 32 * 32 * 4)
+    images, level = photos(*size), PARAMETER_SETS["cifar_32"].levels["fog"][2]
+    (parts,) = engine._batched(images, Corruption(note, note, group="weather", random=True), [level], [KEYS])
+    assert taken == [together] * (4 // together)
+    assert torch.equal(parts, batched("fog", images, level, KEYS))

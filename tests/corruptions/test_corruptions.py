@@ -11,6 +11,7 @@ from gch_bench.corruptions.engine import corrupt, corrupt_all, jpeg_roundtrip
 from gch_bench.corruptions.parameters import ALEXNET_CLEAN_ERROR_PERCENT, ALEXNET_ERROR_PERCENT, PARAMETER_SETS
 from gch_bench.corruptions.shared import Shared
 from gch_bench.corruptions.table import CORRUPTIONS, SEVERITIES, Corruption, parameters_for
+from gch_bench.corruptions.weather import _scaled
 from gch_bench.metrics import EXTRA
 
 # of the photographs: fx of cv2.resize in frost() of make_imagenet_c.py (none), make_tinyimagenet_c.py and make_cifar_c.py
@@ -87,6 +88,10 @@ def test_the_callers_modes_do_not_matter(name: str, threads: int) -> None:
             assert torch.equal(expected, corrupt(images, name, 3, ids(4)))
         torch.set_default_dtype(torch.float64)
         assert torch.equal(expected, corrupt(images, name, 3, ids(4)))
+        numbers = ids(4)
+        _scaled.cache_clear()
+        with torch.device("meta"):
+            assert torch.equal(expected, corrupt(images, name, 3, numbers))
         torch.set_float32_matmul_precision("medium")  # bfloat16 products where the processor has them
         assert torch.equal(expected, corrupt(images, name, 3, ids(4)))
     finally:
@@ -202,6 +207,8 @@ def test_the_shorter_side_chooses_the_levels(size: tuple[int, int], parameters: 
 def test_corrupt_all_refuses_bad_input_at_the_call() -> None:
     with pytest.raises(ValueError, match=r"severity must be 1\.\.5, got 6"):
         corrupt_all(photos(40, 48), [("fog", 1), ("fog", 6)], ids(4))
+    with pytest.raises(ValueError, match=r"cells must be pairs \(name, severity\), got 'fog'"):
+        corrupt_all(photos(40, 48), ["fog"], ids(4))
 
 
 def test_what_severities_share_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:

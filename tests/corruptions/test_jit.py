@@ -111,6 +111,26 @@ def test_a_damaged_file_does_not_matter(cache: Path, kind: str) -> None:
     assert after.stats.cache_hits
 
 
+def test_windows_has_another_lock(tmp_path: Path) -> None:
+    """Windows lacks fcntl. Here a module takes the place of msvcrt and writes down what it locks."""
+    program = """
+import sys, types
+import numba, torch
+taken = []
+sys.modules["fcntl"] = None
+sys.modules["msvcrt"] = types.SimpleNamespace(LK_NBLCK=2, locking=lambda *call: taken.append(call[1:]))
+sys.platform = "win32"
+from gch_bench.corruptions.compiled.draws import words
+words(5, 1, 6)
+print(set(taken))
+"""
+    windows = {**environment(), "XDG_CACHE_HOME": str(tmp_path)}
+    windows.pop("NUMBA_CACHE_DIR", None)
+    run = subprocess.run([sys.executable, "-c", program], env=windows, capture_output=True, text=True)
+    assert run.stdout == "{(2, 1)}\n", run.stderr
+    assert list(tmp_path.rglob("*.nbc"))
+
+
 def test_numba_can_be_switched_off() -> None:
     program = "from gch_bench.corruptions.compiled.draws import words; print(words.__class__.__name__, *words(5, 1, 6))"
     switched_off = {**environment(), "NUMBA_DISABLE_JIT": "1"}

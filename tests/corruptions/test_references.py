@@ -42,7 +42,7 @@ from gch_bench.corruptions.compiled import filters as compiled_filters
 from gch_bench.corruptions.compiled.blur import scan
 from gch_bench.corruptions.compiled.zoom import enlarge as compiled_enlarge
 from gch_bench.corruptions.draws import image_keys
-from gch_bench.corruptions.weather import _scaled, frost_photographs, frost_textures
+from gch_bench.corruptions.weather import _scaled, frost_photographs
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "corruptions.npz"
 PUBLISHED = [name for name in CORRUPTIONS if name in ALEXNET_ERROR_PERCENT]  # those whose outputs by the reference are there
@@ -169,12 +169,19 @@ def test_frost_enlarges_photographs_for_large_images() -> None:
     assert corrupt(torch.zeros(1, 3, 700, 1000, dtype=torch.uint8), "frost", 1, ids(1)).double().std() > 5
 
 
+def test_frost_enlarges_only_the_photograph_that_is_drawn() -> None:
+    """Five of them take a second where every image has a size of its own."""
+    _scaled.cache_clear()
+    corrupt(torch.zeros(1, 3, 700, 1000, dtype=torch.uint8), "frost", 1, ids(1))
+    assert _scaled.cache_info().currsize == 1
+
+
 def test_frost_without_the_photographs_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> None:
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "distribution", absent)
-    for cached in (frost_photographs, frost_textures, _scaled):
+    for cached in (frost_photographs, _scaled):
         cached.cache_clear()
     with pytest.raises(ValueError, match=re.escape("pip install 'gch-bench[frost]'")):
         corrupt(photos(40, 48), "frost", 1, ids(4))

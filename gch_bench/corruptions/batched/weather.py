@@ -14,7 +14,18 @@ from gch_bench.corruptions.batched.draws import normal, signed, uniform
 from gch_bench.corruptions.batched.filters import enlarge, motion_blur_at, truncate, truncate_blur
 from gch_bench.corruptions.filters import zoom_crop
 from gch_bench.corruptions.shared import Shared
-from gch_bench.corruptions.weather import ANGLE, ANGLES, CROP, FLAKES, LUMA, PLASMA, frost_textures, plasma_side, wibbles
+from gch_bench.corruptions.weather import (
+    ANGLE,
+    ANGLES,
+    CROP,
+    FLAKES,
+    LUMA,
+    PLASMA,
+    frost_photographs,
+    frost_texture,
+    plasma_side,
+    wibbles,
+)
 
 
 def snow(images: Shared[Tensor], level: tuple[float, ...], keys: Tensor) -> Tensor:
@@ -53,13 +64,13 @@ def frost(images: Shared[Tensor], level: tuple[float, float, float], keys: Tenso
 
 @lru_cache(maxsize=8)
 def _joined_textures(scale: float, height: int, width: int, device: str) -> tuple[Tensor, Tensor]:
-    """The photographs that ``frost_textures`` gives, in one tensor, so that crops of different ones are taken together.
+    """What ``frost_texture`` gives of all photographs, in one tensor, so that crops of different ones are taken together.
 
     Returns:
         uint8 (3, N): the pixels of all of them, row by row; int64 (T, 3): for each of them, where it begins among the N pixels,
         how many rows it has more than the image, and the length of its rows.
     """
-    textures = frost_textures(scale, height, width)
+    textures = [frost_texture(number, scale, height, width) for number in range(len(frost_photographs()))]
     pixels_3N = torch.cat([torch.from_numpy(texture).flatten(1) for texture in textures], 1)
     starts = np.cumsum([0, *(texture[0].size for texture in textures[:-1])])
     facts = [

@@ -10,15 +10,20 @@ Numba releases Python's global lock (nogil), so threads run side by side. It nei
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import numba
 from numba.core.caching import FunctionCache
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 Function = TypeVar("Function", bound=Callable)
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
@@ -65,8 +70,16 @@ class _Cache(FunctionCache):
         If another process has the lock, this code is not kept; a later process compiles it again.
         """
         with contextlib.suppress(OSError), open(os.path.join(self.cache_path, "lock"), "wb") as lock:  # a full disk, a quota
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(lock)
             super().save_overload(*arguments)
+
+
+def _take(lock: IO[bytes]) -> None:
+    """Lock an open file until it is closed. Raises OSError if another process has it."""
+    if sys.platform == "win32":
+        msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def jit(function: Function) -> Function:

@@ -11,7 +11,18 @@ from gch_bench.corruptions.compiled.jit import inline, jit
 from gch_bench.corruptions.compiled.zoom import enlarge
 from gch_bench.corruptions.filters import zoom_crop
 from gch_bench.corruptions.shared import Shared
-from gch_bench.corruptions.weather import ANGLE, ANGLES, CROP, FLAKES, LUMA, PLASMA, frost_textures, plasma_side, wibbles
+from gch_bench.corruptions.weather import (
+    ANGLE,
+    ANGLES,
+    CROP,
+    FLAKES,
+    LUMA,
+    PLASMA,
+    frost_photographs,
+    frost_texture,
+    plasma_side,
+    wibbles,
+)
 
 RED, GREEN, BLUE = (np.float32(weight) for weight in LUMA)
 ZERO, QUARTER, TOP = np.float32(0), np.float32(0.25), np.float32(255)
@@ -78,9 +89,8 @@ def frost(image: Shared[np.ndarray], out: np.ndarray, level: tuple[float, float,
     """
     image_weight, frost_weight, scale = level
     height, width = out.shape[1:]
-    textures = frost_textures(scale, height, width)
     which, down, across = uniform(key, CROP, 3)
-    texture = textures[int(which * len(textures))]
+    texture = frost_texture(int(which * len(frost_photographs())), scale, height, width)
     top, left = int(down * (texture.shape[1] - height)), int(across * (texture.shape[2] - width))
     _weighted_sum(image.pixels, np.float32(image_weight), texture, top, left, np.float32(frost_weight), out)
 

@@ -14,6 +14,7 @@ import torch
 from made_tree import FEW, dest, files, make, refuse, src, times, whole  # noqa: F401 - fixtures
 
 from gch_bench.corruptions import CORRUPTIONS
+from gch_bench.corruptions.table import Corruption
 
 
 def test_as_typed(src: Path, tmp_path: Path, cli: Callable[..., subprocess.CompletedProcess]) -> None:
@@ -86,6 +87,22 @@ def test_unreadable_images(src: Path, whole: Path, tmp_path: Path, refuse: Calla
     bad.write_bytes(good)
     make(mine, dest, *FEW)
     assert files(dest) == files(whole)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_corruption_that_cannot_be_made(
+    src: Path, tmp_path: Path, refuse: Callable[..., str], monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """As frost without its photographs. Nothing is written, not even in the cells before it."""
+
+    def fail(*arguments: object) -> None:
+        raise ValueError("frost needs photographs")
+
+    monkeypatch.setitem(CORRUPTIONS, "frost", Corruption(fail, fail, group="weather"))
+    chosen = ("--corruptions", "contrast", "frost", "--severities", 1)
+    message = refuse(src, tmp_path / "dest", *chosen, "--workers", workers)
+    assert "corruption frost of 224x224 images cannot be made: frost needs photographs" in message
+    assert not (tmp_path / "dest").exists()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
