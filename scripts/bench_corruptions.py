@@ -132,7 +132,7 @@ class OneCore(NamedTuple):
     def ahead(self) -> bool:
         if PILLOW in self.turns:
             return self.ratio(OURS, to=PILLOW) <= GOAL_PILLOW
-        return all(each >= 1 for each in self.agreeing)
+        return all(each >= 1 for each in self.agreeing or map(self.ratio, self.alike))  # of all peers where none agrees
 
     @property
     def one_is_quick(self) -> bool:

@@ -37,7 +37,6 @@ def border_pixels(n: int, radius: int, border: str) -> np.ndarray:
     return np.pad(np.arange(n), radius, mode=border)  # type: ignore[call-overload]  # a mode known at run time
 
 
-@lru_cache(maxsize=64)
 def gaussian_matrix(n: int, sigma: float, border: str = "edge", cut: float = 4.0) -> np.ndarray:
     """The Gaussian filter of ``n`` pixels as a matrix S (n, n), float64: row i holds the weights of output pixel i."""
     weights = gaussian_weights(sigma, cut)

@@ -125,9 +125,9 @@ def generate(options: Options) -> None:
         if not todo:
             show.line(f"nothing left to do: {options.dest} holds these {len(cells)} cells; --verify compares their checksums")
             return
-        try_corruptions(todo, SIZE, PARAMETERS, torch.device(options.device), show.line)
         if not tree.manifest:
             _check_images(source.images, options.workers, show)
+        try_corruptions(todo, SIZE, PARAMETERS, torch.device(options.device), show.line)
         start = time.monotonic()
         session = {"started": _now(), "command": shlex.join(sys.argv), "device": options.device, **provenance()}
         _warn_of_versions(tree, session, show)

@@ -32,7 +32,8 @@ SOURCES = [file for folder in Path(__file__).parents[:2] for file in sorted(fold
 
 def cache_folder(sources: Iterable[Path]) -> str | None:
     """Where code that is compiled from the files ``sources`` is kept; None if this user has no cache folder."""
-    settings = [f"{key}={value}" for key, value in sorted(os.environ.items()) if key.startswith("NUMBA_")]  # bounds checks, ...
+    of_code = {key for key in os.environ if key.startswith("NUMBA_")} - {"NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS"}
+    settings = [f"{key}={os.environ[key]}" for key in sorted(of_code)]  # bounds checks, ...
     digest = hashlib.sha256("\n".join([numba.__version__, *settings]).encode())
     for file in sources:
         digest.update(file.read_bytes())

@@ -6,7 +6,7 @@ lowest waves, and the small rest R comes from the cut of the Gaussian at 3 sigma
 
     S X S = L X L + L X R + R X L + R X R
 
-the last is below 3e-5 pixels, as the rounding of the pixels' places is, and is left out. The others need only products of
+the last is at most 1e-4 pixels at the published levels (measured), and is left out. The others need only products of
 matrices with few rows, the waves, which takes a third of the time.
 
 Shapes: H x W pixels, n pixels along one side, r waves of the rows or of the columns.
@@ -38,7 +38,7 @@ def smooth(field_HW: np.ndarray, sigma: float) -> np.ndarray:
     return product(np.concatenate([waves_rH, second_rH]).T, np.concatenate([first_rW, waves_rW]))
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=8)
 def _waves(n: int, sigma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Float32: the lowest waves (r, n), of length 1; they times their eigenvalues (r, n); the matrices S and R (n, n)."""
     count = min(n, math.ceil(2 * n / sigma) + 2)
