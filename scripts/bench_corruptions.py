@@ -10,7 +10,6 @@ CUDA every corruption is compared with the limit set by memory: each uint8 value
 """
 
 import argparse
-import shlex
 import statistics
 import sys
 from collections.abc import Iterator, Mapping
@@ -35,7 +34,7 @@ from corruption_tasks import (
     shared_tasks,
     two_processes,
 )
-from measure import machine, positive, seconds
+from measure import machine, positive, seconds, write_report
 from torch import Tensor
 
 from gch_bench.corruptions import CORRUPTIONS, SEVERITIES
@@ -340,8 +339,7 @@ def main() -> None:
         print(text, flush=True)
         lines.append(text)
     if options.output:
-        command = shlex.join(["python", "scripts/bench_corruptions.py", *sys.argv[1:]])
-        options.output.write_text("\n".join(["# What corruptions cost", "", f"`{command}`, as it came.", "", *lines, ""]))
+        write_report(options.output, "What corruptions cost", lines)
 
 
 if __name__ == "__main__":

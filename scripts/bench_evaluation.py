@@ -6,9 +6,7 @@ compared take turns, so that a slow moment of the machine meets all of them.
 """
 
 import argparse
-import shlex
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from measure import machine, photographs, positive
+from measure import machine, photographs, positive, write_report
 from PIL import Image
 from timm.data import create_loader, resolve_data_config
 from timm.data.dataset import ImageDataset
@@ -294,9 +292,7 @@ def main() -> None:
                 print(line, flush=True)
                 lines.append(line)
     if options.output:
-        command = shlex.join(["python", "scripts/bench_evaluation.py", *sys.argv[1:]])
-        options.output.write_text("\n".join(["# What one pass over the images brings", "", f"`{command}`, as it came.", "",
-                                             *lines, ""]))  # fmt: skip
+        write_report(options.output, "What one pass over the images brings", lines)
 
 
 if __name__ == "__main__":

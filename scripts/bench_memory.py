@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import resource
-import shlex
 import statistics
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import machine, photographs, positive
+from measure import machine, photographs, positive, write_report
 from torch import Tensor, nn
 
 from gch_bench.config.run import ModelConfig
@@ -181,10 +180,7 @@ def main() -> None:
             print(line, flush=True)
             lines.append(line)
     if options.output:
-        command = shlex.join(["python", "scripts/bench_memory.py", *sys.argv[1:]])
-        options.output.write_text(
-            "\n".join(["# What keeping freed memory brings", "", f"`{command}`, as it came.", "", *lines, ""])
-        )
+        write_report(options.output, "What keeping freed memory brings", lines)
 
 
 if __name__ == "__main__":

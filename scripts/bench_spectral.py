@@ -12,7 +12,6 @@ import contextlib
 import io
 import logging
 import resource
-import shlex
 import statistics
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from pathlib import Path
 
 import timm
 import torch
-from measure import machine, positive, seconds
+from measure import machine, positive, seconds, write_report
 from safetensors.torch import save_file
 from torch import nn
 
@@ -163,8 +162,7 @@ def main() -> None:
             print(line, flush=True)
             lines.append(line)
     if options.output:
-        command = shlex.join(["python", "scripts/bench_spectral.py", *sys.argv[1:]])
-        options.output.write_text("\n".join(["# What the geometry costs", "", f"`{command}`, as it came.", "", *lines, ""]))
+        write_report(options.output, "What the geometry costs", lines)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ Medicine 24). What other draws alone change is shown by the agreement between tw
 """
 
 import argparse
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from corruption_peers import PACKAGES, PEERS, CorruptOne, load, photos_HW3
-from measure import machine, positive
+from measure import machine, positive, write_report
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import norm
@@ -188,9 +187,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     if options.output:
-        command = shlex.join(["python", "scripts/corruption_parity.py", *sys.argv[1:]])
-        title = "# What a network makes of our corrupted images and of another package's"
-        options.output.write_text("\n".join([title, "", f"`{command}`, as it came.", "", *lines, ""]))
+        write_report(options.output, "What a network makes of our corrupted images and of another package's", lines)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""What the benchmark scripts share: a line on the machine, the time of one call, photographs, and a type of argparse."""
+"""What the benchmark scripts share: a line on the machine, the time of one call, photographs,
+a type of argparse, and the report."""
 
 import argparse
 import platform
+import shlex
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -70,3 +73,9 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
     return value
+
+
+def write_report(file: Path, title: str, lines: Sequence[str]) -> None:
+    """Write what a script printed to a Markdown file, with the command that printed it."""
+    command = shlex.join(["python", f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    file.write_text("\n".join([f"# {title}", "", f"`{command}`, as it came.", "", *lines, ""]))

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from measure import positive
+from measure import machine, positive, write_report
 
 from gch_bench.corruptions import CORRUPTIONS, PARAMETER_SETS, SEVERITIES, corrupt
 from gch_bench.corruptions.compiled.filters import motion_blur_at
@@ -135,6 +135,7 @@ def main() -> None:
     parser.add_argument("reference", type=Path)
     parser.add_argument("--draws", type=positive, default=256, help="of each random corruption on each photograph")
     parser.add_argument("--workers", type=positive, default=2)
+    parser.add_argument("--output", type=Path, help="also write the table to this Markdown file")
     arguments = parser.parse_args()
     for name in ("imagenet_c_exact.npz", "imagenet_c_stats.json"):
         if not (arguments.reference / name).is_file():
@@ -145,14 +146,19 @@ def main() -> None:
         for exact in ([True] if not corruption.random else [True, False] if name == "motion_blur" else [False])
         for severity in SEVERITIES
     ]
-    print("| corruption | severity | compared | figure |\n| --- | --- | --- | --- |")
+    lines = [f"{machine(torch.device('cpu'))}\n", "| corruption | severity | compared | figure |\n| --- | --- | --- | --- |"]
+    print("\n".join(lines))
     with Pool(arguments.workers) as pool:
         rows = []
         for row in pool.imap(_row, tasks):
             print(row.text, flush=True)
             rows.append(row)
     compared, off, chance = (sum(numbers) for numbers in list(zip(*rows, strict=True))[1:])
-    print(f"\n{off} of {compared:,} standard deviations off by over 25%; two seeds of ours: {chance}.")
+    total = f"\n{off} of {compared:,} standard deviations off by over 25%; two seeds of ours: {chance}."
+    print(total)
+    if arguments.output:
+        title = "Our corrupted images and the reference generator's"
+        write_report(arguments.output, title, [*lines, *(row.text for row in rows), total])
 
 
 if __name__ == "__main__":

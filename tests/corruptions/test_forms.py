@@ -8,6 +8,11 @@ from gch_bench.corruptions import CORRUPTIONS, PARAMETER_SETS
 from gch_bench.corruptions.draws import image_keys
 
 SIZES = {"imagenet_224": (65, 97), "tiny_64": (40, 48), "cifar_32": (32, 32)}
+CASES = [
+    *((parameters, size, severity) for parameters, size in SIZES.items() for severity in (1, 3, 5)),
+    ("imagenet_224", (512, 384), 3),
+    ("cifar_32", (33, 224), 3),
+]
 # How far the forms may be apart, where they are not equal: (largest difference in levels, share of the values that differ).
 # Both take the same draws. Those that are equal use one table, whole numbers, or float64 in the same order.
 EXACT = (0, 0.0)
@@ -21,11 +26,10 @@ FORMS_DIFFER = {
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-@pytest.mark.parametrize("severity", [1, 3, 5])
-@pytest.mark.parametrize("parameters", PARAMETER_SETS)
-def test_both_forms_agree(name: str, severity: int, parameters: str) -> None:
+@pytest.mark.parametrize(("parameters", "size", "severity"), CASES)
+def test_both_forms_agree(name: str, parameters: str, size: tuple[int, int], severity: int) -> None:
     level = PARAMETER_SETS[parameters].levels[name][severity - 1]
-    images = photos(*SIZES[parameters])
+    images = photos(*size)
     keys = image_keys(ids(4).tolist(), 0, name, severity) if CORRUPTIONS[name].random else None
     difference = (compiled(name, images, level, keys).int() - batched(name, images, level, keys)).abs()
     most, share = FORMS_DIFFER.get(name, EXACT)
