@@ -62,7 +62,7 @@ ONE_CORE = """
 ## One core
 torch, OpenCV and Numba use one thread. Times are ms an image; a ratio is a peer's time divided by ours at batch {batch}.
 "Agree": whether a peer's outputs agree with ours, in the order of the columns (figures below). Goals: ahead of every peer whose
-outputs agree, and a batch of 1 no slower than the best peer; for {jpeg}, where Pillow does the work, both
+outputs agree, and a batch of 1 no slower than the best peer; for {jpeg}, which the peers leave to Pillow, both
 at most {pillow:g} times the time of Pillow alone. Memory: the growth of the process over one call, output included, in float32
 copies of the batch.
 
