@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from gch_bench.corruptions import CORRUPTIONS
+from gch_bench.corruptions import CORRUPTIONS, Corruption
 from gch_bench.corruptions.shared import Shared
 from gch_bench.corruptions.weather import frost_photographs
 
@@ -363,3 +363,22 @@ LAWS = {  # name: (grey level, severity's level) -> P(output <= g), g = 0..255
     "impulse_noise": _impulse_law,
     "speckle_noise": _speckle_law,
 }
+
+
+# ---- shared work ----
+
+
+def notes_of_work(monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]) -> list[bytes]:
+    """Replace corruptions by one that changes nothing, and return the pixels of every image for which it computed something."""
+    computed: list[bytes] = []
+
+    def note(pixels: np.ndarray) -> None:
+        computed.append(pixels.tobytes())
+
+    def unchanged(image: Shared, out: np.ndarray, level: object) -> None:
+        image.once(note)
+        out[:] = image.pixels
+
+    for name in names:
+        monkeypatch.setitem(CORRUPTIONS, name, Corruption(unchanged, unchanged, group="digital"))
+    return computed

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from corruption_references import notes_of_work
 from PIL import Image
 from tinynet import tinynet
 from torch import nn
 
-from gch_bench.corruptions import CORRUPTIONS, Corruption, corrupt
-from gch_bench.corruptions.shared import Shared
+from gch_bench.corruptions import corrupt
 from gch_bench.data.images import ArrayImages
 from gch_bench.data.transforms import EvalTransform, Normalisation, normalise
 from gch_bench.distributed import World
@@ -87,17 +87,7 @@ def test_each_image_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_versions_of_an_image_share_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What severities compute of an image is computed once for all networks that see the same pixels."""
-    computed: list[bytes] = []
-
-    def note(pixels: np.ndarray) -> None:
-        computed.append(pixels.tobytes())
-
-    def corruption(image: Shared, out: np.ndarray, level: object) -> None:
-        image.once(note)
-        out[:] = image.pixels
-
-    for name in ("contrast", "brightness"):
-        monkeypatch.setitem(CORRUPTIONS, name, Corruption(corruption, corruption, group="digital"))
+    computed = notes_of_work(monkeypatch, ("contrast", "brightness"))
     cells = [CELL_CLEAN, Cell("contrast", 2), Cell("contrast", 5), Cell("brightness", 1)]
     tasks = [task(tmp_path / "a"), task(tmp_path / "b", 1), task(tmp_path / "smaller", 2, 24)]
     for each in tasks:

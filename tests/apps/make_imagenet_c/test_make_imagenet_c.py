@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from corruption_references import notes_of_work
 from made_tree import CELLS, FEW, IMAGES, LONG, SCRIPT, dest, files, make, src, target, times, whole  # noqa: F401 - fixtures
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from gch_bench.apps.make_imagenet_c import generate
 from gch_bench.apps.make_imagenet_c.tree import Tree
-from gch_bench.corruptions import CORRUPTIONS, Corruption, corrupt, jpeg_roundtrip
-from gch_bench.corruptions.shared import Shared
+from gch_bench.corruptions import corrupt, jpeg_roundtrip
 from gch_bench.data.folders import fingerprint_of, image_folder
 
 
@@ -108,17 +108,7 @@ def test_corruptions_are_added_later(src: Path, whole: Path, tmp_path: Path) -> 
 
 def test_cells_share_work(src: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What severities compute of an image is computed once, also where cells lack the same images of a batch."""
-    computed: list[bytes] = []
-
-    def note(pixels: np.ndarray) -> None:
-        computed.append(pixels.tobytes())
-
-    def corruption(image: Shared, out: np.ndarray, level: object) -> None:
-        image.once(note)
-        out[:] = image.pixels
-
-    for name in ("contrast", "brightness"):
-        monkeypatch.setitem(CORRUPTIONS, name, Corruption(corruption, corruption, group="digital"))
+    computed = notes_of_work(monkeypatch, ("contrast", "brightness"))
     arguments = ["--corruptions", "contrast", "brightness", "--workers", 1]
     make(src, tmp_path / "dest", *arguments)
     tried = 2  # each corruption, on a blank image before the work begins
