@@ -47,6 +47,8 @@ class DataConfig:
     skip_bad: bool = field(default=False, metadata=NOT_IN_IDENTITY)
     # Number of loader processes; 0: the main process loads the images; null: see data/loaders.py, about one per core.
     workers: int | None = field(default=None, metadata=NOT_IN_IDENTITY)
+    # The folder of root whose images are evaluated, for data=folder; null: val.
+    split: str | None = field(default=None, metadata=NOT_IN_IDENTITY)
     # The number of classes that the data must have; null: the data set's own, or as many as its folders hold.
     num_classes: int | None = field(default=None, metadata=NOT_IN_IDENTITY)
 

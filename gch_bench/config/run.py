@@ -212,6 +212,9 @@ class RecipeConfig:
     channels_last: bool = False
     compile: bool = False
     freeze: str | None = None  # train only what lies after this stage (L1..L4 or a module's name); null: train everything
+    # A folder for what the frozen stages give for the training images, epoch by epoch. It is computed once and read by all runs
+    # with the same seed, images, augmentation and frozen weights, so that each trains only what lies behind; null: not kept.
+    trunk_cache: str | None = field(default=None, metadata=NOT_IN_IDENTITY)
     sync_bn: bool = False  # with several processes, on GPUs: BatchNorm's batch statistics are over the images of all of them
     # Within an epoch a checkpoint is written whenever so many minutes have passed; at the end of an epoch always.
     checkpoint_minutes: float = field(default=10, metadata=NOT_IN_IDENTITY)
@@ -237,6 +240,11 @@ class RecipeConfig:
             self.batch_size % self.grad_accumulation == 0,
             "batch_size", f"a multiple of grad_accumulation={self.grad_accumulation}", self.batch_size,
         )  # fmt: skip
+        if self.trunk_cache is not None:
+            check(self.freeze is not None, "trunk_cache", "null without recipe.freeze=STAGE", self.trunk_cache)
+            others = {"mixup": self.mixup > 0, "cutmix": self.cutmix > 0, "amp": self.amp != "none", "compile": self.compile}
+            set_too = ", ".join(name for name, value in others.items() if value)
+            check(not set_too, "trunk_cache", f"null with recipe.{set_too}, which it cannot do", self.trunk_cache)
 
     @property
     def scaled_lr(self) -> float:

@@ -30,15 +30,15 @@ def check_root(root: Path) -> None:
 
 def read_tree(config: DataConfig, split: str, other: str | None) -> Subset:
     """A data set of class folders, see ``image_folder``."""
-    # load_data reads val first and compares its classes with those of train, so the comparison is not made again for train.
-    return image_folder(root_of(config), split, other if split == "val" else None)
+    # load_data reads the evaluation images first and compares their classes with those of train, which is not done again.
+    return image_folder(root_of(config), split, other if split != "train" else None)
 
 
 def image_folder(root: Path, split: str, other: str | None, field: str = "data.root") -> Subset:
     """The images of ``root/split``, which has one folder per class.
 
-    The fingerprint is a hash of the sorted relative paths and the labels. For val it also covers the size and first 4 KiB of
-    each file; for train it does not, because reading a million files takes too long.
+    The fingerprint is a hash of the sorted relative paths and the labels. Except for train it also covers the size and first
+    4 KiB of each file; for train it does not, because reading a million files takes too long.
 
     Args:
         root: the folder that holds the splits.
@@ -55,7 +55,7 @@ def image_folder(root: Path, split: str, other: str | None, field: str = "data.r
         check_same_classes(root, split, classes, other, class_names(root, other, field))
     names, labels_N = list_images(root / split, classes, field)
     images = FileImages(names, labels_N, str(root / split))
-    return Subset(classes, images, fingerprint_of(images, sizes=split == "val"))
+    return Subset(classes, images, fingerprint_of(images, sizes=split != "train"))
 
 
 def list_images(root: Path, classes: list[str], field: str) -> tuple[list[str], np.ndarray]:

@@ -113,19 +113,20 @@ def load_data(config: DataConfig, train: bool = True) -> DataSource:
     row = DATASETS[config.name]
     if row.root and not config.download:
         folders.check_root(folders.root_of(config))
-    split_train, split_val = row.splits
+    split_train, split_val = row.splits[0], config.split or row.splits[1]
+    word = config.split or "val"
     val = row.read(config, split_val, split_train if train else None)
     trained = row.read(config, split_train, split_val) if train else None
     where = folders.root_of(config) if row.root else "embedded"
     if trained and trained.classes != val.classes:  # in image folders the reader has compared them already
         raise UserError(
-            f"data.root: train and val images of {where} must have the same classes, got {trained.classes} and {val.classes}"
+            f"data.root: train and {word} images of {where} must have the same classes, got {trained.classes} and {val.classes}"
         )
     folders.check_num_classes(len(val.classes), config.num_classes)
     sizes = image_sizes(val.images) if config.resize is None else set()
     size = config.size or _native_size(sizes)
     preparation = EvalTransform(size, config.resize, config.interpolation)
-    counts = f"{len(trained.images)} train / {len(val.images)} val images" if trained else f"{len(val.images)} val images"
+    counts = f"{len(trained.images)} train / {len(val.images)} {word} images" if trained else f"{len(val.images)} {word} images"
     return DataSource(
         name=config.name,
         description=f"{config.name} ({where}: {counts}, {len(val.classes)} classes, {size}x{size})",
@@ -159,7 +160,7 @@ def _fitting(config: DataConfig) -> DataConfig:
     able = ", ".join(name for name, other in DATASETS.items() if other.download)
     rule = f"false for data={config.name}, as only {able} can be downloaded"
     check(not config.download or row.download, "download", rule, config.download)
-    for field, name in (("labels", "imagenet_real"), ("reader", "timm")):
+    for field, name in (("labels", "imagenet_real"), ("reader", "timm"), ("split", "folder")):
         value = getattr(config, field)
         check(value is None or config.name == name, field, f"null for data={config.name}, as only data={name} has it", value)
     size, resize = config.size or row.size, config.resize or row.resize

@@ -8,7 +8,7 @@ rounding, unless one of the reasons in training/processes.py applies; a warning 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +34,7 @@ from gch_bench.training.checkpoint import Position
 from gch_bench.training.freeze import FrozenPart, hold_still
 from gch_bench.training.optim import Optimisation
 from gch_bench.training.processes import process_dependence, synchronise
+from gch_bench.training.trunk_cache import TrunkBatch, TrunkCache
 
 CHECK_EVERY = 20  # optimiser steps between readings of the loss, because reading it makes the CPU wait for the GPU
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -66,6 +67,7 @@ class TrainingJob(NamedTuple):
     loader: TrainLoader
     recipe: RecipeConfig
     frozen: FrozenPart
+    trunk_cache: TrunkCache | None  # the outputs of the frozen part, kept for all runs that share them
     num_classes: int
     seed: int
     folder: Path
@@ -187,9 +189,9 @@ def _train_epoch(
     requests: list[int],
 ) -> None:
     world, optimisation, steps, accumulation = job.world, job.optimisation, job.steps, job.recipe.grad_accumulation
+    batches = _batches(job, epoch, start * accumulation, skipped)
     wrapped.train()
     hold_still(job.model, job.frozen)
-    batches = checked(job.loader.epoch(epoch, start * accumulation), job.skip_bad, skipped)
     # Since the last report: loss times number of images, number of correct predictions, number of images.
     sums = torch.zeros(3, device=world.device, dtype=torch.float64)
     since = saved = time.perf_counter()
@@ -228,20 +230,33 @@ def _train_epoch(
             raise Stopped(stop, job.checkpoint)
 
 
-def _backward(job: TrainingJob, wrapped: nn.Module, batch: Batch, epoch: int) -> Tensor:
+def _batches(job: TrainingJob, epoch: int, first: int, skipped: list[BadImage]) -> Iterator[Batch | TrunkBatch]:
+    """The batches of an epoch from number `first` on, of images or of what the frozen part gives for them."""
+    if job.trunk_cache is None:
+        return checked(job.loader.epoch(epoch, first), job.skip_bad, skipped)
+    images = checked(job.loader.epoch(epoch), job.skip_bad, skipped)  # nothing is read unless the cache needs it
+    return job.trunk_cache.epoch(epoch, ((job.inputs(each), each.labels, each.ids) for each in images), first)
+
+
+def _backward(job: TrainingJob, wrapped: nn.Module, batch: Batch | TrunkBatch, epoch: int) -> Tensor:
     """Forward and backward pass of one batch of n images. Returns (loss * n, correct predictions, n), float64 (3,).
 
     The internal noise on an image is drawn from (seed, epoch, image id).
     """
     world, recipe, optimisation = job.world, job.recipe, job.optimisation
-    images = job.inputs(batch)
     labels = targets = batch.labels.to(world.device, non_blocking=True)
-    if optimisation.mixup is not None:
-        images, targets = optimisation.mixup(images, labels)
+    if isinstance(batch, Batch):
+        images = job.inputs(batch)
+        if optimisation.mixup is not None:
+            images, targets = optimisation.mixup(images, labels)
     keys_B = image_keys(batch.ids.to(world.device, non_blocking=True), job.seed, "training noise", epoch)
     with keyed_noise(job.model, keys_B):  # around the backward pass, too: activation checkpointing repeats the forward there
         with torch.autocast(world.device.type, AMP.get(recipe.amp), enabled=recipe.amp != "none"):
-            logits = wrapped(images)
+            if isinstance(batch, TrunkBatch):
+                assert job.trunk_cache is not None
+                logits = job.trunk_cache.logits(batch, world.device)
+            else:
+                logits = wrapped(images)
         loss = optimisation.loss(logits.float(), targets)
         optimisation.scaler.scale(loss / recipe.grad_accumulation).backward()
     correct = (logits.detach().argmax(1) == labels).sum()

@@ -3,19 +3,22 @@
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from gch_bench.config.run import Config
 from gch_bench.data.loaders import checked, loader_workers, train_loader
 from gch_bench.data.sets import DataSource
-from gch_bench.data.transforms import train_transform
+from gch_bench.data.transforms import Normalisation, train_transform
 from gch_bench.distributed import World
 from gch_bench.errors import UserError
 from gch_bench.model.build import NoisyNetwork
+from gch_bench.model.trunk import find_trunk
 from gch_bench.noise.hooks import stage_hooks
 from gch_bench.training.batchnorm import LEAST_INFLATION, MAX_IMAGES, batchnorms, inflation
-from gch_bench.training.freeze import freeze
+from gch_bench.training.freeze import FrozenPart, freeze
 from gch_bench.training.loop import TrainingJob
 from gch_bench.training.optim import create, ema_warning
+from gch_bench.training.trunk_cache import TrunkCache
 
 
 def training_job(
@@ -50,6 +53,12 @@ def training_job(
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     model = noisy.network.to(world.device).to(memory_format=layout)
     frozen = freeze(model, recipe.freeze, data.size)
+    trunk_cache = None
+    if recipe.trunk_cache is not None:
+        if world.parallel or config.data.skip_bad:
+            other = "several processes" if world.parallel else "data.skip_bad=true"
+            raise UserError(f"recipe.trunk_cache must be null with {other}, got {recipe.trunk_cache!r}")
+        trunk_cache = _trunk_cache(config, data, model, frozen, noisy.normalisation)
     classes = len(data.classes)
     return TrainingJob(
         model=model,
@@ -57,6 +66,7 @@ def training_job(
         loader=loader,
         recipe=recipe,
         frozen=frozen,
+        trunk_cache=trunk_cache,
         num_classes=classes,
         seed=config.seed,
         folder=folder,
@@ -64,6 +74,27 @@ def training_job(
         world=world,
         skip_bad=config.data.skip_bad,
     )
+
+
+def _trunk_cache(
+    config: Config, data: DataSource, model: nn.Module, frozen: FrozenPart, normalisation: Normalisation
+) -> TrunkCache:
+    recipe = config.recipe
+    assert recipe is not None
+    assert recipe.trunk_cache is not None
+    trunk = find_trunk(model, frozen.stage, data.size)
+    assert trunk is not None  # freeze has found it
+    made_of = {
+        "images": data.train_fingerprint,
+        "size": data.size,
+        "interpolation": data.preparation.interpolation,
+        "normalisation": normalisation,
+        "augment": recipe.augment,
+        "batch": recipe.batch_size // recipe.grad_accumulation,
+        "channels_last": recipe.channels_last,
+        "seed": config.seed,
+    }
+    return TrunkCache(Path(recipe.trunk_cache).expanduser(), model, trunk, made_of, data.size)
 
 
 def training_warnings(job: TrainingJob, noisy: NoisyNetwork) -> list[str]:

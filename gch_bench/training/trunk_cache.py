@@ -1,0 +1,92 @@
+"""recipe.trunk_cache: the outputs of the frozen trunk for all training images, kept on disk for other runs.
+
+With recipe.freeze the trunk's output for an augmented image depends on (seed, epoch, image id) and the trunk's weights alone.
+Runs that differ only in the noise behind the trunk, or in another part of the recipe, therefore train on the same outputs. They
+are computed once for each epoch, written to a file, and read by all these runs. The trained weights are the same bit for bit.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from gch_bench.errors import UserError
+from gch_bench.files import write_atomic, writing
+from gch_bench.model.trunk import Call, Features, NotKept, Trunk, run_tail, trunk_digest, trunk_outputs
+
+ELSEWHERE = "choose another folder with recipe.trunk_cache="
+
+
+class TrunkBatch(NamedTuple):
+    """A training batch of B images, of which only the outputs of the trunk are there."""
+
+    features: Features
+    labels: Tensor  # (B,) int64
+    ids: Tensor  # (B,) int64
+
+
+class TrunkCache:
+    """The files of one trunk on the batches of one loader: one for each epoch, with its batches in order.
+
+    A file takes as much space as the trunk's output for all images: 29 KB an image for EfficientNet-Lite0 up to L3 on 128
+    pixels.
+    """
+
+    def __init__(self, folder: Path, network: nn.Module, trunk: Trunk, batches: Any, size: int) -> None:
+        """
+        Args:
+            folder: where the files lie, in a folder that is named by all that the outputs depend on.
+            batches: a value whose repr says all that the batches depend on: images, augmentation, seed, sizes.
+            size: the side in pixels of the square images.
+
+        Raises:
+            UserError: what lies after the trunk reads the images themselves.
+        """
+        if trunk.keeps_inputs:
+            raise UserError(f"recipe.trunk_cache: what lies after {trunk.stage} reads the images themselves: leave it out")
+        said = f"{trunk_digest(network, trunk)} {batches!r} {torch.__version__}"
+        self.folder = folder / hashlib.sha256(said.encode()).hexdigest()[:16]
+        self.network, self.trunk, self.size = network, trunk, size
+
+    def epoch(self, number: int, images: Iterable[tuple[Tensor, Tensor, Tensor]], start_step: int) -> Iterator[TrunkBatch]:
+        """The batches of an epoch from `start_step` on.
+
+        Args:
+            images: (images on the network's device, labels, ids) of all batches of the epoch, in order. They are computed and
+                written if there is no file of the epoch yet; the network is left in eval mode then.
+
+        Raises:
+            UserError: the file cannot be written, or is damaged.
+        """
+        path = self.folder / f"epoch-{number}.pt"
+        if not path.exists():
+            self.network.eval()
+            with torch.no_grad():
+                made = [TrunkBatch(self._outputs(x), labels, ids) for x, labels, ids in images]
+            with writing(self.folder, ELSEWHERE):
+                self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, lambda file: torch.save(made, file), ELSEWHERE, durable=False)
+        try:
+            with torch.serialization.safe_globals([TrunkBatch, Call, NotKept]):
+                batches = torch.load(path, mmap=True, weights_only=True)
+        except Exception as error:  # torch and pickle each raise their own
+            raise UserError(f"recipe.trunk_cache: {path} cannot be read, it is truncated or foreign: delete it") from error
+        return itertools.islice(batches, start_step, None)
+
+    def _outputs(self, images: Tensor) -> Features:
+        return _moved(trunk_outputs(self.network, self.trunk, images), torch.device("cpu"))
+
+    def logits(self, batch: TrunkBatch, device: torch.device) -> Tensor:
+        """The logits (B, C) that the network, in its present mode, gives for a batch."""
+        shape = (len(batch.ids), 3, self.size, self.size)
+        images = torch.zeros((), device=device).expand(shape)  # the network never reads them
+        return run_tail(self.network, self.trunk, _moved(batch.features, device), images)
+
+
+def _moved(features: Features, device: torch.device) -> Features:
+    return [Call(call.module, tree_map_only(Tensor, lambda tensor: tensor.to(device), call.output)) for call in features]

@@ -1,0 +1,81 @@
+"""recipe.trunk_cache: the same trained weights bit for bit, without computing the trunk again."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, configuration
+
+from gch_bench.apps.run import train_and_evaluate
+from gch_bench.errors import UserError
+from gch_bench.training import trunk_cache
+from gch_bench.training.checkpoint import read
+
+FROZEN = (*TINY, "recipe.epochs=2", "recipe.batch_size=256", "corruptions=none", "recipe.freeze=early", "noise=gch")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Weights to freeze: those of random initialisation are the same for a seed, and other seeds must not share a cache."""
+    folder = tmp_path_factory.mktemp("source")
+    train_and_evaluate(
+        configuration(*TINY, "recipe.epochs=1", "recipe.batch_size=256", "corruptions=none", "noise=none", f"output={folder}")
+    )
+    return f"model.checkpoint={folder / 'checkpoints' / 'last.pt'}"
+
+
+def trained(folder: Path, *options: str) -> dict[str, torch.Tensor]:
+    train_and_evaluate(configuration(*FROZEN, f"output={folder}", *options))
+    weights: dict[str, torch.Tensor] = read(folder / "checkpoints" / "last.pt")["model"]
+    return weights
+
+
+def test_cached_training_is_bitwise_equal_and_computes_the_trunk_once(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = trained(tmp_path / "plain", source)
+    cache = f"recipe.trunk_cache={tmp_path / 'cache'}"
+    first = trained(tmp_path / "first", source, cache)
+    files = sorted((tmp_path / "cache").glob("*/epoch-*.pt"))
+    assert [file.name for file in files] == ["epoch-0.pt", "epoch-1.pt"]
+
+    def never(*_: object) -> None:
+        raise AssertionError("the trunk was computed again")
+
+    monkeypatch.setattr(trunk_cache, "trunk_outputs", never)
+    second = trained(tmp_path / "second", source, cache)
+    other = trained(tmp_path / "other", source, cache, "noise.gamma=0.3")  # another noise reads the same files
+    assert all(torch.equal(plain[name], first[name]) and torch.equal(plain[name], second[name]) for name in plain)
+    assert any(not torch.equal(plain[name], other[name]) for name in plain), "the noise behind the trunk acts"
+
+
+@pytest.mark.parametrize("other", ["seed=5", "recipe.batch_size=128", "recipe.augment.hflip=0.1"])
+def test_other_batches_have_files_of_their_own(source: str, tmp_path: Path, other: str) -> None:
+    cache = f"recipe.trunk_cache={tmp_path / 'cache'}"
+    trained(tmp_path / "first", source, cache, "recipe.epochs=1")
+    trained(tmp_path / "second", source, cache, "recipe.epochs=1", other)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_a_damaged_file_is_named(source: str, tmp_path: Path) -> None:
+    cache = f"recipe.trunk_cache={tmp_path / 'cache'}"
+    trained(tmp_path / "first", source, cache, "recipe.epochs=1")
+    (file,) = (tmp_path / "cache").glob("*/epoch-0.pt")
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"recipe\.trunk_cache: .*epoch-0\.pt cannot be read.*: delete it"):
+        trained(tmp_path / "second", source, cache, "recipe.epochs=1")
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("recipe.freeze=null",), "recipe.trunk_cache must be null without recipe.freeze=STAGE, got 'somewhere'"),
+        (("recipe.mixup=0.2",), "recipe.trunk_cache must be null with recipe.mixup, which it cannot do, got 'somewhere'"),
+        (("recipe.amp=bf16",), "recipe.trunk_cache must be null with recipe.amp, which it cannot do, got 'somewhere'"),
+        (("data.skip_bad=true",), "recipe.trunk_cache must be null with data.skip_bad=true, got 'somewhere'"),
+    ],
+)
+def test_what_it_cannot_do_is_refused(source: str, tmp_path: Path, options: tuple[str, ...], problem: str) -> None:
+    with pytest.raises(UserError) as caught:
+        trained(tmp_path / "run", source, "recipe.trunk_cache=somewhere", *options)
+    assert str(caught.value) == problem
