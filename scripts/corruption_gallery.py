@@ -1,6 +1,7 @@
 """Draw every corruption at every severity on one photograph: python scripts/corruption_gallery.py [--output FILE]
 
-This makes the README's picture: scikit-image's photograph of a cat, 224 x 224 pixels, with one draw of each random corruption.
+This makes the picture of docs/corruptions.md: scikit-image's photograph of a cat, 224 x 224 pixels, with one draw of each
+random corruption.
 """
 
 import argparse

@@ -193,7 +193,7 @@ def _write(
         wanted = [name for name in TABLES if name == config.table or varies(found, name)]
         made = [table for name in wanted for table in tables(found, name) if table.rows]
         for table in made:
-            render.write(table, folder / "tables")
+            render.write(table, folder / "tables", config.latex_prefix)
         figures = all_figures(found)
         save(figures, folder / "figures")
         overview = None

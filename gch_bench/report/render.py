@@ -108,13 +108,14 @@ class TerminalTable(NamedTuple):
     notes: list[str]
 
 
-def write(table: Table, folder: Path) -> list[Path]:
-    """Write the table as CSV, Markdown and LaTeX to the folder, and return the paths.
+def write(table: Table, folder: Path, latex_prefix: str = "") -> list[Path]:
+    """Write the table as CSV, Markdown and LaTeX (see `latex`) to the folder, and return the paths.
 
     Raises:
         UserError: a file cannot be written.
     """
-    return write_texts({f"{table.key}.{suffix}": form(table) for suffix, form in FORMATS.items()}, folder)
+    forms = {"csv": csv(table), "md": markdown(table), "tex": latex(table, latex_prefix)}
+    return write_texts({f"{table.key}.{suffix}": text for suffix, text in forms.items()}, folder)
 
 
 def write_texts(texts: Mapping[str, str], folder: Path) -> list[Path]:
@@ -218,8 +219,10 @@ def _lines(table: Table, columns: Sequence[Column]) -> list[list[str]]:
     return lines
 
 
-def latex(table: Table) -> str:
+def latex(table: Table, prefix: str = "") -> str:
     """The table in LaTeX, for \\input in a document that loads the packages booktabs and graphicx.
+
+    Its label is tab:KEY, or tab:PREFIX-KEY, so that a document may hold the tables of several reports.
 
     A wide table is cut by columns, and shrunk to the width of the line if it still is wider. If it then has more than LONG
     lines, it becomes several tables with the same number, each on a page. The notes stand under the last one.
@@ -231,13 +234,12 @@ def latex(table: Table) -> str:
                 floats.append([])
             floats[-1].append(tabular)
     place, after = ("[p]", [r"\clearpage"]) if len(floats) > 1 else ("[t]", [])
+    label = f"tab:{prefix}-{table.key}" if prefix else f"tab:{table.key}"
     lines = [r"% needs \usepackage{booktabs,graphicx}"]
     for i, tabulars in enumerate(floats):
         title = latex_text(table.title)
         caption = (
-            rf"\addtocounter{{table}}{{-1}}\caption{{{title}, continued.}}"
-            if i
-            else rf"\caption{{{title}.}}\label{{tab:{table.key}}}"
+            rf"\addtocounter{{table}}{{-1}}\caption{{{title}, continued.}}" if i else rf"\caption{{{title}.}}\label{{{label}}}"
         )
         lines += [rf"\begin{{table}}{place}", r"\centering\footnotesize", caption]
         lines += [line for tabular in tabulars for line in tabular]
@@ -282,9 +284,6 @@ def _latex_row(row: Row, columns: Sequence[Column]) -> list[str]:
     if any(len(cell) > 1 for cell in cells):
         lines.append(["", *(rf"{{\scriptsize {cell[1]}}}" if len(cell) > 1 else "" for cell in cells)])
     return [" & ".join(line) + r" \\" for line in lines]
-
-
-FORMATS: dict[str, Callable[[Table], str]] = {"csv": csv, "md": markdown, "tex": latex}  # suffix -> form
 
 
 def legend(table: Table, better: str) -> list[str]:

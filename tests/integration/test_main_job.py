@@ -287,7 +287,8 @@ def test_report(gch_run: Path, tmp_path: Path, cli) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", ["output=RUN", "output=table.md", "table=unknown", "baseline=", "runs=[]", "runs=[nowhere/*]"]
+    "wrong",
+    ["output=RUN", "output=table.md", "table=unknown", "baseline=", "runs=[]", "runs=[nowhere/*]", "latex_prefix=a_b"],
 )
 def test_what_a_report_refuses(wrong: str, gch_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(gch_run.rglob("*"))

@@ -187,6 +187,8 @@ def test_files(tmp_path: Path) -> None:
     paths = write(table, tmp_path / "tables")
     assert [path.name for path in paths] == ["shift.csv", "shift.md", "shift.tex"]
     assert [path.read_text() for path in paths] == [csv(table), markdown(table), latex(table)]
+    assert r"\label{tab:shift}" in paths[2].read_text()
+    assert r"\label{tab:photos-shift}" in write(table, tmp_path / "tables", latex_prefix="photos")[2].read_text()
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(UserError, match="cannot"):

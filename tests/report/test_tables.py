@@ -269,7 +269,7 @@ def test_published_numbers_have_a_column_and_a_source() -> None:
     table = table_of(make_report(make_setting([NONE, GCH, early, DROPBLOCK], **IMAGENET)), "shift")
     shown = [cells(table, row)["ECE, published %"] for row in table.rows]
     assert shown == ["10.50", "5.60", "none", "none"]
-    assert any(note.startswith("published: Table 7") and "not measured here" in note for note in table.notes)
+    assert any(note.startswith("published: Table 7") and "ResNet-50 on ImageNet-C" in note for note in table.notes)
     for config in (
         {"model": {"name": "resnet18"}, "data": {"name": "imagenet"}},
         {"model": {"name": "resnet50"}, "data": {"name": "pets"}},
