@@ -90,7 +90,7 @@ def strengths(runs: list[Tuned]) -> pd.DataFrame:
         folders = group.sort_values("seed")["folder"].tolist()
         if len(set(seeds)) < len(seeds):
             raise UserError(f"each seed of a strength must be there once, got seeds {seeds} in {', '.join(map(str, folders))}")
-        means = group[["variance", "nll"]].mean()
+        means = {name: group[name].mean() for name in ("variance", "nll")}
         rows.append({"mechanism": mechanism, "noise": noise, **means, "seeds": seeds, "runs": folders})
     table = pd.DataFrame(rows)
     for _, row in table.iterrows():
