@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs experiments of configs/experiment/ and makes their tables, figures and pages.
 set -euo pipefail
-experiments="table3_clean_l4 table5_depth table7_shift strength_sweep additive_ablation table11_pets matched_strength"
+experiments="table3_clean_l4 table5_depth table7_shift strength_sweep additive_ablation table11_pets matched_strength\
+ late_stage_photos"
 usage="usage: scripts/reproduce_tables.sh [--scale full|small] [--dry-run] [EXPERIMENT ...] [FIELD=VALUE ...]
 
 Experiments (all, if none is named): $experiments
@@ -37,8 +38,44 @@ python_() {
   [[ -n $dry_run ]] || "${PYTHON:-python}" "$root/$script" "$@"
 }
 
+# Run scripts/choose_strength.py, which prints its choice; with --dry-run print this command itself.
+choose() {
+  if [[ -n $dry_run ]]; then echo "\$(python scripts/choose_strength.py $*)"; return; fi
+  "${PYTHON:-python}" "$root/scripts/choose_strength.py" "$@"
+}
+
+# The chosen runs of matched_strength, which were evaluated on the 4 extra corruptions, are evaluated on the 15.
+matched_strength() {
+  local list
+  list=$(choose "$runs"/*)
+  python_ evaluate.py "${common[@]}" corruptions=c15 records.logits=true "checkpoints=$list" "output=$runs-chosen"
+  python_ report.py "runs=[$runs-chosen/*]" "output=$reports" table=mechanisms
+}
+
+# The strengths of late_stage_photos are chosen on the images of ROOT/tune under the 4 extra corruptions, with two seeds. The
+# chosen ones are trained with more seeds and evaluated on ROOT/val under the 15. The digits have one split and get fewer seeds.
+late_stage_photos() {
+  local list noises seeds=0,1,2 evaluate=(evaluate.py "${common[@]}" model.pretrained=false)
+  [[ $scale == small ]] || seeds=0,1,2,3,4
+  list=$(printf '%s,' "$runs"/*-s[01]-*)  # not those of later seeds, which are there when this command is given again
+  python_ "${evaluate[@]}" ${tune[@]+"${tune[@]}"} corruptions=extra4 "checkpoints=[${list%,}]" "output=$runs-tune"
+  noises=$(choose "$runs-tune"/* --best --variance 0.3 --noise)
+  python_ train.py -m "${common[@]}" ${tune[@]+"${tune[@]}"} "seed=$seeds" "noise=$noises"
+  list=$(choose "$runs-tune"/* --best --variance 0.3 --among "$runs"/*)
+  python_ "${evaluate[@]}" corruptions=c15 records.logits=true "checkpoints=$list" "output=$runs-chosen"
+  list=$(choose "$runs-tune"/* --best --among "$runs-chosen"/*)
+  python_ report.py "runs=$list" "output=$reports/own_best" table=mechanisms
+  list=$(choose "$runs-tune"/* --variance 0.3 --among "$runs-chosen"/*)
+  python_ report.py "runs=$list" "output=$reports/matched_variance" table=mechanisms
+}
+
 for name in "${chosen[@]}"; do
+  runs=runs/$name/$scale reports=results/$name/$scale tune=()
+  common=("experiment=$name" "scale=$scale" ${overrides[@]+"${overrides[@]}"})
+  [[ $name != late_stage_photos || $scale == small ]] || tune=(data.split=tune)
+  python_ train.py -m "${common[@]}" ${tune[@]+"${tune[@]}"}
   case $name in
+    matched_strength | late_stage_photos) "$name"; continue ;;
     table3_clean_l4) table=clean ;;
     table5_depth) table=depth ;;
     table7_shift) table=shift ;;
@@ -46,14 +83,5 @@ for name in "${chosen[@]}"; do
     table11_pets) table=finegrained ;;
     *) table=mechanisms ;;
   esac
-  runs=runs/$name/$scale
-  python_ train.py -m "experiment=$name" "scale=$scale" ${overrides[@]+"${overrides[@]}"}
-  if [[ $name == matched_strength ]]; then  # the strengths are tuned on the 4 extra corruptions, and reported on the 15
-    list="[RUNS CHOSEN BY scripts/choose_strength.py $runs/*]"
-    [[ -n $dry_run ]] || list=$("${PYTHON:-python}" "$root/scripts/choose_strength.py" "$runs"/*)
-    python_ evaluate.py "experiment=$name" "scale=$scale" corruptions=c15 records.logits=true \
-      ${overrides[@]+"${overrides[@]}"} "checkpoints=$list" "output=$runs-chosen"
-    runs+=-chosen
-  fi
-  python_ report.py "runs=[$runs/*]" "output=results/$name/$scale" "table=$table"
+  python_ report.py "runs=[$runs/*]" "output=$reports" "table=$table"
 done

@@ -21,7 +21,7 @@ from gch_bench.metrics import SHOWN, averaged, mean_corruption, summarize
 from gch_bench.noise.table import FORMER_NAMES, option_defaults
 from gch_bench.report.study import Group, Run, Setting
 from gch_bench.results.records import CELL_CLEAN, Cell, read_record, record_facts, recorded_cells
-from gch_bench.results.runfacts import differences, read_run_facts
+from gch_bench.results.runfacts import RunFacts, differences, read_run_facts
 
 STRENGTHS = ("gamma", "beta", "energy", "p", "block_size", "sigma")  # options of the noise that a run's label shows
 FREE = ("noise", "seed")  # the parts of a run's identity in which the runs of a setting may differ
@@ -129,7 +129,7 @@ def settings_of(runs: Sequence[Run], baseline: str) -> tuple[list[Setting], list
     """
     by_key: dict[str, list[Run]] = {}
     for run in runs:
-        by_key.setdefault(json.dumps(_setting_key(run), sort_keys=True), []).append(run)
+        by_key.setdefault(json.dumps(setting_key(run.facts), sort_keys=True), []).append(run)
     members = sorted(by_key.values(), key=lambda own: -len(own))
     refused: list[str] = []
     settings = []
@@ -150,9 +150,8 @@ def settings_of(runs: Sequence[Run], baseline: str) -> tuple[list[Setting], list
     return settings, refused
 
 
-def _setting_key(run: Run) -> dict[str, Any]:
+def setting_key(facts: RunFacts) -> dict[str, Any]:
     """Everything that the runs of a setting share, as plain values."""
-    facts = run.facts
     protocol = {name: value for name, value in facts.protocol.items() if name != "noise_at_test"}
     # The draws of noise at test time are left out, as that noise is; those of generated images stay: "philox, cpu" -> "philox".
     protocol["draws"] = protocol.get("draws", "").partition(",")[0] if protocol.get("source") == "generated" else None
@@ -170,7 +169,7 @@ def _without_noise(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 def _names(members: Sequence[Sequence[Run]]) -> list[str]:
     """A name for each setting: data and network, and, where these are the same, the values in which settings differ."""
-    keys = [_setting_key(own[0]) for own in members]
+    keys = [setting_key(own[0].facts) for own in members]
     short = [f"{own[0].facts.protocol['data']} {own[0].facts.config['model']['name']}" for own in members]
     names = []
     for key, own, name in zip(keys, members, short, strict=True):
@@ -183,7 +182,7 @@ def _names(members: Sequence[Sequence[Run]]) -> list[str]:
 
 def fact(run: Run, name: str) -> Any:
     """The value of a dotted name in a run's configuration, which also has the defaults, else in what it shares; or None."""
-    for plain in (run.facts.config, _setting_key(run)):
+    for plain in (run.facts.config, setting_key(run.facts)):
         value: Any = plain
         for part in name.split("."):
             value = value.get(part) if isinstance(value, dict) else None
@@ -356,7 +355,7 @@ def _refused_differences(settings: Sequence[Setting], baseline: str) -> list[str
             why = f"none of its runs is {baseline}"
             if other is not None and other.baseline is not None:
                 own, theirs = (next(iter(group.runs.values())) for group in (setting.groups[0], other.baseline))
-                fields = differences(_setting_key(own), _setting_key(theirs))
+                fields = differences(setting_key(own.facts), setting_key(theirs.facts))
                 named = "; ".join(f"{name}: {fact(own, name)} | {fact(theirs, name)}" for name in fields[:6])
                 why += f", and that of {other.name} differs in more than noise ({named})"
             lines.append(f"{setting.name}: no difference from {baseline} is computed, because {why}")
