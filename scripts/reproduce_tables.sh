@@ -71,7 +71,9 @@ late_stage_photos() {
 
 # The networks of cifar10_scratch are trained without corruptions and evaluated on the 15 in one pass.
 cifar10_scratch() {
-  python_ evaluate.py "${common[@]}" corruptions=c15 "checkpoints=[$runs/*]" "output=$runs-evaluated"
+  local list
+  list=$(printf '%s,' "$runs"/*)
+  python_ evaluate.py "${common[@]}" corruptions=c15 "checkpoints=[${list%,}]" "output=$runs-evaluated"
   python_ report.py "runs=[$runs-evaluated/*]" "output=$reports" table=mechanisms
 }
 
