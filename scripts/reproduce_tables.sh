@@ -2,7 +2,7 @@
 # Runs experiments of configs/experiment/ and makes their tables, figures and pages.
 set -euo pipefail
 experiments="table3_clean_l4 table5_depth table7_shift strength_sweep additive_ablation table11_pets matched_strength\
- late_stage_photos"
+ late_stage_photos cifar10_scratch"
 usage="usage: scripts/reproduce_tables.sh [--scale full|small] [--dry-run] [EXPERIMENT ...] [FIELD=VALUE ...]
 
 Experiments (all, if none is named): $experiments
@@ -69,13 +69,21 @@ late_stage_photos() {
   python_ report.py "runs=$list" "output=$reports/matched_variance" table=mechanisms
 }
 
+# The networks of cifar10_scratch are trained without corruptions and evaluated on the 15 in one pass.
+cifar10_scratch() {
+  local list
+  list=$(printf '%s,' "$runs"/*)
+  python_ evaluate.py "${common[@]}" corruptions=c15 "checkpoints=[${list%,}]" "output=$runs-evaluated"
+  python_ report.py "runs=[$runs-evaluated/*]" "output=$reports" table=mechanisms
+}
+
 for name in "${chosen[@]}"; do
   runs=runs/$name/$scale reports=results/$name/$scale tune=()
   common=("experiment=$name" "scale=$scale" ${overrides[@]+"${overrides[@]}"})
   [[ $name != late_stage_photos || $scale == small ]] || tune=(data.split=tune)
   python_ train.py -m "${common[@]}" ${tune[@]+"${tune[@]}"}
   case $name in
-    matched_strength | late_stage_photos) "$name"; continue ;;
+    matched_strength | late_stage_photos | cifar10_scratch) "$name"; continue ;;
     table3_clean_l4) table=clean ;;
     table5_depth) table=depth ;;
     table7_shift) table=shift ;;

@@ -51,9 +51,12 @@ class DataConfig:
     split: str | None = field(default=None, metadata=NOT_IN_IDENTITY)
     # The number of classes that the data must have; null: the data set's own, or as many as its folders hold.
     num_classes: int | None = field(default=None, metadata=NOT_IN_IDENTITY)
+    # Train on this many of the training images, drawn once for all seeds; null: on all. The identity of a run has the
+    # fingerprint of the images that it trains on.
+    train_subset: int | None = field(default=None, metadata=NOT_IN_IDENTITY)
 
     def __post_init__(self) -> None:
-        for name in ("size", "resize", "num_classes"):
+        for name in ("size", "resize", "num_classes", "train_subset"):
             if getattr(self, name) is not None:
                 check_whole_number(name, getattr(self, name), low=1)
         if self.workers is not None:

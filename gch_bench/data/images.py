@@ -3,6 +3,7 @@
 The id of an image is its index in the sorted list of the set, so it is the same in every run.
 """
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from gch_bench.rng import seed_of
 
 
 class BadImage(NamedTuple):
@@ -113,6 +116,38 @@ class PlacedImages(FileImages):
 
     def path(self, index: int) -> str:
         return os.path.join(self.folder, self.files[index])
+
+
+@dataclass(frozen=True, eq=False)
+class ChosenImages(ImageSet):
+    """Some images of another set: image i is image ``ids[i]`` of ``whole``."""
+
+    whole: ImageSet
+    ids: np.ndarray
+
+    def path(self, index: int) -> str:
+        return self.whole.path(int(self.ids[index]))
+
+    def load(self, index: int) -> Image.Image:
+        return self.whole.load(int(self.ids[index]))
+
+
+def drawn_ids(num_images: int, count: int, seed: int) -> np.ndarray:
+    """``count`` of the ids 0..num_images-1, sorted int64, drawn by ``seed``.
+
+    The draw is NumPy's legacy permutation, whose values NumPy promises never to change, so the ids are the same everywhere.
+    """
+    draws = np.random.RandomState(seed_of(seed, "subset") % 2**32)
+    return np.sort(draws.permutation(num_images)[:count]).astype(np.int64)
+
+
+def chosen(subset: Subset, ids: np.ndarray) -> Subset:
+    """The images of ``subset`` with these ids; the classes stay. The fingerprint is a hash of the whole one and the ids."""
+    whole = subset.images
+    sets = None if whole.label_sets is None else [whole.label_sets[i] for i in ids]
+    images = ChosenImages([whole.names[i] for i in ids], whole.labels[ids], whole, ids, label_sets=sets)
+    fingerprint = hashlib.sha256(subset.fingerprint.encode() + ids.astype("<i8").tobytes()).hexdigest()[:16]
+    return subset._replace(images=images, fingerprint=fingerprint)
 
 
 def image_sizes(images: ImageSet, most: int = 64) -> set[tuple[int, int]]:

@@ -5,6 +5,7 @@ workers, batch size, ranks or the global generators.
 """
 
 import contextlib
+import itertools
 import random
 import signal
 import warnings
@@ -112,7 +113,7 @@ class TrainDataset(Dataset):
         epoch, index = position
         bad: list[BadImage] = []
         with seeded(rng.seed_of(self.seed, "augment", epoch, index)):
-            for id_ in (index, *range(index + 1, len(self.images)), *range(index)):
+            for id_ in itertools.chain(range(index, len(self.images)), range(index)):
                 image = self.images.load_or_bad(id_)
                 if not isinstance(image, BadImage):  # so all batches keep their size, and processes stay in step
                     return Sample(self.transform(image), int(self.images.labels[id_]), id_, tuple(bad))

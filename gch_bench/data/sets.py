@@ -10,7 +10,7 @@ from typing import NamedTuple
 from gch_bench.checks import check, check_choice
 from gch_bench.config.data import DataConfig
 from gch_bench.data import digits, folders, imagenet, timm_readers, tiny_imagenet
-from gch_bench.data.images import ImageSet, Subset, image_sizes
+from gch_bench.data.images import ImageSet, Subset, chosen, drawn_ids, image_sizes
 from gch_bench.data.transforms import EvalTransform, Preparation, default_resize
 from gch_bench.errors import FieldError, UserError
 
@@ -116,7 +116,7 @@ def load_data(config: DataConfig, train: bool = True) -> DataSource:
     split_train, split_val = row.splits[0], config.split or row.splits[1]
     word = config.split or "val"
     val = row.read(config, split_val, split_train if train else None)
-    trained = row.read(config, split_train, split_val) if train else None
+    trained = _training_images(row.read(config, split_train, split_val), config.train_subset) if train else None
     where = folders.root_of(config) if row.root else "embedded"
     if trained and trained.classes != val.classes:  # in image folders the reader has compared them already
         raise UserError(
@@ -140,6 +140,19 @@ def load_data(config: DataConfig, train: bool = True) -> DataSource:
         geometry="none" if config.resize is None and sizes == {(size, size)} else str(preparation),
         class_ids=val.class_ids,
     )
+
+
+def _training_images(read: Subset, count: int | None) -> Subset:
+    """`count` of the images that were read, the same ones in every run; None: all.
+
+    Raises:
+        FieldError: `count` is more than there are.
+    """
+    if count is None:
+        return read
+    total = len(read.images)
+    check(count <= total, "data.train_subset", f"at most the number of training images, {total}", count)
+    return chosen(read, drawn_ids(total, count, seed=0))
 
 
 def _fitting(config: DataConfig) -> DataConfig:

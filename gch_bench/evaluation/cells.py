@@ -10,9 +10,9 @@ from gch_bench.checks import check_choice
 from gch_bench.config.run import CorruptionsConfig, RecordsConfig
 from gch_bench.corruptions import CORRUPTIONS, PARAMETER_SETS, corrupt, parameters_for
 from gch_bench.corruptions.compiled.jit import is_kept
+from gch_bench.data.images import drawn_ids
 from gch_bench.errors import FieldError, UserError
 from gch_bench.results.records import CELL_CLEAN, Cell, record_facts
-from gch_bench.rng import seed_of
 from gch_bench.suites import SUITES, suite_of
 
 
@@ -45,8 +45,6 @@ def wanted_cells(config: CorruptionsConfig) -> list[Cell]:
 def subset_ids(num_images: int, subset: int | None, seed: int) -> np.ndarray:
     """The ids, sorted int64, of the images that are evaluated: `subset` of 0..num_images-1, drawn by `seed`; None: all.
 
-    The draw is NumPy's legacy permutation, whose values NumPy promises never to change, so a subset is the same everywhere.
-
     Raises:
         UserError: `subset` is more than `num_images`.
     """
@@ -54,8 +52,7 @@ def subset_ids(num_images: int, subset: int | None, seed: int) -> np.ndarray:
         return np.arange(num_images, dtype=np.int64)
     if subset > num_images:
         raise FieldError("corruptions.subset", f"must be at most the number of evaluated images, {num_images}, got {subset}")
-    draws = np.random.RandomState(seed_of(seed, "subset") % 2**32)
-    return np.sort(draws.permutation(num_images)[:subset]).astype(np.int64)
+    return drawn_ids(num_images, subset, seed)
 
 
 def parameter_set(config: CorruptionsConfig, size: int) -> str:

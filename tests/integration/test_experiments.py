@@ -32,7 +32,7 @@ sys.path.insert(0, str(REPOSITORY / "scripts"))
 from choose_strength import Tuned, among, as_override, best, matched, read, strengths
 
 FILES = {file.stem: file for file in sorted((REPOSITORY / "configs" / "experiment").glob("*.yaml"))}
-PHOTOS = "late_stage_photos"
+PHOTOS, CIFAR = "late_stage_photos", "cifar10_scratch"
 TUNED = ("matched_strength", PHOTOS)  # their strengths are chosen on the extra corruptions
 ROOTS = {"full": ["data.root=/x"], "small": []}
 # A run of a second: the smallest network, few images.
@@ -77,13 +77,15 @@ def test_every_point_is_a_run(name: str, scale: str) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_the_scales(name: str) -> None:
     full, small = (configuration(f"experiment={name}", f"scale={scale}", *ROOTS[scale]) for scale in ("full", "small"))
-    assert full.model.name == ("tf_efficientnet_lite0" if name == PHOTOS else "resnet50")
+    assert full.model.name == {PHOTOS: "tf_efficientnet_lite0", CIFAR: "resnet18_cifar_eighth"}.get(name, "resnet50")
     assert (small.data.name, small.model.pretrained, small.recipe.name) == ("digits", False, "digits")
     assert full.corruptions.groups == small.corruptions.groups, "the experiment's corruptions stay"
     assert small.recipe.freeze is None, "random weights are not frozen"
-    expected = {"table11_pets": ("pets", True, "finetune", 6), PHOTOS: ("folder", True, "finetune", 4)}.get(
-        name, ("imagenet", False, "imagenet_90ep", 90)
-    )
+    expected = {
+        "table11_pets": ("pets", True, "finetune", 6),
+        PHOTOS: ("folder", True, "finetune", 4),
+        CIFAR: ("folder", False, "cifar10", 3),
+    }.get(name, ("imagenet", False, "imagenet_90ep", 90))
     assert (full.data.name, full.model.pretrained, full.recipe.name, full.recipe.epochs) == expected
     assert full.records.logits == (name not in TUNED), "the strengths are tuned without logits"
     assert configuration(f"experiment={name}", "scale=small", "recipe.epochs=9").recipe.epochs == 9, "the user's word is last"
@@ -96,7 +98,7 @@ def test_the_head_says_command_cost_and_expected_result(name: str) -> None:
     seeds = len(points["seed"])
     assert f"python train.py -m experiment={name} data.root=" in text
     assert re.search(r"^# Expected: \S", text, re.MULTILINE)
-    assert name == PHOTOS or re.search(r"GPU hours,\s+(#\s+)?ESTIMATED", text)
+    assert name in (PHOTOS, CIFAR) or re.search(r"GPU hours,\s+(#\s+)?ESTIMATED", text)
     assert f"x {seeds} seeds = {seeds * len(points['noise'])} runs" in text
     assert f"scale=small: {2 * len(points['noise'])} runs of 4 epochs" in text
     assert "public" in text
