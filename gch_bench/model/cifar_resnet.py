@@ -6,6 +6,7 @@ section 4.2, do so for their small ResNets).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
@@ -36,8 +37,8 @@ def resnet18_cifar(
         raise ValueError(f"stem_stride must be 1, 2 or 4, got {stem_stride}")
     if output_stride not in (2 * stem_stride, 4 * stem_stride, 8 * stem_stride):
         raise ValueError(f"output_stride must be 2, 4 or 8 times stem_stride ({stem_stride}), got {output_stride}")
-    network = ResNet(
-        BasicBlock,
+    network: Any = ResNet(
+        BasicBlock,  # type: ignore[arg-type]  # timm's annotation is of an instance
         (2, 2, 2, 2),
         num_classes,
         output_stride=output_stride * TIMM_STEM // stem_stride,
@@ -51,4 +52,5 @@ def resnet18_cifar(
     for stage in network.feature_info:
         stage["reduction"] = stage["reduction"] * stem_stride // TIMM_STEM
     network.feature_info[0]["reduction"] = stem_stride
-    return network
+    made: ResNet = network
+    return made
