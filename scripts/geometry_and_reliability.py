@@ -31,11 +31,12 @@ from gch_bench.noise.stages import feature_stages
 from gch_bench.report.clustered import correlations, rows_of
 from gch_bench.report.figure_style import save
 from gch_bench.report.geometry_compare import GEOMETRY, LAST_STAGE_RANK, stage_rank
-from gch_bench.report.networks import CONTROL, SHIFT, networks_table, read_setting, title
+from gch_bench.report.networks import CONTROL, networks_table, read_setting, title
 from gch_bench.results.geometry import ChainReport
 
 MEASURED = "geometry.csv"
 PANELS = 4  # quantities in the figure
+EFFECTS = ("nll", "ece", "smece", "ece_after_T")  # columns of SHIFT that are tested
 
 
 def chain_report(folder: Path, first: str | None) -> tuple[ChainReport, str | None]:
@@ -103,7 +104,7 @@ def study(options: argparse.Namespace) -> None:
     geometry = geometry_of(networks, options.first, options.output / MEASURED)
     networks = networks.merge(geometry.drop(columns=["first"]), on="weights")
     noisy = networks[networks["noise"] != "none"].reset_index(drop=True)
-    effects = [name for name in SHIFT if name in networks]
+    effects = [name for name in EFFECTS if name in networks]
     varying = [name for name in GEOMETRY if noisy[name].notna().all() and noisy[name].nunique() > 1]
     try:
         rows = rows_of(noisy["noise"], noisy["seed"], key_of(noisy, options.levels))

@@ -42,6 +42,7 @@ HEADLINE = {
     "logit_change": "change of the logits",
 }
 STRENGTH = "gate_variance"  # what they are compared with: strength alone
+EFFECTS = ("nll", "ece", "smece", "top1")  # columns of SHIFT that are tested
 NOT_USED = {
     "pooled_bias": "0 in expectation by construction, the gates have mean one",
     "map_distortion": "the root of the gate variance by construction, up to the contrast of the map",
@@ -111,7 +112,7 @@ def networks_beside(setting: Setting, numbers: pd.DataFrame, levels: Sequence[fl
 def points_of(networks: pd.DataFrame, effects: Sequence[str]) -> pd.DataFrame:
     """A row per mechanism and strength: its numbers, and of each effect mean and standard deviation over seeds."""
     keys = ["mechanism", "noise", "stage", "level", STRENGTH, *HEADLINE]
-    groups = networks.groupby(keys, sort=False)
+    groups = networks.groupby(keys, sort=False, dropna=False)
     mean, sd = groups[list(effects)].mean(), groups[list(effects)].std().add_suffix("_sd")
     return pd.concat([groups["seed"].count().rename("seeds"), mean, sd], axis=1).reset_index()
 
@@ -129,7 +130,7 @@ def lines(networks: pd.DataFrame, found: pd.DataFrame, effects: Sequence[str], n
         f"{len(networks)} networks, {len(points)} mechanisms at a strength and stage, {networks['noise'].nunique()} mechanisms;"
         f" {machine(torch.device('cpu'))}.",
         "",
-        *pair_lines(found, names, {name: title(name) for name in effects}, "gate variance (one digit)", "strength and stage"),
+        *pair_lines(found, names, {name: title(name) for name in EFFECTS}, "gate variance (one digit)", "strength and stage"),
         "",
         "Not used: " + "; ".join(f"{name}: {why}" for name, why in NOT_USED.items()) + ".",
         "",
@@ -154,13 +155,16 @@ def study(options: argparse.Namespace) -> None:
         rows = rows_of(networks["noise"], networks["seed"], networks["stage"] + " " + networks["level"].map("{:g}".format))
     except ValueError as error:
         raise UserError(f"--levels must tell the strengths of each mechanism apart: {error}") from error
-    # Strength itself is what they are compared with; given strength it has no correlation.
-    found = correlations(networks, ([STRENGTH, *HEADLINE], effects), "strength", rows, average=True)
+    found = correlations(networks, (list(HEADLINE), EFFECTS), "strength", rows, average=True)
+    alone = correlations(networks, ([STRENGTH], EFFECTS), "strength", rows, average=True)
+    unknown = [f"{way}{bound}" for way in ("within", "given") for bound in ("", "_low", "_high")]
+    alone[[*unknown, "p", "q"]] = np.nan  # given strength, it has no correlation
+    found = pd.concat([alone, found], ignore_index=True)
     options.output.mkdir(parents=True, exist_ok=True)
     files.write_csv(options.output / "table.csv", points_of(networks, effects))
     files.write_csv(options.output / "networks.csv", networks.drop(columns=["folder", "identity"]))
     files.write_csv(options.output / "correlations.csv", found)
-    shown = {name: title(name) for name in ("nll", "smece") if name in effects}
+    shown = {name: title(name) for name in ("nll", "smece")}
     made = figure(points_of(networks, effects), found, HEADLINE, shown, "effect on")
     made.set_label("Effect of each mechanism under shift over its compatibility numbers; size: gate variance.")
     save({"figure": made}, options.output, ("svg",))

@@ -56,13 +56,19 @@ def correlations(
     table: pd.DataFrame, pairs: Sequence[Sequence[str]], control: str, rows: Rows, average: bool = False, seed: int = 0
 ) -> pd.DataFrame:
     """A row per pair of columns of `table`, the first of one list and the second of the other: rho over all rows, `within` the
-    rows of one key, and `given` the control, each with its interval; p of the last, and q: p after Benjamini and Hochberg."""
+    rows of one key, and `given` the control, each with its interval; p of the last, and q: p after Benjamini and Hochberg.
+
+    Rows in which the first column is nan are left out, such as mechanisms that have no such quantity.
+    """
     found = []
     for one, other in itertools.product(*pairs):
+        there = table[one].notna().to_numpy()
+        x, y, given = (table.loc[there, name] for name in (one, other, control))
+        own = rows_of(rows.cluster[there], rows.seed[there], rows.key[there])
         ways = {
-            "rho": association(table[one], table[other], rows, average=average, seed=seed),
-            "within": association(table[one], table[other], rows, stratum=rows.key, average=average, seed=seed),
-            "given": association(table[one], table[other], rows, table[control], average=average, seed=seed),
+            "rho": association(x, y, own, average=average, seed=seed),
+            "within": association(x, y, own, stratum=own.key, average=average, seed=seed),
+            "given": association(x, y, own, given, average=average, seed=seed),
         }
         row = {"first": one, "second": other, "n": ways["rho"].n, "clusters": ways["rho"].clusters}
         for name, each in ways.items():

@@ -105,7 +105,10 @@ def test_theory_beside_measurement_finds_what_was_planted(study: Setting, tmp_pa
     numbers: dict[str, dict[str, float]] = {}
     for group in study.groups[1:]:
         own = dict.fromkeys(HEADLINE, 0.0) | {STRENGTH: group.noise["p"], "clear_order_lost": float(rng.normal())}
-        numbers[group.mechanism] = own | {"pooled_distortion": float(effects[group.mechanism]), "singular_share": 0.5}
+        own |= {"pooled_distortion": float(effects[group.mechanism]), "singular_share": 0.5}
+        if group.noise["name"] == "additive":  # it has no ratio of gates
+            own["singular_share"] = np.nan
+        numbers[group.mechanism] = own
     folder = compatibility_folder(tmp_path / "measured", study, numbers)
     options: dict[str, Any] = {"runs": ["RUN"], "noises": False, "levels": [0.2, 0.6], "output": tmp_path / "out"}
     theory_beside_measurement.study(argparse.Namespace(compatibility=[folder], **options))
@@ -113,10 +116,14 @@ def test_theory_beside_measurement_finds_what_was_planted(study: Setting, tmp_pa
     planted = found.loc[("pooled_distortion", "nll")]
     assert planted["rho"] == pytest.approx(1)
     assert planted["p"] < 0.02
-    assert np.isnan(found.loc[("singular_share", "nll"), "rho"])  # the same for all
+    singular = found.loc[("singular_share", "nll")]
+    assert np.isnan(singular["rho"])  # the same for all
+    assert singular["n"] == 2 * (len(KINDS) - 1)
+    assert np.isnan(found.loc[(STRENGTH, "nll"), ["given", "p", "q"]].to_numpy(np.float64)).all()
     assert found.loc[("clear_order_lost", "nll"), "p"] > 0.05
     assert found.loc[("pooled_distortion", "nll"), "n"] == 2 * len(KINDS)
     points = pd.read_csv(tmp_path / "out" / "table.csv")
+    assert len(points) == 2 * len(KINDS)
     assert points["nll"].to_numpy() == pytest.approx(effects[points["mechanism"]].to_numpy())
     text = (tmp_path / "out" / "tables.md").read_text()
     assert "a note" in text
