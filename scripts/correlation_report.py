@@ -48,7 +48,7 @@ def figure(
 
     `word` stands before the names of the second ones where they are differences, from 0.
     """
-    made = Figure(figsize=(DOUBLE, 1.75 * len(seconds) + 0.7), layout="constrained")
+    made = Figure(figsize=(DOUBLE, 1.75 * len(seconds) + 0.9), layout="constrained")
     axes = made.subplots(len(seconds), len(firsts), squeeze=False, sharey="row", sharex="col")
     kinds = list(dict.fromkeys(table["noise"]))
     pairs = {(row["first"], row["second"]): row for row in found.to_dict("records")}
@@ -68,5 +68,5 @@ def figure(
             axis.set_xlabel(one_text if i == len(seconds) - 1 else "")
             axis.set_ylabel(f"{word} {other_text}".strip() if j == 0 else "")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    made.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
+    made.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     return made

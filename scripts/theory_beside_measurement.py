@@ -166,7 +166,7 @@ def study(options: argparse.Namespace) -> None:
     files.write_csv(options.output / "correlations.csv", found)
     shown = {name: title(name) for name in ("nll", "smece")}
     made = figure(points_of(networks, effects), found, HEADLINE, shown, "effect on")
-    made.set_label("Effect of each mechanism under shift over its compatibility numbers; size: gate variance.")
+    made.set_label("Effects under shift over compatibility numbers, with rank correlations, also given gate variance (size).")
     save({"figure": made}, options.output, ("svg",))
     write_report(options.output / "tables.md", "Compatibility and reliability", lines(networks, found, effects, notes))
     print("\n".join(lines(networks, found, effects, notes)))
