@@ -247,7 +247,7 @@ def _same_images(runs: Sequence[Run], refused: list[str]) -> list[Run]:
 
 def _groups(runs: Sequence[Run], refused: list[str]) -> list[Group]:
     """The runs by mechanism and seed, in the order of the runs. A second run of the same seed is left out, with a line."""
-    found = [_noise(run) for run in runs]
+    found = [complete_noise(run.facts.config["noise"]) for run in runs]
     noises = list({json.dumps(noise, sort_keys=True): noise for noise in found}.values())
     groups = [Group(label, noise, {}) for label, noise in zip(_labels(noises), noises, strict=True)]
     for run, noise in zip(runs, found, strict=True):
@@ -265,10 +265,10 @@ def _groups(runs: Sequence[Run], refused: list[str]) -> list[Group]:
     return groups
 
 
-def _noise(run: Run) -> dict[str, Any]:
-    """The section `noise` of the run's configuration, with the defaults of what it leaves open: boundary=null is outside.
+def complete_noise(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The section `noise` of a configuration, with the defaults of what it leaves open: boundary=null is outside.
     Strengths stay open, because energy may take beta's place."""
-    noise = {name: value for name, value in run.facts.config["noise"].items() if value is not None}
+    noise = {name: value for name, value in section.items() if value is not None}
     defaults = option_defaults(noise.get("law"), noise.get("kernel", ""), noise.get("injection"))
     if noise.get("law") in FORMER_NAMES:
         noise["law"] = FORMER_NAMES[noise["law"]]

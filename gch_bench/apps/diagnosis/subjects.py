@@ -151,7 +151,7 @@ def _named(config: DiagnoseConfig) -> Iterator[Subject]:
         yield Subject(_source_label(config.source), config.source, weights, digest, None, None, None, head_dim, [])
     elif config.runs:
         for folder, label in zip(config.runs, labels(config.runs), strict=True):
-            yield _of_run(Path(folder), label, config.head_dim)
+            yield run_subject(Path(folder), label, config.head_dim)
     else:
         paths = config.checkpoints or ([config.checkpoint] if config.checkpoint else [])
         models = [replace(config.model, checkpoint=path) for path in paths] or [config.model]
@@ -242,7 +242,12 @@ def _of_model(build: Build, label: str, head_dim: int | None) -> Subject:
     return Subject(label, origin, state, digest, network, size, normal, head_dim, warnings, epoch=epoch, build=architecture)
 
 
-def _of_run(folder: Path, label: str, head_dim: int | None) -> Subject:
+def run_subject(folder: Path, label: str, head_dim: int | None = None) -> Subject:
+    """The network of a run, or the one that a run of evaluate.py was given.
+
+    Raises:
+        UserError: the folder holds no run, or its weights are gone.
+    """
     facts = read_run_facts(folder)
     try:
         model = ModelConfig(**facts.config["model"])

@@ -1,0 +1,72 @@
+"""What theory_beside_measurement.py and geometry_and_reliability.py share: a table of rank correlations, and a figure."""
+
+import math
+from collections.abc import Mapping
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from gch_bench.report.clustered import DRAWS, RESAMPLES
+from gch_bench.report.figure_style import DOUBLE, look_number, styled
+from gch_bench.report.text_table import markdown_rows
+
+
+def pair_lines(
+    found: pd.DataFrame, firsts: Mapping[str, str], seconds: Mapping[str, str], control: str, equal: str
+) -> list[str]:
+    """The table of `clustered.correlations` in Markdown, with what its columns are."""
+
+    def cells(row: Mapping[str, float], name: str) -> str:
+        if not math.isfinite(row[name]):
+            return ""
+        low, high = row[f"{name}_low"], row[f"{name}_high"]
+        return f"{row[name]:+.2f}" + (f" [{low:+.2f}, {high:+.2f}]" if math.isfinite(low) else "")
+
+    heads = ["", "", "rho", "within strength and stage", f"given {control}", "p", "q"]
+    table = [
+        [firsts[row["first"]], seconds[row["second"]], *(cells(row, name) for name in ("rho", "within", "given")),
+         *(f"{row[name]:.2g}" if math.isfinite(row[name]) else "" for name in ("p", "q"))]
+        for row in found.to_dict("records")
+    ]  # fmt: skip
+    n, clusters = found["n"].max(), found["clusters"].max()
+    tests = int(found["p"].notna().sum())
+    return [
+        *markdown_rows(heads, table, 2),
+        "",
+        f"Spearman's correlations over {n} points of {clusters} mechanisms, with intervals of 95% that resample mechanisms and"
+        f" seeds ({RESAMPLES} times). Within: ranks within one strength and stage alone. Given {control}: of the residuals of"
+        f" ranks. p: of the latter, by permuting whole mechanisms ({DRAWS} orders) at equal {equal}; q: p after Benjamini and"
+        f" Hochberg over {tests} tests.",
+    ]
+
+
+@styled
+def figure(
+    table: pd.DataFrame, found: pd.DataFrame, firsts: Mapping[str, str], seconds: Mapping[str, str], word: str = ""
+) -> Figure:
+    """Panels of each second over each first quantity; a marker per mechanism, its size by gate variance.
+
+    `word` stands before the names of the second ones where they are differences, from 0.
+    """
+    made = Figure(figsize=(DOUBLE, 1.75 * len(seconds) + 0.9), layout="constrained")
+    axes = made.subplots(len(seconds), len(firsts), squeeze=False, sharey="row", sharex="col")
+    kinds = list(dict.fromkeys(table["noise"]))
+    pairs = {(row["first"], row["second"]): row for row in found.to_dict("records")}
+    sizes = (4 + 26 * table["gate_variance"].rank(pct=True)).fillna(12)
+    for i, (other, other_text) in enumerate(seconds.items()):
+        for j, (one, one_text) in enumerate(firsts.items()):
+            axis, pair = axes[i, j], pairs[one, other]
+            for number, kind in enumerate(kinds):
+                own, look = table["noise"] == kind, look_number(number, kind)
+                axis.scatter(table[one][own], table[other][own], s=sizes[own], color=look.color, marker=look.marker,
+                             linewidths=0, label=kind)  # fmt: skip
+            if word:
+                axis.axhline(0, color="0.8", lw=0.6, zorder=0)
+            q = f", q {pair['q']:.2g}" if math.isfinite(pair["q"]) else ""
+            axis.set_title(f"{pair['rho']:+.2f}; {pair['given']:+.2f} given{q}")
+            axis.locator_params(axis="x", nbins=4)
+            axis.set_xlabel(one_text if i == len(seconds) - 1 else "")
+            axis.set_ylabel(f"{word} {other_text}".strip() if j == 0 else "")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    made.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    return made

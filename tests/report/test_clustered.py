@@ -1,0 +1,136 @@
+"""Rank correlations over mechanisms: against SciPy and pandas, against permutations one by one, and how often they err."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import spearmanr
+
+from gch_bench.report import clustered
+from gch_bench.report.clustered import Rows, association, correlations, rows_of
+from gch_bench.report.geometry_correlations import rank_correlation
+
+STRENGTHS, SEEDS = 3, 2
+
+
+def networks(mechanisms: int, shared: float, seed: int, noise: float = 0.3) -> tuple[pd.DataFrame, Rows]:
+    """Networks whose mechanism and strength move both columns; `shared` is the correlation of the mechanisms' effects."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for cluster in range(mechanisms):
+        one = rng.normal()
+        other = shared * one + np.sqrt(1 - shared**2) * rng.normal()
+        for strength, number in itertools.product(range(STRENGTHS), range(SEEDS)):
+            x, y = one + strength + noise * rng.normal(), other + strength + noise * rng.normal()
+            rows.append((cluster, strength, number, x, y))
+    table = pd.DataFrame(rows, columns=["cluster", "strength", "seed", "x", "y"])
+    return table, rows_of(table["cluster"], table["seed"], table["strength"])
+
+
+@pytest.fixture
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clustered, "RESAMPLES", 100)
+    monkeypatch.setattr(clustered, "DRAWS", 299)
+
+
+@pytest.mark.usefixtures("few_draws")
+def test_estimates() -> None:
+    table, rows = networks(6, 0.3, 0)
+    table["x"] = table["x"].round()  # ties
+    plain = association(table["x"], table["y"], rows)
+    assert plain.estimate == pytest.approx(spearmanr(table["x"], table["y"]).statistic)
+    assert (plain.n, plain.clusters) == (36, 6)
+    given = association(table["x"], table["y"], rows, control=table["strength"])
+    columns = [table[name].to_numpy() for name in ("x", "y", "strength")]
+    assert given.estimate == pytest.approx(rank_correlation(*columns).partial)
+    within = association(table["x"], table["y"], rows, stratum=table["strength"])
+    ranks = table.groupby("strength")[["x", "y"]].rank()
+    assert within.estimate == pytest.approx(ranks.corr().iloc[0, 1])
+    means = table.groupby(["cluster", "strength"])[["x", "y"]].mean()
+    average = association(table["x"], table["y"], rows, average=True)
+    assert average.estimate == pytest.approx(spearmanr(means["x"], means["y"]).statistic)
+    assert average.n == 18
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_a_resample_is_its_rows_repeated(average: bool) -> None:
+    table, rows = networks(5, 0.5, 1)
+    columns = clustered._checked(rows, table["x"], table["y"], None, None)
+    times_G, times_S = np.array([2, 0, 1, 1, 1]), np.array([2, 1])
+    found = clustered._correlation(*clustered._drawn(columns, rows, average, times_G[None] * 1.0, times_S[None] * 1.0))
+    parts = []
+    for copy, cluster in enumerate(np.repeat(np.arange(5), times_G)):
+        for seed in np.repeat(np.arange(SEEDS), times_S):
+            parts.append(table[(table["cluster"] == cluster) & (table["seed"] == seed)].assign(copy=copy))
+    drawn = pd.concat(parts)
+    drawn = drawn.groupby(["copy", "strength"])[["x", "y"]].mean() if average else drawn
+    assert found[0] == pytest.approx(spearmanr(drawn["x"], drawn["y"]).statistic)
+
+
+@pytest.mark.usefixtures("few_draws")
+def test_p_by_all_orders_of_the_mechanisms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clustered, "DRAWS", 20_000)
+    table, rows = networks(5, 0.6, 3)
+    x, y = (table[name].to_numpy().reshape(5, -1) for name in ("x", "y"))
+    observed, drawn = spearmanr(x.ravel(), y.ravel()).statistic, []
+    for order in itertools.permutations(range(5)):
+        drawn.append(spearmanr(x.ravel(), y[list(order)].ravel()).statistic)
+    expected = np.mean(np.abs(drawn) >= abs(observed) - 1e-9)
+    assert association(table["x"], table["y"], rows).p == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.usefixtures("few_draws")
+def test_a_planted_correlation_is_found() -> None:
+    table, rows = networks(11, 0.95, 0)
+    found = association(table["x"], table["y"], rows, control=table["strength"], average=True)
+    assert found.p <= 0.01
+    assert 0.3 < found.low < found.estimate < found.high < 1
+
+
+@pytest.mark.usefixtures("few_draws")
+def test_mechanisms_that_have_nothing_in_common_are_not_correlated_too_often() -> None:
+    """Five rows per mechanism are not five facts: a test that takes them for independent rejects several times too often."""
+    respecting, ignoring = [], []
+    for seed in range(60):
+        table, rows = networks(8, 0.0, seed, noise=0.1)
+        respecting.append(association(table["x"], table["y"], rows, control=table["strength"]).p)
+        columns = [table[name].to_numpy(np.float64) for name in ("x", "y", "strength")]
+        ignoring.append(spearmanr(columns[0] - columns[2], columns[1] - columns[2]).pvalue)
+    assert np.mean(np.array(respecting) <= 0.05) <= 0.12
+    assert np.mean(np.array(ignoring) <= 0.05) >= 0.3
+
+
+@pytest.mark.usefixtures("few_draws")
+def test_rows_without_counterpart_and_too_few_mechanisms() -> None:
+    table, _ = networks(6, 0.9, 0)
+    table = table.drop(index=[0, 1, 7]).reset_index(drop=True)
+    rows = rows_of(table["cluster"], table["seed"], table["strength"])
+    assert 0 < association(table["x"], table["y"], rows).p <= 1
+    few, rows = networks(4, 0.9, 0)
+    found = association(few["x"], few["y"], rows)
+    assert np.isfinite(found.estimate)
+    assert np.isnan([found.low, found.high, found.p]).all()
+    assert np.isnan(association(np.ones(24), few["y"], rows).estimate)
+
+
+def test_bad_input() -> None:
+    table, rows = networks(5, 0.0, 0)
+    with pytest.raises(ValueError, match="30 finite numbers"):
+        association(table["x"][:3], table["y"], rows)
+    with pytest.raises(ValueError, match="not finite"):
+        association(table["x"] * np.nan, table["y"], rows)
+    with pytest.raises(ValueError, match="same cluster, seed and key"):
+        rows_of([0, 0], [1, 1], ["a", "a"])
+
+
+@pytest.mark.usefixtures("few_draws")
+def test_all_pairs_with_false_discovery_control() -> None:
+    table, rows = networks(8, 0.9, 0)
+    table["other"] = np.random.default_rng(0).normal(size=len(table))
+    found = correlations(table, (["x", "other"], ["y"]), "strength", rows)
+    assert found["first"].tolist() == ["x", "other"]
+    low, high = sorted(found["p"])
+    assert sorted(found["q"]) == pytest.approx([min(2 * low, high), high])
+    alone = association(table["x"], table["y"], rows, stratum=table["strength"])
+    assert found["within"][0] == pytest.approx(alone.estimate)
