@@ -132,12 +132,12 @@ class ChosenImages(ImageSet):
         return self.whole.load(int(self.ids[index]))
 
 
-def drawn_ids(num_images: int, count: int, seed: int) -> np.ndarray:
-    """``count`` of the ids 0..num_images-1, sorted int64, drawn by ``seed``.
+def drawn_ids(num_images: int, count: int, seed: int, purpose: str = "subset") -> np.ndarray:
+    """``count`` of the ids 0..num_images-1, sorted int64, drawn by ``seed`` for a ``purpose``.
 
     The draw is NumPy's legacy permutation, whose values NumPy promises never to change, so the ids are the same everywhere.
     """
-    draws = np.random.RandomState(seed_of(seed, "subset") % 2**32)
+    draws = np.random.RandomState(seed_of(seed, purpose) % 2**32)
     return np.sort(draws.permutation(num_images)[:count]).astype(np.int64)
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from gch_bench import rng
 from gch_bench.cores import usable_cores
-from gch_bench.data.images import ArrayImages, BadImage, ImageSet, LostImage, WrongSize
+from gch_bench.data.images import ArrayImages, BadImage, ChosenImages, ImageSet, LostImage, WrongSize
 from gch_bench.data.transforms import Preparation, Transform
 from gch_bench.errors import UserError
 
@@ -252,7 +252,8 @@ def loader_workers(wanted: int | None, images: ImageSet, processes: int) -> int:
     """
     if wanted is not None:
         return wanted
-    if isinstance(images, ArrayImages) and len(images) < FEW_IMAGES:
+    whole = images.whole if isinstance(images, ChosenImages) else images
+    if isinstance(whole, ArrayImages) and len(images) < FEW_IMAGES:
         return 0
     return min(MOST_WORKERS, usable_cores(processes))
 

@@ -152,7 +152,7 @@ def _training_images(read: Subset, count: int | None) -> Subset:
         return read
     total = len(read.images)
     check(count <= total, "data.train_subset", f"at most the number of training images, {total}", count)
-    return chosen(read, drawn_ids(total, count, seed=0))
+    return chosen(read, drawn_ids(total, count, 0, "train subset"))
 
 
 def _fitting(config: DataConfig) -> DataConfig:
@@ -176,6 +176,7 @@ def _fitting(config: DataConfig) -> DataConfig:
     for field, name in (("labels", "imagenet_real"), ("reader", "timm"), ("split", "folder")):
         value = getattr(config, field)
         check(value is None or config.name == name, field, f"null for data={config.name}, as only data={name} has it", value)
+    check(config.split not in ("", "train"), "split", "a folder of data.root other than train", config.split)
     size, resize = config.size or row.size, config.resize or row.resize
     if config.preprocess == "imagenet256":
         resize = default_resize(size or 224)

@@ -234,7 +234,7 @@ def run_tail(network: nn.Module, trunk: Trunk, features: Features, inputs: Tenso
     Memory: that of a forward pass of the tail for repeats * B images, which includes `repeats` copies of the features.
 
     Args:
-        network: in eval mode; the one that computed the features or another of the same `trunk_digest`.
+        network: the trunk in eval mode; the one that computed the features or another of the same `trunk_digest`.
         features: from `trunk_outputs`.
         inputs: the images (B, 3, H, W) that the features belong to.
 

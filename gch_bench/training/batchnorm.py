@@ -15,9 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from gch_bench import distributed
 from gch_bench.distributed import World
+from gch_bench.model.trunk import Trunk
 from gch_bench.noise.draws import image_keys
 from gch_bench.noise.hooks import keyed_noise, stage_hooks
-from gch_bench.training.freeze import FrozenPart
 
 # The number of batches that each process uses for a re-estimation, as in PreciseBN (Wu and Johnson, arXiv 2105.07576).
 MAX_BATCHES = 200
@@ -25,7 +25,7 @@ MAX_IMAGES = 64  # images on which the inflation is measured
 LEAST_INFLATION = 1.01  # a smaller inflation is not worth a warning
 
 
-def batchnorms(network: nn.Module, frozen: FrozenPart) -> dict[str, _BatchNorm]:
+def batchnorms(network: nn.Module, frozen: Trunk) -> dict[str, _BatchNorm]:
     """Name -> BatchNorm layer, in module order, for the layers whose running statistics training changes.
 
     Layers of the frozen part and layers without running statistics are left out.
@@ -65,9 +65,7 @@ def reestimate(network: nn.Module, layers: dict[str, _BatchNorm], batches: Itera
             layer.momentum = momenta[name]
 
 
-def recalibrate(
-    network: nn.Module, frozen: FrozenPart, batches: Iterable[Tensor], world: World, limit: int = MAX_BATCHES
-) -> None:
+def recalibrate(network: nn.Module, frozen: Trunk, batches: Iterable[Tensor], world: World, limit: int = MAX_BATCHES) -> None:
     """Re-estimate the running statistics without noise on the first `limit` batches of each process.
 
     The results are averaged over the processes, so that all of them end with the same statistics. The layers of the frozen part
@@ -83,7 +81,7 @@ def recalibrate(
             value.copy_(distributed.all_reduce(value, world) / world.size)
 
 
-def inflation(network: nn.Module, frozen: FrozenPart, images: Tensor, seed: int) -> dict[str, float]:
+def inflation(network: nn.Module, frozen: Trunk, images: Tensor, seed: int) -> dict[str, float]:
     """Layer name -> how many times larger its running variance is with the noise than without, on `images` (B, 3, H, W).
 
     The ratio is averaged over the layer's channels. The noise on image i is drawn from (`seed`, i). Afterwards the network's

@@ -8,28 +8,17 @@ The frozen part has no gradients and stays in eval mode, also while the rest is 
 their running statistics and do not update them, and its dropout is off.
 """
 
-from typing import NamedTuple
-
 from torch import nn
 
 from gch_bench.errors import UserError
-from gch_bench.model.trunk import find_trunk
+from gch_bench.model.trunk import Trunk, find_trunk
 from gch_bench.noise.hooks import stage_hooks
 from gch_bench.noise.stages import find_stage
 
-
-class FrozenPart(NamedTuple):
-    """The part of a network that `freeze` excludes from training, by names in the network."""
-
-    stage: str  # the name of the module up to whose end everything is frozen; empty where nothing is
-    modules: frozenset[str]  # all modules inside the frozen part, submodules included
-    parameters: frozenset[str]
+NOTHING = Trunk("", frozenset(), frozenset(), frozenset(), frozenset(), keeps_inputs=False)  # the frozen part where none is
 
 
-NOTHING = FrozenPart("", frozenset(), frozenset())
-
-
-def freeze(network: nn.Module, stage: str | None, size: int) -> FrozenPart:
+def freeze(network: nn.Module, stage: str | None, size: int) -> Trunk:
     """Switch off the gradients of everything up to the end of `stage`. Call it before the optimiser and DDP are made.
 
     Args:
@@ -49,10 +38,9 @@ def freeze(network: nn.Module, stage: str | None, size: int) -> FrozenPart:
         name = find_stage(network, stage)
     except ValueError as error:
         raise UserError(f"recipe.freeze={stage}: {error}") from error
-    trunk = find_trunk(network, name, size)
-    if trunk is None:
+    frozen = find_trunk(network, name, size)
+    if frozen is None:
         raise UserError(f"recipe.freeze={stage}: {name} is never called by the network's forward; choose another stage")
-    frozen = FrozenPart(name, trunk.modules, trunk.parameters)
     if all(name in frozen.parameters for name, _ in network.named_parameters()):
         raise UserError(f"recipe.freeze={stage} leaves no parameter to train: choose an earlier stage")
     for hook in stage_hooks(network):
@@ -67,7 +55,7 @@ def freeze(network: nn.Module, stage: str | None, size: int) -> FrozenPart:
     return frozen
 
 
-def hold_still(network: nn.Module, frozen: FrozenPart) -> None:
+def hold_still(network: nn.Module, frozen: Trunk) -> None:
     """Put the frozen part into eval mode. Call it after every `network.train()`, which puts all modules into training mode."""
     for name in frozen.modules:
         network.get_submodule(name).training = False

@@ -23,6 +23,7 @@ from gch_bench.data.images import BadImage
 from gch_bench.data.loaders import Batch, TrainLoader, checked
 from gch_bench.distributed import SharedError, World
 from gch_bench.errors import UserError
+from gch_bench.model.trunk import Trunk
 from gch_bench.noise.draws import image_keys
 from gch_bench.noise.hooks import keyed_noise
 from gch_bench.results.records import LAST_CHECKPOINT
@@ -31,7 +32,7 @@ from gch_bench.stopping import Stopped, stop_requests
 from gch_bench.training import checkpoint
 from gch_bench.training.batchnorm import recalibrate
 from gch_bench.training.checkpoint import Position
-from gch_bench.training.freeze import FrozenPart, hold_still
+from gch_bench.training.freeze import hold_still
 from gch_bench.training.optim import Optimisation
 from gch_bench.training.processes import process_dependence, synchronise
 from gch_bench.training.trunk_cache import TrunkBatch, TrunkCache
@@ -66,7 +67,7 @@ class TrainingJob(NamedTuple):
     optimisation: Optimisation
     loader: TrainLoader
     recipe: RecipeConfig
-    frozen: FrozenPart
+    frozen: Trunk
     trunk_cache: TrunkCache | None  # the outputs of the frozen part, kept for all runs that share them
     num_classes: int
     seed: int
@@ -189,7 +190,7 @@ def _train_epoch(
     requests: list[int],
 ) -> None:
     world, optimisation, steps, accumulation = job.world, job.optimisation, job.steps, job.recipe.grad_accumulation
-    batches = _batches(job, epoch, start * accumulation, skipped)
+    batches = _batches(job, Position(epoch, start), skipped, requests)  # which may leave the model in eval mode
     wrapped.train()
     hold_still(job.model, job.frozen)
     # Since the last report: loss times number of images, number of correct predictions, number of images.
@@ -230,12 +231,22 @@ def _train_epoch(
             raise Stopped(stop, job.checkpoint)
 
 
-def _batches(job: TrainingJob, epoch: int, first: int, skipped: list[BadImage]) -> Iterator[Batch | TrunkBatch]:
-    """The batches of an epoch from number `first` on, of images or of what the frozen part gives for them."""
+def _batches(
+    job: TrainingJob, position: Position, skipped: list[BadImage], requests: list[int]
+) -> Iterator[Batch | TrunkBatch]:
+    """The batches of an epoch from a position on, of images or of what the frozen part gives for them."""
+    first = position.step * job.recipe.grad_accumulation
     if job.trunk_cache is None:
-        return checked(job.loader.epoch(epoch, first), job.skip_bad, skipped)
-    images = checked(job.loader.epoch(epoch), job.skip_bad, skipped)  # nothing is read unless the cache needs it
-    return job.trunk_cache.epoch(epoch, ((job.inputs(each), each.labels, each.ids) for each in images), first)
+        return checked(job.loader.epoch(position.epoch, first), job.skip_bad, skipped)
+
+    def all_images() -> Iterator[tuple[Tensor, Tensor, Tensor]]:  # read only if the cache lacks the epoch
+        for batch in checked(job.loader.epoch(position.epoch), job.skip_bad, skipped):
+            if requests:  # a signal
+                _save(job, position)
+                raise Stopped(requests[0], job.checkpoint)
+            yield job.inputs(batch), batch.labels, batch.ids
+
+    return job.trunk_cache.epoch(position.epoch, all_images(), first)
 
 
 def _backward(job: TrainingJob, wrapped: nn.Module, batch: Batch | TrunkBatch, epoch: int) -> Tensor:

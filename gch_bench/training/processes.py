@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from gch_bench.config.run import RecipeConfig
+from gch_bench.model.trunk import Trunk
 from gch_bench.training.batchnorm import batchnorms
-from gch_bench.training.freeze import FrozenPart
 
 # Layers that draw from torch's global generators, and the attribute that holds their rate.
 RANDOM_LAYERS = ((_DropoutNd, "p"), (DropPath, "drop_prob"), (DropBlock2d, "drop_prob"), (PatchDropout, "prob"))
@@ -29,7 +29,7 @@ def synchronise(network: nn.Module) -> None:
             vars(module).update({key: value for key, value in vars(before[name]).items() if key.endswith("_hooks")})
 
 
-def process_dependence(network: nn.Module, recipe: RecipeConfig, frozen: FrozenPart) -> list[str]:
+def process_dependence(network: nn.Module, recipe: RecipeConfig, frozen: Trunk) -> list[str]:
     """The reasons why this training depends on the number of processes, in words; [] if it does not, apart from rounding."""
     reasons = []
     if recipe.mixup > 0 or recipe.cutmix > 0:

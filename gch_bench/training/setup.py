@@ -5,17 +5,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from gch_bench.config.run import Config
+from gch_bench.config.run import Config, RecipeConfig
 from gch_bench.data.loaders import checked, loader_workers, train_loader
 from gch_bench.data.sets import DataSource
 from gch_bench.data.transforms import Normalisation, train_transform
 from gch_bench.distributed import World
 from gch_bench.errors import UserError
 from gch_bench.model.build import NoisyNetwork
-from gch_bench.model.trunk import find_trunk
+from gch_bench.model.trunk import Trunk
 from gch_bench.noise.hooks import stage_hooks
 from gch_bench.training.batchnorm import LEAST_INFLATION, MAX_IMAGES, batchnorms, inflation
-from gch_bench.training.freeze import FrozenPart, freeze
+from gch_bench.training.freeze import freeze
 from gch_bench.training.loop import TrainingJob
 from gch_bench.training.optim import create, ema_warning
 from gch_bench.training.trunk_cache import TrunkCache
@@ -53,12 +53,9 @@ def training_job(
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     model = noisy.network.to(world.device).to(memory_format=layout)
     frozen = freeze(model, recipe.freeze, data.size)
-    trunk_cache = None
-    if recipe.trunk_cache is not None:
-        if world.parallel or config.data.skip_bad:
-            other = "several processes" if world.parallel else "data.skip_bad=true"
-            raise UserError(f"recipe.trunk_cache must be null with {other}, got {recipe.trunk_cache!r}")
-        trunk_cache = _trunk_cache(config, data, model, frozen, noisy.normalisation)
+    if recipe.trunk_cache is not None and (world.parallel or config.data.skip_bad):
+        other = "several processes" if world.parallel else "data.skip_bad=true"
+        raise UserError(f"recipe.trunk_cache must be null with {other}, got {recipe.trunk_cache!r}")
     classes = len(data.classes)
     return TrainingJob(
         model=model,
@@ -66,7 +63,7 @@ def training_job(
         loader=loader,
         recipe=recipe,
         frozen=frozen,
-        trunk_cache=trunk_cache,
+        trunk_cache=_trunk_cache(recipe, config.seed, data, model, frozen, noisy.normalisation),
         num_classes=classes,
         seed=config.seed,
         folder=folder,
@@ -77,13 +74,10 @@ def training_job(
 
 
 def _trunk_cache(
-    config: Config, data: DataSource, model: nn.Module, frozen: FrozenPart, normalisation: Normalisation
-) -> TrunkCache:
-    recipe = config.recipe
-    assert recipe is not None
-    assert recipe.trunk_cache is not None
-    trunk = find_trunk(model, frozen.stage, data.size)
-    assert trunk is not None  # freeze has found it
+    recipe: RecipeConfig, seed: int, data: DataSource, model: nn.Module, trunk: Trunk, normalisation: Normalisation
+) -> TrunkCache | None:
+    if recipe.trunk_cache is None:
+        return None
     made_of = {
         "images": data.train_fingerprint,
         "size": data.size,
@@ -92,7 +86,7 @@ def _trunk_cache(
         "augment": recipe.augment,
         "batch": recipe.batch_size // recipe.grad_accumulation,
         "channels_last": recipe.channels_last,
-        "seed": config.seed,
+        "seed": seed,
     }
     return TrunkCache(Path(recipe.trunk_cache).expanduser(), model, trunk, made_of, data.size)
 

@@ -2,7 +2,8 @@
 
 With recipe.freeze the trunk's output for an augmented image depends on (seed, epoch, image id) and the trunk's weights alone.
 Runs that differ only in the noise behind the trunk, or in another part of the recipe, therefore train on the same outputs. They
-are computed once for each epoch, written to a file, and read by all these runs. The trained weights are the same bit for bit.
+are computed once for each epoch, written to a file, and read by all these runs. On one machine, with one number of threads, the
+trained weights are the same bit for bit.
 """
 
 import hashlib
@@ -17,7 +18,8 @@ from torch.utils._pytree import tree_map_only
 
 from gch_bench.errors import UserError
 from gch_bench.files import write_atomic, writing
-from gch_bench.model.trunk import Call, Features, NotKept, Trunk, run_tail, trunk_digest, trunk_outputs
+from gch_bench.model.trunk import Call, Features, NotKept, Trunk, check_trunk, run_tail, trunk_digest, trunk_outputs
+from gch_bench.noise.placement import random_images
 
 ELSEWHERE = "choose another folder with recipe.trunk_cache="
 
@@ -34,7 +36,7 @@ class TrunkCache:
     """The files of one trunk on the batches of one loader: one for each epoch, with its batches in order.
 
     A file takes as much space as the trunk's output for all images: 29 KB an image for EfficientNet-Lite0 up to L3 on 128
-    pixels.
+    pixels. While it is made all of it is in memory.
     """
 
     def __init__(self, folder: Path, network: nn.Module, trunk: Trunk, batches: Any, size: int) -> None:
@@ -45,13 +47,25 @@ class TrunkCache:
             size: the side in pixels of the square images.
 
         Raises:
-            UserError: what lies after the trunk reads the images themselves.
+            UserError: the network cannot be computed from the trunk's outputs alone.
         """
-        if trunk.keeps_inputs:
-            raise UserError(f"recipe.trunk_cache: what lies after {trunk.stage} reads the images themselves: leave it out")
-        said = f"{trunk_digest(network, trunk)} {batches!r} {torch.__version__}"
-        self.folder = folder / hashlib.sha256(said.encode()).hexdigest()[:16]
         self.network, self.trunk, self.size = network, trunk, size
+        device = next(network.parameters()).device
+        if trunk.keeps_inputs or not self._exact(device):
+            raise UserError(
+                f"recipe.trunk_cache: {type(network).__name__} cannot be continued from {trunk.stage}: leave it out"
+            )
+        said = f"{trunk_digest(network, trunk)} {batches!r} {torch.__version__} {device.type}"
+        self.folder = folder / hashlib.sha256(said.encode()).hexdigest()[:16]
+
+    def _exact(self, device: torch.device) -> bool:
+        """Whether trunk and tail give bit for bit the logits of a plain forward pass, on random images in eval mode."""
+        mode = self.network.training
+        self.network.eval()
+        with torch.no_grad():
+            same = check_trunk(self.network, self.trunk, random_images(self.size, self.size).to(device))
+        self.network.train(mode)
+        return same
 
     def epoch(self, number: int, images: Iterable[tuple[Tensor, Tensor, Tensor]], start_step: int) -> Iterator[TrunkBatch]:
         """The batches of an epoch from `start_step` on.

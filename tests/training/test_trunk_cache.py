@@ -1,5 +1,7 @@
 """recipe.trunk_cache: the same trained weights bit for bit, without computing the trunk again."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from conftest import TINY, configuration
 
 from gch_bench.apps.run import train_and_evaluate
 from gch_bench.errors import UserError
-from gch_bench.training import trunk_cache
+from gch_bench.training import loop, trunk_cache
 from gch_bench.training.checkpoint import read
 
 FROZEN = (*TINY, "recipe.epochs=2", "recipe.batch_size=256", "corruptions=none", "recipe.freeze=early", "noise=gch")
@@ -47,6 +49,34 @@ def test_cached_training_is_bitwise_equal_and_computes_the_trunk_once(
     other = trained(tmp_path / "other", source, cache, "noise.gamma=0.3")  # another noise reads the same files
     assert all(torch.equal(plain[name], first[name]) and torch.equal(plain[name], second[name]) for name in plain)
     assert any(not torch.equal(plain[name], other[name]) for name in plain), "the noise behind the trunk acts"
+
+
+@pytest.mark.parametrize("stage", ["making", "training"])
+def test_a_stopped_training_continues_with_the_same_weights(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """Stopped while the file of the second epoch is made, or in the second step of the second epoch."""
+    cache, several = f"recipe.trunk_cache={tmp_path / 'cache'}", ("recipe.batch_size=64", "recipe.grad_accumulation=2")
+    plain = trained(tmp_path / "plain", source, *several)
+    steps_and_batches = {"training": (loop, "_update"), "making": (trunk_cache, "trunk_outputs")}
+    module, name = steps_and_batches[stage]
+    original, count = getattr(module, name), 0
+
+    def stopping(*arguments: object) -> object:
+        nonlocal count
+        count += 1
+        if count == 2 + (22 if stage == "training" else 45):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, stopping)
+        with pytest.raises(SystemExit):
+            trained(tmp_path / "run", source, cache, *several)
+    made = [file.name for file in (tmp_path / "cache").glob("*/epoch-*.pt")]
+    assert sorted(made) == ["epoch-0.pt", "epoch-1.pt"][: 1 if stage == "making" else 2]
+    continued = trained(tmp_path / "run", source, cache, *several)
+    assert all(torch.equal(plain[name], continued[name]) for name in plain)
 
 
 @pytest.mark.parametrize("other", ["seed=5", "recipe.batch_size=128", "recipe.augment.hflip=0.1"])
