@@ -62,12 +62,11 @@ def read(folder: Path) -> Tuned:
     missing = sorted(set(EXTRA) - set(rows["corruption"]))
     if missing:
         raise UserError(f"{folder} must be evaluated with corruptions=extra4 (or c19), it lacks {', '.join(missing)}")
-    variances = [stage["gate_variance"] for stage in facts.stages if stage["gate_variance"] is not None]
     return Tuned(
         folder=folder,
         mechanism=facts.config["noise"]["name"],
         noise=as_override(facts.identity["noise"]),
-        variance=float(np.mean(variances)) if variances else np.nan,
+        variance=facts.gate_variance,
         seed=facts.config["seed"],
         cells=frozenset(zip(rows["corruption"], rows["severity"], strict=True)),
         others=json.dumps(setting_key(facts), sort_keys=True),

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from measure import machine, positive, write_report
 
-from gch_bench.report.clustered import Association, association, rows_of
+from gch_bench.report.clustered import Association, association, p_value, rows_of
 
 SEEDS = {0: range(2), 1: range(5), 2: range(2)}  # strength -> seeds
 HOW = ("all", "given strength", "within strength")
@@ -45,10 +45,11 @@ def true_correlation(table: pd.DataFrame, how: str) -> float:
     return float(ranks.corr().iloc[0, 1])
 
 
-def measured(table: pd.DataFrame, how: str, seed: int) -> Association:
-    rows = rows_of(table["cluster"], table["seed"], table["key"])
-    control, stratum = (table["key"] if how == each else None for each in HOW[1:])
-    return association(table["x"], table["y"], rows, control, stratum, average=True, seed=seed)
+def measured(table: pd.DataFrame, how: str, seed: int) -> tuple[Association, float]:
+    """The correlation of the means over seeds, and its p."""
+    rows = rows_of(table["cluster"], table["seed"], table["key"], average=True)._replace(within=how == HOW[2])
+    given = table["x"], table["y"], rows, table["key"] if how == HOW[1] else None, seed
+    return association(*given), p_value(*given)
 
 
 def lines(mechanisms: int, trials: int) -> list[str]:
@@ -60,8 +61,8 @@ def lines(mechanisms: int, trials: int) -> list[str]:
             for how in HOW:
                 true = true_correlation(many, how)
                 found = [measured(table, how, trial) for trial, table in enumerate(tables)]
-                covers = np.mean([each.low <= true <= each.high for each in found])
-                width, rejected = np.mean([(each.high - each.low, each.p <= 0.05) for each in found], axis=0)
+                covers = np.mean([each.low <= true <= each.high for each, _ in found])
+                width, rejected = np.mean([(each.high - each.low, p <= 0.05) for each, p in found], axis=0)
                 made_lines.append(
                     f"| {how} | {shared} | {strength} | {true:.2f} | {covers:.1%} | {width:.2f} | {rejected:.1%} |"
                 )

@@ -1,14 +1,51 @@
-"""What theory_beside_measurement.py and geometry_and_reliability.py share: a table of rank correlations, and a figure."""
+"""What theory_beside_measurement.py and geometry_and_reliability.py share: levels of strength, a table of rank correlations,
+and a figure."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from gch_bench.report.clustered import DRAWS, RESAMPLES
+from gch_bench.errors import UserError
+from gch_bench.report.clustered import DRAWS, RESAMPLES, Rows, rows_of
 from gch_bench.report.figure_style import DOUBLE, look_number, styled
 from gch_bench.report.text_table import markdown_rows
+
+
+def level_of(networks: pd.DataFrame, levels: Sequence[float]) -> pd.Series:
+    """Which of the levels is nearest, in the logarithm, to the gate variance of each network; without levels, its first digit.
+
+    Args:
+        networks: columns mechanism and gate_variance.
+
+    Raises:
+        UserError: a mechanism has no gate variance.
+    """
+    variance = networks["gate_variance"]
+    if (missing := variance.isna()).any():
+        lacking = ", ".join(dict.fromkeys(networks.loc[missing, "mechanism"]))
+        raise UserError(
+            f"mechanisms must have a gate variance to be compared at equal strength, {lacking} has none: leave it out"
+        )
+    if not levels:
+        return variance.map("{:.0e}".format).astype(float)
+    distance = np.abs(np.log(np.divide.outer(variance.to_numpy(), np.array(levels))))
+    return pd.Series(np.array(levels)[distance.argmin(axis=1)], index=networks.index)
+
+
+def rows_at(networks: pd.DataFrame, average: bool) -> Rows:
+    """The rows of networks with columns noise, seed, stage and level, of which the last two make a key.
+
+    Raises:
+        UserError: two networks of a mechanism and seed have the same level at the same stage.
+    """
+    try:
+        key = networks["stage"] + " " + networks["level"].map("{:g}".format)
+        return rows_of(networks["noise"], networks["seed"], key, average)
+    except ValueError as error:
+        raise UserError(f"--levels must tell the strengths of each mechanism apart: {error}") from error
 
 
 def pair_lines(

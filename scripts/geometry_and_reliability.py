@@ -4,13 +4,14 @@
 
 RUN: evaluated runs that differ in noise and seed alone, with the checkpoints that they were made from. Of each network the
 headline quantities of diagnose.py are measured on the static chain from the factor --first on (what lies in a frozen trunk is
-the same in all networks), once: OUT/geometry.csv keeps them, so that a stopped command continues. Then come rank correlations
-with NLL and calibration under shift, given clean accuracy (correlations.csv, tables.md), and a figure. Networks without noise
-are in the table, not in the correlations, because no other mechanism has their strength.
+the same in all networks), once: OUT/geometry.csv keeps them, so that a stopped command continues, until --first or the
+code that measures them changes. Then come rank correlations with NLL and calibration under shift, given clean accuracy
+(correlations.csv, tables.md), and a figure. Networks without noise are in the table, not in the correlations, because no other
+mechanism has their strength. --levels: as in theory_beside_measurement.py.
 """
 
 import argparse
-import itertools
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from correlation_report import figure, pair_lines
+from correlation_report import figure, level_of, pair_lines, rows_at
 from measure import machine, write_report
 
-from gch_bench import files
+from gch_bench import files, geometry, spectral
 from gch_bench.apps.cli import reported
 from gch_bench.apps.diagnosis.subjects import run_subject
 from gch_bench.errors import UserError
 from gch_bench.geometry import chains
 from gch_bench.geometry.analysis import analyse
 from gch_bench.noise.stages import feature_stages
-from gch_bench.report.clustered import correlations, rows_of
+from gch_bench.report.clustered import correlations
 from gch_bench.report.figure_style import save
 from gch_bench.report.geometry_compare import GEOMETRY, LAST_STAGE_RANK, stage_rank
 from gch_bench.report.networks import CONTROL, networks_table, read_setting, title
@@ -52,35 +53,37 @@ def chain_report(folder: Path, first: str | None) -> tuple[ChainReport, str | No
     chain = chains.for_network(fitting[0], subject.network)
     factors = list(chains.chain_factors(subject.weights, chain, torch.device("cpu"), subject.head_dim))
     names = [factor.name for factor in factors]
-    if first is not None and first not in names:
+    if first and first not in names:
         raise UserError(f"--first must be a factor of chain {chain.name}, got {first}: choose one of {', '.join(names)}")
-    kept = itertools.dropwhile(lambda factor: first not in (None, factor.name), factors)
+    kept = factors[names.index(first) :] if first else factors
     return analyse(kept, chain.name, chain.description), feature_stages(subject.network).get("L4")
 
 
+def code_digest() -> str:
+    """12 digits of the SHA-256 of the code and the chains that measure the geometry."""
+    found = (path for module in (geometry, spectral) for path in Path(module.__path__[0]).rglob("*"))
+    sources = sorted(path for path in found if path.suffix in (".py", ".yaml"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+
+
 def geometry_of(networks: pd.DataFrame, first: str | None, cache: Path) -> pd.DataFrame:
-    """Columns weights, first and GEOMETRY, a row per network; what `cache` has is not measured again."""
+    """Columns weights and GEOMETRY, a row per network; what `cache` has from the same first factor and code is not measured
+    again."""
+    how = {"start": first or "", "code": code_digest()}
     rows: list[dict[Any, Any]] = []
     if cache.is_file():  # a digest may look like a number
-        as_text = {"weights": str, "first": str}
-        rows = pd.read_csv(cache, dtype=as_text, keep_default_na=False, na_values=["nan"]).to_dict("records")
+        as_text = dict.fromkeys(["weights", *how], str)
+        known = pd.read_csv(cache, dtype=as_text, keep_default_na=False, na_values=["nan"]).to_dict("records")
+        rows = [row for row in known if how.items() <= row.items()]
     for number, (weights, folder) in enumerate(zip(networks["weights"], networks["folder"], strict=True), 1):
-        if any(row["weights"] == weights and row["first"] == (first or "") for row in rows):
+        if any(row["weights"] == weights for row in rows):
             continue
         report, stage = chain_report(Path(folder), first)
         numbers = {name: report.summary.get(name, np.nan) for name in GEOMETRY} | {LAST_STAGE_RANK: stage_rank(report, stage)}
-        rows.append({"weights": weights, "first": first or "", "chain": report.chain, **numbers})
+        rows.append({"weights": weights, **how, "chain": report.chain, **numbers})
         files.write_atomic(cache, lambda file: file.write(pd.DataFrame(rows).to_csv(index=False, na_rep="nan").encode()))
         print(f"measured {number} of {len(networks)}: {folder}", flush=True)
-    table = pd.DataFrame(rows)
-    return table[table["first"] == (first or "")].drop_duplicates("weights")
-
-
-def key_of(networks: pd.DataFrame, levels: Sequence[float]) -> pd.Series:
-    """Stage, and which of the levels is nearest to the gate variance."""
-    at = np.array(levels or [1.0])
-    nearest = np.abs(np.log(networks["gate_variance"].to_numpy()[:, None] / at)).argmin(axis=1)
-    return networks["stage"] + " " + pd.Series(at[nearest], index=networks.index).map("{:g}".format)
+    return pd.DataFrame(rows).drop(columns=list(how))
 
 
 def lines(networks: pd.DataFrame, found: pd.DataFrame, effects: Sequence[str], notes: Sequence[str]) -> list[str]:
@@ -100,16 +103,14 @@ def lines(networks: pd.DataFrame, found: pd.DataFrame, effects: Sequence[str], n
 def study(options: argparse.Namespace) -> None:
     setting, notes = read_setting(options.runs)
     networks = networks_table(setting).drop_duplicates("weights", ignore_index=True)
+    noisy = networks["noise"] != "none"
+    networks = networks.assign(level=level_of(networks[noisy], options.levels))
+    rows = rows_at(networks[noisy], average=False)
     options.output.mkdir(parents=True, exist_ok=True)
-    geometry = geometry_of(networks, options.first, options.output / MEASURED)
-    networks = networks.merge(geometry.drop(columns=["first"]), on="weights")
+    networks = networks.merge(geometry_of(networks, options.first, options.output / MEASURED), on="weights")
     noisy = networks[networks["noise"] != "none"].reset_index(drop=True)
     effects = [name for name in EFFECTS if name in networks]
     varying = [name for name in GEOMETRY if noisy[name].notna().all() and noisy[name].nunique() > 1]
-    try:
-        rows = rows_of(noisy["noise"], noisy["seed"], key_of(noisy, options.levels))
-    except ValueError as error:
-        raise UserError(f"--levels must tell the strengths of each mechanism apart: {error}") from error
     found = correlations(noisy, (varying, effects), CONTROL, rows)
     files.write_csv(options.output / "table.csv", networks.drop(columns="folder"))
     files.write_csv(options.output / "correlations.csv", found)
@@ -117,8 +118,9 @@ def study(options: argparse.Namespace) -> None:
     made = figure(networks, found, {name: GEOMETRY[name] for name in best}, {name: title(name) for name in ("nll", "smece")})
     made.set_label("Reliability under shift over the geometric quantities with the smallest p, a marker per network.")
     save({"figure": made}, options.output, ("svg",))
-    write_report(options.output / "tables.md", "Geometry and reliability", lines(networks, found, effects, notes))
-    print("\n".join(lines(networks, found, effects, notes)))
+    text = lines(networks, found, effects, notes)
+    write_report(options.output / "tables.md", "Geometry and reliability", text)
+    print("\n".join(text))
 
 
 def main() -> None:

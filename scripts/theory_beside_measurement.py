@@ -7,7 +7,8 @@
 RUN: evaluated runs that differ in noise and seed alone, some with noise=none. With --noises it prints the list of their
 mechanisms for diagnose.py, which measures them on a network that was trained without noise. The last command writes the effect
 of each mechanism beside its compatibility numbers (OUT/table.csv), their rank correlations (correlations.csv, tables.md) and a
-figure. --levels: the gate variances at which the mechanisms were matched, from which each takes the nearest one.
+figure. --levels: the gate variances at which the mechanisms were matched, from which each takes the nearest one; without, the
+first digit of the gate variance.
 """
 
 import argparse
@@ -19,14 +20,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from correlation_report import figure, pair_lines
+from correlation_report import figure, level_of, pair_lines, rows_at
 from measure import machine, write_report
 
 from gch_bench import files
 from gch_bench.apps.cli import reported
 from gch_bench.errors import UserError
 from gch_bench.report import compatibility
-from gch_bench.report.clustered import correlations, rows_of
+from gch_bench.report.clustered import correlations
 from gch_bench.report.figure_style import save
 from gch_bench.report.networks import SHIFT, against_baseline, networks_table, read_setting, title
 from gch_bench.report.runs import complete_noise, find_folders
@@ -104,9 +105,7 @@ def networks_beside(setting: Setting, numbers: pd.DataFrame, levels: Sequence[fl
     if (missing := whole[STRENGTH].isna()).any():
         lacking = ", ".join(dict.fromkeys(whole.loc[missing, "mechanism"]))
         raise UserError(f"compatibility must hold every mechanism of the runs, it lacks {lacking}: run with --noises, diagnose")
-    at = np.log(np.array(levels or [1.0]))
-    nearest = np.abs(np.log(whole[STRENGTH].to_numpy())[:, None] - at).argmin(axis=1)
-    return whole.assign(level=np.exp(at)[nearest], strength=[float(f"{value:.1g}") for value in whole[STRENGTH]])
+    return whole.assign(level=level_of(whole, levels))
 
 
 def points_of(networks: pd.DataFrame, effects: Sequence[str]) -> pd.DataFrame:
@@ -130,7 +129,7 @@ def lines(networks: pd.DataFrame, found: pd.DataFrame, effects: Sequence[str], n
         f"{len(networks)} networks, {len(points)} mechanisms at a strength and stage, {networks['noise'].nunique()} mechanisms;"
         f" {machine(torch.device('cpu'))}.",
         "",
-        *pair_lines(found, names, {name: title(name) for name in EFFECTS}, "gate variance (one digit)", "strength and stage"),
+        *pair_lines(found, names, {name: title(name) for name in EFFECTS}, "level of gate variance", "strength and stage"),
         "",
         "Not used: " + "; ".join(f"{name}: {why}" for name, why in NOT_USED.items()) + ".",
         "",
@@ -151,12 +150,9 @@ def study(options: argparse.Namespace) -> None:
     setting, notes = read_setting(options.runs)
     networks = networks_beside(setting, compatibility_numbers(options.compatibility), options.levels)
     effects = [name for name in SHIFT if name in networks]
-    try:
-        rows = rows_of(networks["noise"], networks["seed"], networks["stage"] + " " + networks["level"].map("{:g}".format))
-    except ValueError as error:
-        raise UserError(f"--levels must tell the strengths of each mechanism apart: {error}") from error
-    found = correlations(networks, (list(HEADLINE), EFFECTS), "strength", rows, average=True)
-    alone = correlations(networks, ([STRENGTH], EFFECTS), "strength", rows, average=True)
+    rows = rows_at(networks, average=True)
+    found = correlations(networks, (list(HEADLINE), EFFECTS), "level", rows)
+    alone = correlations(networks, ([STRENGTH], EFFECTS), "level", rows)
     unknown = [f"{way}{bound}" for way in ("within", "given") for bound in ("", "_low", "_high")]
     alone[[*unknown, "p", "q"]] = np.nan  # given strength, it has no correlation
     found = pd.concat([alone, found], ignore_index=True)
@@ -168,8 +164,9 @@ def study(options: argparse.Namespace) -> None:
     made = figure(points_of(networks, effects), found, HEADLINE, shown, "effect on")
     made.set_label("Effects under shift over compatibility numbers, with rank correlations, also given gate variance (size).")
     save({"figure": made}, options.output, ("svg",))
-    write_report(options.output / "tables.md", "Compatibility and reliability", lines(networks, found, effects, notes))
-    print("\n".join(lines(networks, found, effects, notes)))
+    text = lines(networks, found, effects, notes)
+    write_report(options.output / "tables.md", "Compatibility and reliability", text)
+    print("\n".join(text))
 
 
 def main() -> None:

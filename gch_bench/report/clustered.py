@@ -28,33 +28,33 @@ Bools = NDArray[np.bool_]
 RESAMPLES = 1_000
 DRAWS = 9_999  # permutations
 FEWEST = 5  # clusters below which there is neither interval nor p
+_TAIL = 0.025  # on each side of an interval of 95%
 _LARGEST = 0.999  # correlations beyond it count as this one on the scale of z, where 1 is infinite
 _NONE = 1e-9  # a share of the variance below which nothing but rounding is left
 
 
 class Rows(NamedTuple):
-    """What belongs to each of N rows besides its quantities, as numbers from 0 on."""
+    """What belongs to each of N rows besides its quantities, as numbers from 0 on, and what is compared."""
 
     cluster: Ints  # (N,): the mechanism
     seed: Ints  # (N,)
     key: Ints  # (N,): strength and stage, which rows of several mechanisms share
     condition: Ints  # (N,): cluster and key; rows of one condition differ in the seed alone
+    average: bool = False  # the means over the seeds of each condition are compared; else each row by itself
+    within: bool = False  # ranks are taken, and compared, within the rows of one key alone
 
 
 class Association(NamedTuple):
-    """A rank correlation. Interval and p are nan for fewer than FEWEST clusters, and all is for columns that do not vary."""
+    """A rank correlation. The interval is nan for fewer than FEWEST clusters, and all is for columns that do not vary."""
 
     n: int  # rows, or conditions
     clusters: int
     estimate: float
     low: float
     high: float
-    p: float  # two-sided
 
 
-def correlations(
-    table: pd.DataFrame, pairs: Sequence[Sequence[str]], control: str, rows: Rows, average: bool = False, seed: int = 0
-) -> pd.DataFrame:
+def correlations(table: pd.DataFrame, pairs: Sequence[Sequence[str]], control: str, rows: Rows, seed: int = 0) -> pd.DataFrame:
     """A row per pair of columns of `table`, the first of one list and the second of the other: rho over all rows, `within` the
     rows of one key, and `given` the control, each with its interval; p of the last, and q: p after Benjamini and Hochberg.
 
@@ -64,16 +64,16 @@ def correlations(
     for one, other in itertools.product(*pairs):
         there = table[one].notna().to_numpy()
         x, y, given = (table.loc[there, name] for name in (one, other, control))
-        own = rows_of(rows.cluster[there], rows.seed[there], rows.key[there])
+        own = rows_of(rows.cluster[there], rows.seed[there], rows.key[there], rows.average)
         ways = {
-            "rho": association(x, y, own, average=average, seed=seed),
-            "within": association(x, y, own, stratum=own.key, average=average, seed=seed),
-            "given": association(x, y, own, given, average=average, seed=seed),
+            "rho": association(x, y, own, seed=seed),
+            "within": association(x, y, own._replace(within=True), seed=seed),
+            "given": association(x, y, own, given, seed),
         }
         row = {"first": one, "second": other, "n": ways["rho"].n, "clusters": ways["rho"].clusters}
         for name, each in ways.items():
             row |= {name: each.estimate, f"{name}_low": each.low, f"{name}_high": each.high}
-        found.append(row | {"p": ways["given"].p})
+        found.append(row | {"p": p_value(x, y, own, given, seed)})
     made = pd.DataFrame(found)
     return made.assign(q=q_values(made["p"].to_numpy(np.float64)))
 
@@ -87,7 +87,7 @@ class _Columns(NamedTuple):
     stratum: Ints
 
 
-def rows_of(cluster: ArrayLike, seed: ArrayLike, key: ArrayLike) -> Rows:
+def rows_of(cluster: ArrayLike, seed: ArrayLike, key: ArrayLike, average: bool = False) -> Rows:
     """Rows from labels, each (N,).
 
     Raises:
@@ -97,66 +97,96 @@ def rows_of(cluster: ArrayLike, seed: ArrayLike, key: ArrayLike) -> Rows:
     if len(np.unique([of, number, at], axis=1).T) < len(of):
         raise ValueError("two rows have the same cluster, seed and key, of which each may be there once")
     condition = np.unique([of, at], axis=1, return_inverse=True)[1].reshape(-1)
-    return Rows(of, number, at, condition)
+    return Rows(of, number, at, condition, average)
 
 
 def association(
-    first: ArrayLike,
-    second: ArrayLike,
-    rows: Rows,
-    control: ArrayLike | None = None,
-    stratum: ArrayLike | None = None,
-    average: bool = False,
-    seed: int = 0,
-    level: float = 0.95,
+    first: ArrayLike, second: ArrayLike, rows: Rows, control: ArrayLike | None = None, seed: int = 0
 ) -> Association:
-    """Spearman's correlation of two columns (N,), with an interval and a p that respect mechanisms and seeds.
+    """Spearman's correlation of two columns (N,), with an interval of 95% that respects mechanisms and seeds.
 
     Args:
         control: (N,): the correlation is that of the residuals of the ranks after a regression on the ranks of this column.
-        stratum: (N,): ranks are taken within rows of equal value, and are compared within them alone.
-        average: compare the means over the seeds of each condition; else each row by itself.
-        seed: of the resamples and permutations.
+        seed: of the resamples.
 
     Raises:
         ValueError: a column has another length, or is not finite.
     """
-    columns = _checked(rows, first, second, control, stratum)
+    columns = _checked(rows, first, second, control)
     clusters, seeds = int(rows.cluster.max()) + 1, int(rows.seed.max()) + 1
-    once = np.ones((1, clusters)), np.ones((1, seeds))
-    values, weight_1N = _drawn(columns, rows, average, *once)
+    values, weight_1N = _once(columns, rows)
     estimate = float(_correlation(values, weight_1N)[0])
-    found = Association(weight_1N.shape[1], clusters, estimate, math.nan, math.nan, math.nan)
+    found = Association(weight_1N.shape[1], clusters, estimate, math.nan, math.nan)
     if clusters < FEWEST or math.isnan(estimate):
         return found
     rng = np.random.default_rng(seed)
     times = [rng.multinomial(count, np.full(count, 1 / count), RESAMPLES).astype(np.float64) for count in (clusters, seeds)]
-    drawn_R = _correlation(*_drawn(columns, rows, average, *times))
-    half = float(t.isf((1 - level) / 2, clusters - 1)) * float(np.nanstd(_z(drawn_R), ddof=1))
+    drawn_R = _correlation(*_drawn(columns, rows, *times))
+    half = float(t.isf(_TAIL, clusters - 1)) * float(np.nanstd(_z(drawn_R), ddof=1))
     low, high = (math.tanh(float(_z(estimate)) + sign * half) for sign in (-1, 1))
-    return found._replace(low=low, high=high, p=_p_value(values, _places(rows, average), rng))
+    return found._replace(low=low, high=high)
 
 
-def _checked(rows: Rows, first: ArrayLike, second: ArrayLike, control: ArrayLike | None, stratum: ArrayLike | None) -> _Columns:
+def p_value(first: ArrayLike, second: ArrayLike, rows: Rows, control: ArrayLike | None = None, seed: int = 0) -> float:
+    """Two-sided p of an `association` by permuting whole clusters; nan where it has no interval.
+
+    Source: Freedman and Lane 1983, A nonstochastic interpretation of reported significance levels. The residuals of `second`
+    are permuted and regressed on the control anew. A row without counterpart in the other cluster is left out of that order.
+
+    Args:
+        seed: of the permutations.
+
+    Raises:
+        ValueError: a column has another length, or is not finite.
+    """
+    values, once_1N = _once(_checked(rows, first, second, control), rows)
+    places_GK = _places(rows)
+    if len(places_GK) < FEWEST:
+        return math.nan
+    given_1N = _ranks(values.control, values.stratum, once_1N)
+    left, right = (_residuals(_ranks(each, values.stratum, once_1N), given_1N, once_1N)[0] for each in values[:2])
+    orders = np.random.default_rng(seed).permuted(np.tile(np.arange(len(places_GK)), (DRAWS, 1)), axis=1)
+    # The order as it is counts among the draws, so that p is never 0.
+    other_RX = places_GK[np.vstack([np.arange(len(places_GK)), orders])].reshape(DRAWS + 1, -1)
+    own_X = places_GK.reshape(-1)
+    there_RX = ((own_X >= 0) & (other_RX >= 0)).astype(np.float64)
+    count_R1 = np.maximum(there_RX.sum(axis=1, keepdims=True), 1)
+
+    def centred(values_RX: Floats) -> Floats:
+        return values_RX - (values_RX * there_RX).sum(axis=1, keepdims=True) / count_R1
+
+    given_RX = centred(np.broadcast_to(given_1N[0][own_X], there_RX.shape))
+    one_RX, two_RX = (_residuals(centred(each), given_RX, there_RX) for each in (left[own_X] + 0 * there_RX, right[other_RX]))
+    squares_R = _product(one_RX, one_RX, there_RX) * _product(two_RX, two_RX, there_RX)
+    drawn_R = np.abs(_quotient(_product(one_RX, two_RX, there_RX), squares_R))
+    return math.nan if math.isnan(drawn_R[0]) else float((np.nan_to_num(drawn_R) >= drawn_R[0] - 1e-9).mean())
+
+
+def _checked(rows: Rows, first: ArrayLike, second: ArrayLike, control: ArrayLike | None) -> _Columns:
     none = np.zeros(len(rows.cluster))
-    columns = [np.asarray(none if each is None else each, dtype=np.float64) for each in (first, second, control, stratum)]
+    columns = [np.asarray(none if each is None else each, dtype=np.float64) for each in (first, second, control)]
     for column in columns:
         if column.shape != none.shape or not np.isfinite(column).all():
             raise ValueError(f"columns must be {len(none)} finite numbers, got {column.shape} or some that are not finite")
-    return _Columns(columns[0], columns[1], columns[2], np.unique(columns[3], return_inverse=True)[1])
+    return _Columns(columns[0], columns[1], columns[2], rows.key if rows.within else np.zeros_like(rows.key))
 
 
 def _z(correlation: ArrayLike) -> Floats:
     return np.arctanh(np.clip(correlation, -_LARGEST, _LARGEST))
 
 
-def _drawn(columns: _Columns, rows: Rows, average: bool, times_RG: Floats, times_RS: Floats) -> tuple[_Columns, Floats]:
-    """Columns (R, N) or (1, N), with how often each row is drawn (R, N); with `average` of C conditions in the place of N rows.
+def _once(columns: _Columns, rows: Rows) -> tuple[_Columns, Floats]:
+    """What `_drawn` gives where each cluster and each seed is drawn once."""
+    return _drawn(columns, rows, np.ones((1, int(rows.cluster.max()) + 1)), np.ones((1, int(rows.seed.max()) + 1)))
+
+
+def _drawn(columns: _Columns, rows: Rows, times_RG: Floats, times_RS: Floats) -> tuple[_Columns, Floats]:
+    """Columns (R, N) or (1, N), with how often each row is drawn (R, N); of `average` with C conditions in place of N rows.
 
     A condition that has none of the seeds that are drawn gets the mean of all seeds that it has.
     """
     weight_RN = times_RS[:, rows.seed]
-    if not average:
+    if not rows.average:
         one, two, given = (column[None] for column in columns[:3])
         return _Columns(one, two, given, columns.stratum), weight_RN * times_RG[:, rows.cluster]
     member_NC = np.equal.outer(rows.condition, np.arange(rows.condition.max() + 1)).astype(np.float64)
@@ -199,10 +229,10 @@ def _quotient(product_R: Floats, squares_R: Floats) -> Floats:
     return np.divide(product_R, np.sqrt(np.where(there, squares_R, 1)), out=np.full(len(product_R), np.nan), where=there)
 
 
-def _places(rows: Rows, average: bool) -> Ints:
+def _places(rows: Rows) -> Ints:
     """(G, K): the condition, or without `average` the row, of a cluster at each key (and seed); -1 where it has none."""
     cluster, key = rows.cluster, rows.key
-    if average:
+    if rows.average:
         at = np.unique(rows.condition, return_index=True)[1]
         cluster, key = cluster[at], key[at]
     else:
@@ -210,29 +240,3 @@ def _places(rows: Rows, average: bool) -> Ints:
     places_GK = np.full((int(cluster.max()) + 1, int(key.max()) + 1), -1)
     places_GK[cluster, key] = np.arange(len(cluster))
     return places_GK
-
-
-def _p_value(values: _Columns, places_GK: Ints, rng: np.random.Generator) -> float:
-    """Two-sided p of Freedman and Lane (1983) with whole clusters permuted.
-
-    The residuals of `second` are permuted and regressed on the control anew. A row without counterpart in the other cluster is
-    left out of that order.
-    """
-    once_1N = np.ones_like(values.first)
-    given_1N = _ranks(values.control, values.stratum, once_1N)
-    left, right = (_residuals(_ranks(each, values.stratum, once_1N), given_1N, once_1N)[0] for each in values[:2])
-    orders = rng.permuted(np.tile(np.arange(len(places_GK)), (DRAWS, 1)), axis=1)
-    # The order as it is counts among the draws, so that p is never 0.
-    other_RX = places_GK[np.vstack([np.arange(len(places_GK)), orders])].reshape(DRAWS + 1, -1)
-    own_X = places_GK.reshape(-1)
-    there_RX = ((own_X >= 0) & (other_RX >= 0)).astype(np.float64)
-    count_R1 = np.maximum(there_RX.sum(axis=1, keepdims=True), 1)
-
-    def centred(values_RX: Floats) -> Floats:
-        return values_RX - (values_RX * there_RX).sum(axis=1, keepdims=True) / count_R1
-
-    given_RX = centred(np.broadcast_to(given_1N[0][own_X], there_RX.shape))
-    one_RX, two_RX = (_residuals(centred(each), given_RX, there_RX) for each in (left[own_X] + 0 * there_RX, right[other_RX]))
-    squares_R = _product(one_RX, one_RX, there_RX) * _product(two_RX, two_RX, there_RX)
-    drawn_R = np.abs(np.nan_to_num(_quotient(_product(one_RX, two_RX, there_RX), squares_R)))
-    return float((drawn_R >= drawn_R[0] - 1e-9).mean())

@@ -59,10 +59,9 @@ def networks_table(setting: Setting) -> pd.DataFrame:
     rows = []
     for (group, seed, run), numbers in zip(runs, measured, strict=True):
         stages = group.noise["stages"] if group.noise.get("law") else []
-        strength = [stage["gate_variance"] for stage in run.facts.stages if stage.get("gate_variance") is not None]
         rows.append({
             "mechanism": group.mechanism, "noise": group.noise["name"], "stage": "+".join(stages), "seed": seed,
-            "gate_variance": strength[0] if strength else np.nan, "folder": str(run.folder), "weights": run.facts.weights,
+            "gate_variance": run.facts.gate_variance, "folder": str(run.folder), "weights": run.facts.weights,
             **numbers,
         })  # fmt: skip
     table = pd.DataFrame(rows)

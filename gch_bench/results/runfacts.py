@@ -5,6 +5,7 @@ A session is one call of train.py or evaluate.py on the run folder; a run that i
 
 import hashlib
 import json
+import math
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gch_bench import files
@@ -68,6 +70,12 @@ class RunFacts:
     @property
     def finished(self) -> bool:
         return self.status == "finished"
+
+    @property
+    def gate_variance(self) -> float:
+        """The realised variance of the gate, mean over the noisy stages that have one; nan where none has."""
+        known = [stage["gate_variance"] for stage in self.stages if stage.get("gate_variance") is not None]
+        return fmean(known) if known else math.nan
 
 
 def read_run_facts(folder: Path) -> RunFacts:

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from gch_bench.report import clustered
-from gch_bench.report.clustered import Rows, association, correlations, rows_of
+from gch_bench.report.clustered import Rows, association, correlations, p_value, rows_of
 from gch_bench.report.geometry_correlations import rank_correlation
 
 STRENGTHS, SEEDS = 3, 2
@@ -44,11 +44,11 @@ def test_estimates() -> None:
     given = association(table["x"], table["y"], rows, control=table["strength"])
     columns = [table[name].to_numpy() for name in ("x", "y", "strength")]
     assert given.estimate == pytest.approx(rank_correlation(*columns).partial)
-    within = association(table["x"], table["y"], rows, stratum=table["strength"])
+    within = association(table["x"], table["y"], rows._replace(within=True))
     ranks = table.groupby("strength")[["x", "y"]].rank()
     assert within.estimate == pytest.approx(ranks.corr().iloc[0, 1])
     means = table.groupby(["cluster", "strength"])[["x", "y"]].mean()
-    average = association(table["x"], table["y"], rows, average=True)
+    average = association(table["x"], table["y"], rows._replace(average=True))
     assert average.estimate == pytest.approx(spearmanr(means["x"], means["y"]).statistic)
     assert average.n == 18
 
@@ -56,9 +56,10 @@ def test_estimates() -> None:
 @pytest.mark.parametrize("average", [False, True])
 def test_a_resample_is_its_rows_repeated(average: bool) -> None:
     table, rows = networks(5, 0.5, 1)
-    columns = clustered._checked(rows, table["x"], table["y"], None, None)
+    rows = rows._replace(average=average)
+    columns = clustered._checked(rows, table["x"], table["y"], None)
     times_G, times_S = np.array([2, 0, 1, 1, 1]), np.array([2, 1])
-    found = clustered._correlation(*clustered._drawn(columns, rows, average, times_G[None] * 1.0, times_S[None] * 1.0))
+    found = clustered._correlation(*clustered._drawn(columns, rows, times_G[None] * 1.0, times_S[None] * 1.0))
     parts = []
     for copy, cluster in enumerate(np.repeat(np.arange(5), times_G)):
         for seed in np.repeat(np.arange(SEEDS), times_S):
@@ -77,14 +78,15 @@ def test_p_by_all_orders_of_the_mechanisms(monkeypatch: pytest.MonkeyPatch) -> N
     for order in itertools.permutations(range(5)):
         drawn.append(spearmanr(x.ravel(), y[list(order)].ravel()).statistic)
     expected = np.mean(np.abs(drawn) >= abs(observed) - 1e-9)
-    assert association(table["x"], table["y"], rows).p == pytest.approx(expected, abs=0.01)
+    assert p_value(table["x"], table["y"], rows) == pytest.approx(expected, abs=0.01)
 
 
 @pytest.mark.usefixtures("few_draws")
 def test_a_planted_correlation_is_found() -> None:
     table, rows = networks(11, 0.95, 0)
-    found = association(table["x"], table["y"], rows, control=table["strength"], average=True)
-    assert found.p <= 0.01
+    given = table["x"], table["y"], rows._replace(average=True), table["strength"]
+    found = association(*given)
+    assert p_value(*given) <= 0.01
     assert 0.3 < found.low < found.estimate < found.high < 1
 
 
@@ -94,7 +96,7 @@ def test_mechanisms_that_have_nothing_in_common_are_not_correlated_too_often() -
     respecting, ignoring = [], []
     for seed in range(60):
         table, rows = networks(8, 0.0, seed, noise=0.1)
-        respecting.append(association(table["x"], table["y"], rows, control=table["strength"]).p)
+        respecting.append(p_value(table["x"], table["y"], rows, control=table["strength"]))
         columns = [table[name].to_numpy(np.float64) for name in ("x", "y", "strength")]
         ignoring.append(spearmanr(columns[0] - columns[2], columns[1] - columns[2]).pvalue)
     assert np.mean(np.array(respecting) <= 0.05) <= 0.12
@@ -106,12 +108,14 @@ def test_rows_without_counterpart_and_too_few_mechanisms() -> None:
     table, _ = networks(6, 0.9, 0)
     table = table.drop(index=[0, 1, 7]).reset_index(drop=True)
     rows = rows_of(table["cluster"], table["seed"], table["strength"])
-    assert 0 < association(table["x"], table["y"], rows).p <= 1
+    assert 0 < p_value(table["x"], table["y"], rows) <= 1
     few, rows = networks(4, 0.9, 0)
     found = association(few["x"], few["y"], rows)
     assert np.isfinite(found.estimate)
-    assert np.isnan([found.low, found.high, found.p]).all()
-    assert np.isnan(association(np.ones(24), few["y"], rows).estimate)
+    assert np.isnan([found.low, found.high, p_value(few["x"], few["y"], rows)]).all()
+    table, rows = networks(5, 0.9, 0)
+    assert np.isnan(association(np.ones(30), table["y"], rows).estimate)
+    assert np.isnan(p_value(np.ones(30), table["y"], rows))
 
 
 def test_bad_input() -> None:
@@ -132,5 +136,9 @@ def test_all_pairs_with_false_discovery_control() -> None:
     assert found["first"].tolist() == ["x", "other"]
     low, high = sorted(found["p"])
     assert sorted(found["q"]) == pytest.approx([min(2 * low, high), high])
-    alone = association(table["x"], table["y"], rows, stratum=table["strength"])
+    assert found["p"][0] == p_value(table["x"], table["y"], rows, table["strength"])
+    alone = association(table["x"], table["y"], rows._replace(within=True))
     assert found["within"][0] == pytest.approx(alone.estimate)
+    means = association(table["x"], table["y"], rows._replace(average=True))
+    averaged = correlations(table, (["x"], ["y"]), "strength", rows._replace(average=True))
+    assert averaged["rho"][0] == pytest.approx(means.estimate)

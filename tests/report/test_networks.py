@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 import geometry_and_reliability
 import theory_beside_measurement
+from correlation_report import level_of, rows_at
 from theory_beside_measurement import HEADLINE, STRENGTH
 
 from gch_bench.errors import UserError
@@ -62,6 +63,23 @@ def test_differences_are_taken_at_equal_seed() -> None:
         assert found.set_index("mechanism")[name].to_numpy() == pytest.approx(
             whole.loc[found["mechanism"], name].to_numpy() - base[name]
         )
+
+
+def test_the_level_of_a_network() -> None:
+    networks = pd.DataFrame({"gate_variance": [0.0993, 0.333, 0.9, 0.17, 0.18], "mechanism": [*"abcde"]}, index=[3, 1, 4, 5, 6])
+    found = level_of(networks, [0.1, 0.3, 0.9])  # in the logarithm 0.1 and 0.3 meet at 0.173
+    pd.testing.assert_series_equal(found, pd.Series([0.1, 0.3, 0.9, 0.1, 0.3], networks.index), check_names=False)
+    assert level_of(networks, []).tolist() == [0.1, 0.3, 0.9, 0.2, 0.2]
+    with pytest.raises(UserError, match="must have a gate variance to be compared at equal strength, c has none"):
+        level_of(networks.assign(gate_variance=[1.0, 1.0, np.nan, 1.0, 1.0]), [0.3])
+
+
+def test_the_rows_of_networks() -> None:
+    networks = pd.DataFrame({"noise": [*"aab"], "seed": 0, "stage": "L4", "level": [0.1, 0.3, 0.3]})
+    rows = rows_at(networks, average=True)
+    assert (rows.cluster.tolist(), rows.key.tolist(), rows.average) == ([0, 0, 1], [0, 1, 1], True)
+    with pytest.raises(UserError, match="--levels must tell the strengths of each mechanism apart"):
+        rows_at(networks.assign(level=0.3), average=True)
 
 
 def test_runs_that_are_no_study(tmp_path: Path) -> None:
@@ -138,7 +156,7 @@ def test_theory_beside_measurement_finds_what_was_planted(study: Setting, tmp_pa
 def test_strengths_that_levels_do_not_tell_apart(study: Setting, tmp_path: Path) -> None:
     numbers = {group.mechanism: dict.fromkeys(HEADLINE, 0.0) | {STRENGTH: group.noise["p"]} for group in study.groups[1:]}
     folder = compatibility_folder(tmp_path / "measured", study, numbers)
-    options = argparse.Namespace(runs=["RUN"], noises=False, levels=[], output=tmp_path / "out", compatibility=[folder])
+    options = argparse.Namespace(runs=["RUN"], noises=False, levels=[0.2], output=tmp_path / "out", compatibility=[folder])
     with pytest.raises(UserError, match="--levels"):
         theory_beside_measurement.study(options)
 
@@ -155,7 +173,7 @@ def test_geometry_and_reliability_measures_each_network_once(
         chain = "made up"
 
         def __init__(self) -> None:
-            at = len(measured) - 1
+            at = (len(measured) - 1) % len(networks)
             self.summary = dict.fromkeys(GEOMETRY, 1.0) | {"spikes": networks["nll"][at], "angle_excess": at % 7}
 
     def report(folder: Path, first: str | None) -> tuple[Report, str]:
@@ -168,8 +186,20 @@ def test_geometry_and_reliability_measures_each_network_once(
     for _ in range(2):
         geometry_and_reliability.study(options)
     assert len(measured) == len(networks)
+    monkeypatch.setattr(geometry_and_reliability, "code_digest", lambda: "another")
+    for _ in range(2):
+        geometry_and_reliability.study(options)
+    assert len(measured) == 2 * len(networks)
     found = pd.read_csv(tmp_path / "out" / "correlations.csv").set_index(["first", "second"])
     assert set(found.reset_index()["first"]) == {"spikes", "angle_excess"}  # the others are the same in all networks
     assert found.loc[("spikes", "nll"), "given"] == pytest.approx(1)
     assert found.loc[("spikes", "nll"), "n"] == 4 * len(KINDS)
     assert "certified rank" in (tmp_path / "out" / "tables.md").read_text()
+
+
+def test_geometry_and_reliability_refuses_noise_without_gate_variance(study: Setting, tmp_path: Path) -> None:
+    (run, *_) = study.groups[-1].runs.values()
+    run.facts.stages[0]["gate_variance"], run.facts.weights = None, "its digest"
+    options = argparse.Namespace(runs=["RUN"], first=None, levels=[0.1, 0.3], output=tmp_path / "out")
+    with pytest.raises(UserError, match=r"wick p=0\.6 L4 has none: leave it out"):
+        geometry_and_reliability.study(options)

@@ -1,6 +1,7 @@
 """run.json is written and read by one type, and says which version wrote it."""
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -34,6 +35,14 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert facts.timings == {"train_seconds": 1.5, "evaluate_seconds": 2.5}
     assert [image["path"] for image in facts.skipped["val"]["images"]] == ["a.png", "b.png"]
     assert content["format"] == FORMAT
+
+
+def test_the_gate_variance_is_the_mean_over_the_stages_that_have_one(tmp_path: Path) -> None:
+    written(tmp_path)
+    facts = read_run_facts(tmp_path)
+    assert math.isnan(facts.gate_variance)
+    facts.stages = [{"gate_variance": 0.1}, {"gate_variance": None}, {"gate_variance": 0.5}]
+    assert facts.gate_variance == pytest.approx(0.3)
 
 
 def test_sessions_add_up_and_another_identity_is_refused(tmp_path: Path) -> None:
