@@ -58,8 +58,7 @@ late_stage_photos() {
   local list noises seeds=0,1,2 evaluate=(evaluate.py "${common[@]}" model.pretrained=false)
   [[ $scale == small ]] || seeds=0,1,2,3,4
   list=$(printf '%s,' "$runs"/*-s[01]-*)  # not those of later seeds, which are there when this command is given again
-  python_ "${evaluate[@]}" ${tune[@]+"${tune[@]}"} corruptions=extra4 'corruptions.severities=[3]' "checkpoints=[${list%,}]" \
-    "output=$runs-tune"
+  python_ "${evaluate[@]}" ${tune[@]+"${tune[@]}"} corruptions=extra4 "checkpoints=[${list%,}]" "output=$runs-tune"
   noises=$(choose "$runs-tune"/* --best --variance 0.3 --noise)
   python_ train.py -m "${common[@]}" ${tune[@]+"${tune[@]}"} "seed=$seeds" "noise=$noises"
   list=$(choose "$runs-tune"/* --best --variance 0.3 --among "$runs"/*)
