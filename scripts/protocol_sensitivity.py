@@ -131,7 +131,7 @@ def lines(table: pd.DataFrame, found: Found) -> list[str]:
             ["", "part", "changed %", *heads, "ECE - floor %", f"standard error: {' / '.join(heads[:3])}"], shown, heads=2
         ),
         "",
-        f"- Changes, averaged over {len(networks)} networks ({', '.join(networks)}) and over the cells of a part. shift:"
+        f"- Changes, averaged over the networks {', '.join(networks)} and over the cells of a part. shift:"
         f" {corruptions} corruptions at severities {severities}.",
         f"- [ ]: interval over images, paired, at {100 * table['level'].iloc[0]:.2f}%, so that all of the table hold together"
         " with 95%. No interval of a difference of ECEs is valid.",
