@@ -1,0 +1,161 @@
+"""How much the protocol moves the numbers of the same networks: python scripts/protocol_sensitivity.py NAME=FOLDER ...
+
+Each FOLDER is an output= of evaluate.py: the same networks under the protocol NAME, one of memory, jpeg, stored, resized, timm,
+bf16 and draws1 (results/protocol_sensitivity/README.md; protocol_sensitivity.sh evaluates them). Those of COMPARISONS are made
+whose two protocols are given. Writes table.csv and table.md to --output.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from measure import machine, write_report
+
+from gch_bench.apps.cli import reported
+from gch_bench.errors import UserError
+from gch_bench.files import write_csv
+from gch_bench.metrics import METRICS, CellAtoms
+from gch_bench.report.runs import find_folders, read_run, shared_cells
+from gch_bench.report.statistics import atoms_of, draw_counts, image_variance, paired_differences, resample
+from gch_bench.report.study import Run
+from gch_bench.report.text_table import markdown_rows
+from gch_bench.results.records import CELL_CLEAN
+
+# (against which, protocol) -> the comparison in words
+COMPARISONS = {
+    ("memory", "stored"): "stored JPEGs against images generated in memory",
+    ("memory", "jpeg"): "JPEG round trip in memory against none",
+    ("jpeg", "stored"): "stored JPEGs against the round trip in memory",
+    ("stored", "resized"): "stored JPEGs resized and cropped once more against as they are",
+    ("memory", "timm"): "preparation timm against imagenet256",
+    ("memory", "bf16"): "bf16 against fp32",
+    ("memory", "draws1"): "corruptions.seed=1 against 0",
+}
+TESTED = ("top1", "nll", "ce2_debiased")  # the metrics whose changes have an interval
+EXCESS = "ece_excess"  # ECE - floor
+Found = Mapping[str, Mapping[str, Run]]  # protocol -> name of the network's folder -> its run
+
+
+def value(key: str, cell: CellAtoms) -> float:
+    if key == EXCESS:
+        return value("ece", cell) - value("ece_floor", cell)
+    return float(METRICS[key].formula(cell))
+
+
+def read(arguments: Sequence[str]) -> dict[str, dict[str, Run]]:
+    """The runs of each NAME=FOLDER. UserError: not this form, or the folders do not hold the same networks."""
+    known = {name: None for pair in COMPARISONS for name in pair}
+    folders = dict(each.partition("=")[::2] for each in arguments)
+    for name, folder in folders.items():
+        if name not in known or not folder:
+            raise UserError(f"an argument must be NAME=FOLDER with NAME one of {', '.join(known)}, got {name}={folder}")
+    found = {name: {path.name: read_run(path) for path in find_folders([f"{folder}/*"])} for name, folder in folders.items()}
+    networks = {name: sorted(runs) for name, runs in found.items()}
+    for name, own in networks.items():
+        if own != next(iter(networks.values())):
+            raise UserError(f"all folders must hold the same networks, got others in {folders[name]}: {', '.join(own)}")
+    return found
+
+
+def compare(first: Sequence[pd.DataFrame], second: Sequence[pd.DataFrame], level: float) -> list[dict[str, object]]:
+    """A row for each metric of the change from `first` to `second`, which are records of the same cells in the same order.
+
+    A cell of another network counts as another cell, so that all numbers are means over networks and over their cells.
+    """
+    intervals = paired_differences(first, second, level=level)
+    one, two = ([atoms_of(cell) for cell in cells] for cells in (first, second))
+    counts_RN = draw_counts(len(first[0]))
+    errors = image_variance([resample(one, counts_RN, TESTED).over(range(len(one)))], TESTED) ** 0.5
+    pairs = list(zip(first, second, strict=True))
+    shared = {
+        "changed": float(np.mean([(a["prediction"] != b["prediction"]).mean() for a, b in pairs])),
+        "identical": all(a.equals(b) for a, b in pairs),
+    }
+    rows: list[dict[str, object]] = []
+    for key in (*TESTED, "ece", EXCESS):
+        before, after = (float(np.mean([value(key, cell) for cell in cells])) for cells in (one, two))
+        row = {"metric": key, "before": before, "after": after, "change": after - before, "low": np.nan, "high": np.nan}
+        if key in TESTED:
+            row |= {"low": intervals[key].low, "high": intervals[key].high, "se_images": errors[TESTED.index(key)]}
+        rows.append(row | shared)
+    return rows
+
+
+def rows_of(found: Found) -> pd.DataFrame:
+    """A row for each comparison, part (shift, clean) and metric; fractions and nats. UserError: the images differ, or there is
+    nothing to compare.
+
+    before and after: the metric, averaged over networks and over the part's cells; low and high: interval of the change over
+    images, at a level that makes all intervals of the table hold together with 95% (Bonferroni); se_images: the standard error
+    of `before` over images; changed: the share of other predictions; identical: all records are equal bit for bit.
+    """
+    pairs = [pair for pair in COMPARISONS if set(pair) <= set(found)]
+    cells = {"shift": shared_cells([run for runs in found.values() for run in runs.values()]), "clean": [CELL_CLEAN]}
+    parts = {part: own for part, own in cells.items() if own}
+    if not pairs:
+        raise UserError(f"folders must hold both protocols of a comparison, got {', '.join(found)}")
+    level = 1 - 0.05 / (len(pairs) * len(parts) * len(TESTED))
+    rows = []
+    for part, own in parts.items():
+        frames = {name: [run.cells[cell] for _, run in sorted(runs.items()) for cell in own] for name, runs in found.items()}
+        for against, name in pairs:
+            try:
+                measured = compare(frames[against], frames[name], level)
+            except ValueError as error:
+                raise UserError(f"{against} and {name} must be evaluated on the same images: {error}") from error
+            rows += [{"against": against, "protocol": name, "part": part, "level": level, **row} for row in measured]
+    return pd.DataFrame(rows)
+
+
+def lines(table: pd.DataFrame, found: Found) -> list[str]:
+    """The table in words: one line for each comparison and part, and what its columns are."""
+    shown = []
+    for (against, name, part), rows in table.groupby(["against", "protocol", "part"], sort=False):
+        by = rows.set_index("metric").to_dict("index")
+        changes = [METRICS[key].interval((by[key]["change"], by[key]["low"], by[key]["high"])) for key in TESTED]
+        changes += [METRICS["ece"].text(by[key]["change"], "+") for key in ("ece", EXCESS)]
+        changed = f"{100 * by['top1']['changed']:.2f}"
+        if by["top1"]["identical"]:
+            changed, changes = "identical", [""] * len(changes)
+        errors = " / ".join(METRICS[key].text(by[key]["se_images"]) for key in TESTED)
+        shown.append([COMPARISONS[against, name], part, changed, *changes, errors])
+    heads = [METRICS[key].header for key in (*TESTED, "ece")]
+    runs = [run for own in found.values() for run in own.values()]
+    networks, images, cells = sorted(next(iter(found.values()))), len(runs[0].cells[CELL_CLEAN]), shared_cells(runs)
+    corruptions, severities = len({cell.corruption for cell in cells}), sorted({cell.severity for cell in cells})
+    return [
+        *markdown_rows(
+            ["", "part", "changed %", *heads, "ECE - floor %", f"standard error: {' / '.join(heads[:3])}"], shown, heads=2
+        ),
+        "",
+        f"- Changes, averaged over the networks {', '.join(networks)} and over the cells of a part. shift:"
+        f" {corruptions} corruptions at severities {severities}.",
+        f"- [ ]: interval over images, paired, at {100 * table['level'].iloc[0]:.2f}%, so that all of the table hold together"
+        " with 95%. No interval of a difference of ECEs is valid.",
+        f"- standard error: of the number itself over the draw of {images} images. changed: predictions of another class."
+        " identical: all records are equal bit for bit.",
+        *(f"- {name}: {next(iter(own.values())).facts.protocol_id}" for name, own in found.items()),
+        f"- The table was made on {machine(torch.device('cpu'))}.",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", metavar="NAME=FOLDER")
+    parser.add_argument("--output", type=Path, default=Path("results/protocol_sensitivity"))
+    options = parser.parse_args()
+    with reported():
+        found = read(options.folders)
+        table = rows_of(found)
+        options.output.mkdir(parents=True, exist_ok=True)
+        write_csv(options.output / "table.csv", table)
+        said = lines(table, found)
+        write_report(options.output / "table.md", "Protocol sensitivity", said)
+        print("\n".join(said))
+
+
+if __name__ == "__main__":
+    main()
