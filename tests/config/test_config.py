@@ -159,7 +159,8 @@ def test_yaml_files_repeat_no_default() -> None:
     for file in sorted((REPOSITORY / "configs").glob("*/*.yaml")):
         group, content = file.parent.name, yaml.safe_load(file.read_text()) or {}
         for name, value in content.items():
-            if group in ours and name not in ("defaults", "data", "model") and file.stem != "custom":
+            undoes = name == "output_stride" and value is None  # that of data=cifar10, which is read before
+            if group in ours and name not in ("defaults", "data", "model") and file.stem != "custom" and not undoes:
                 assert value != ours[group].get(name), f"{file}: {name} has its default"
 
 
