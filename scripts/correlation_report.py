@@ -1,16 +1,19 @@
 """What theory_beside_measurement.py and geometry_and_reliability.py share: levels of strength, a table of rank correlations,
-and a figure."""
+a figure, and how all of it is written."""
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from measure import write_report
 
+from gch_bench import files
 from gch_bench.errors import UserError
 from gch_bench.report.clustered import DRAWS, RESAMPLES, Rows, rows_of
-from gch_bench.report.figure_style import DOUBLE, look_number, styled
+from gch_bench.report.figure_style import DOUBLE, look_number, save, styled
 from gch_bench.report.text_table import markdown_rows
 
 
@@ -107,3 +110,13 @@ def figure(
     handles, labels = axes[0, 0].get_legend_handles_labels()
     made.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     return made
+
+
+def write(folder: Path, heading: str, text: Sequence[str], tables: Mapping[str, pd.DataFrame], drawn: Figure) -> None:
+    """Write tables.md with the text, which is also printed, NAME.csv of each table and figure.svg."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, table in tables.items():
+        files.write_csv(folder / f"{name}.csv", table)
+    save({"figure": drawn}, folder, ("svg",))
+    write_report(folder / "tables.md", heading, list(text))
+    print("\n".join(text))

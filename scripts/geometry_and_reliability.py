@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from correlation_report import figure, level_of, pair_lines, rows_at
-from measure import machine, write_report
+from correlation_report import figure, level_of, pair_lines, rows_at, write
+from measure import machine
 
 from gch_bench import files, geometry, spectral
 from gch_bench.apps.cli import reported
@@ -30,7 +30,6 @@ from gch_bench.geometry import chains
 from gch_bench.geometry.analysis import analyse
 from gch_bench.noise.stages import feature_stages
 from gch_bench.report.clustered import correlations
-from gch_bench.report.figure_style import save
 from gch_bench.report.geometry_compare import GEOMETRY, LAST_STAGE_RANK, stage_rank
 from gch_bench.report.networks import CONTROL, networks_table, read_setting, title
 from gch_bench.results.geometry import ChainReport
@@ -112,15 +111,11 @@ def study(options: argparse.Namespace) -> None:
     effects = [name for name in EFFECTS if name in networks]
     varying = [name for name in GEOMETRY if noisy[name].notna().all() and noisy[name].nunique() > 1]
     found = correlations(noisy, (varying, effects), CONTROL, rows)
-    files.write_csv(options.output / "table.csv", networks.drop(columns="folder"))
-    files.write_csv(options.output / "correlations.csv", found)
     best = found.groupby("first", sort=False)["p"].min().fillna(1).nsmallest(PANELS).index
     made = figure(networks, found, {name: GEOMETRY[name] for name in best}, {name: title(name) for name in ("nll", "smece")})
     made.set_label("Reliability under shift over the geometric quantities with the smallest p, a marker per network.")
-    save({"figure": made}, options.output, ("svg",))
-    text = lines(networks, found, effects, notes)
-    write_report(options.output / "tables.md", "Geometry and reliability", text)
-    print("\n".join(text))
+    tables = {"table": networks.drop(columns="folder"), "correlations": found}
+    write(options.output, "Geometry and reliability", lines(networks, found, effects, notes), tables, made)
 
 
 def main() -> None:

@@ -20,15 +20,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from correlation_report import figure, level_of, pair_lines, rows_at
-from measure import machine, write_report
+from correlation_report import figure, level_of, pair_lines, rows_at, write
+from measure import machine
 
-from gch_bench import files
 from gch_bench.apps.cli import reported
 from gch_bench.errors import UserError
 from gch_bench.report import compatibility
 from gch_bench.report.clustered import correlations
-from gch_bench.report.figure_style import save
 from gch_bench.report.networks import SHIFT, against_baseline, networks_table, read_setting, title
 from gch_bench.report.runs import complete_noise, find_folders
 from gch_bench.report.study import Setting
@@ -156,17 +154,12 @@ def study(options: argparse.Namespace) -> None:
     unknown = [f"{way}{bound}" for way in ("within", "given") for bound in ("", "_low", "_high")]
     alone[[*unknown, "p", "q"]] = np.nan  # given strength, it has no correlation
     found = pd.concat([alone, found], ignore_index=True)
-    options.output.mkdir(parents=True, exist_ok=True)
-    files.write_csv(options.output / "table.csv", points_of(networks, effects))
-    files.write_csv(options.output / "networks.csv", networks.drop(columns=["folder", "identity"]))
-    files.write_csv(options.output / "correlations.csv", found)
+    points = points_of(networks, effects)
     shown = {name: title(name) for name in ("nll", "smece")}
-    made = figure(points_of(networks, effects), found, HEADLINE, shown, "effect on")
+    made = figure(points, found, HEADLINE, shown, "effect on")
     made.set_label("Effects under shift over compatibility numbers, with rank correlations, also given gate variance (size).")
-    save({"figure": made}, options.output, ("svg",))
-    text = lines(networks, found, effects, notes)
-    write_report(options.output / "tables.md", "Compatibility and reliability", text)
-    print("\n".join(text))
+    tables = {"table": points, "networks": networks.drop(columns=["folder", "identity"]), "correlations": found}
+    write(options.output, "Compatibility and reliability", lines(networks, found, effects, notes), tables, made)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ rounding, unless one of the reasons in training/processes.py applies; a warning 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -256,18 +257,18 @@ def _backward(job: TrainingJob, wrapped: nn.Module, batch: Batch | TrunkBatch, e
     """
     world, recipe, optimisation = job.world, job.recipe, job.optimisation
     labels = targets = batch.labels.to(world.device, non_blocking=True)
-    if isinstance(batch, Batch):
+    if isinstance(batch, TrunkBatch):
+        assert job.trunk_cache is not None
+        forward = partial(job.trunk_cache.logits, batch, world.device)
+    else:
         images = job.inputs(batch)
         if optimisation.mixup is not None:
             images, targets = optimisation.mixup(images, labels)
+        forward = partial(wrapped, images)
     keys_B = image_keys(batch.ids.to(world.device, non_blocking=True), job.seed, "training noise", epoch)
     with keyed_noise(job.model, keys_B):  # around the backward pass, too: activation checkpointing repeats the forward there
         with torch.autocast(world.device.type, AMP.get(recipe.amp), enabled=recipe.amp != "none"):
-            if isinstance(batch, TrunkBatch):
-                assert job.trunk_cache is not None
-                logits = job.trunk_cache.logits(batch, world.device)
-            else:
-                logits = wrapped(images)
+            logits = forward()
         loss = optimisation.loss(logits.float(), targets)
         optimisation.scaler.scale(loss / recipe.grad_accumulation).backward()
     correct = (logits.detach().argmax(1) == labels).sum()

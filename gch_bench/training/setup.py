@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from gch_bench.config.run import Config, RecipeConfig
+from gch_bench.config.run import Config
 from gch_bench.data.loaders import checked, loader_workers, train_loader
 from gch_bench.data.sets import DataSource
-from gch_bench.data.transforms import Normalisation, train_transform
+from gch_bench.data.transforms import train_transform
 from gch_bench.distributed import World
 from gch_bench.errors import UserError
 from gch_bench.model.build import NoisyNetwork
@@ -63,7 +62,7 @@ def training_job(
         loader=loader,
         recipe=recipe,
         frozen=frozen,
-        trunk_cache=_trunk_cache(recipe, config.seed, data, model, frozen, noisy.normalisation),
+        trunk_cache=_trunk_cache(config, data, noisy, frozen),
         num_classes=classes,
         seed=config.seed,
         folder=folder,
@@ -73,22 +72,21 @@ def training_job(
     )
 
 
-def _trunk_cache(
-    recipe: RecipeConfig, seed: int, data: DataSource, model: nn.Module, trunk: Trunk, normalisation: Normalisation
-) -> TrunkCache | None:
-    if recipe.trunk_cache is None:
+def _trunk_cache(config: Config, data: DataSource, noisy: NoisyNetwork, trunk: Trunk) -> TrunkCache | None:
+    recipe = config.recipe
+    if recipe is None or recipe.trunk_cache is None:
         return None
     made_of = {
         "images": data.train_fingerprint,
         "size": data.size,
         "interpolation": data.preparation.interpolation,
-        "normalisation": normalisation,
+        "normalisation": noisy.normalisation,
         "augment": recipe.augment,
         "batch": recipe.batch_size // recipe.grad_accumulation,
         "channels_last": recipe.channels_last,
-        "seed": seed,
+        "seed": config.seed,
     }
-    return TrunkCache(Path(recipe.trunk_cache).expanduser(), model, trunk, made_of, data.size)
+    return TrunkCache(Path(recipe.trunk_cache).expanduser(), noisy.network, trunk, made_of, data.size)
 
 
 def training_warnings(job: TrainingJob, noisy: NoisyNetwork) -> list[str]:

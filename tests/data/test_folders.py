@@ -53,6 +53,30 @@ def test_classes_size_and_order_are_read_from_the_tree(tree):
         assert np.array_equal(np.asarray(source.val.load(3)), np.asarray(image))
 
 
+def test_another_split_is_evaluated(tree):
+    for name in ("ant", "bee", "cat"):
+        write_image(tree / "tune" / name / "a.png", seed=77)
+    plain, tune = load_data(folder(tree)), load_data(folder(tree, split="tune"))
+    assert tune.val.names == ["ant/a.png", "bee/a.png", "cat/a.png"]
+    assert tune.train is not None
+    assert tune.train_fingerprint == plain.train_fingerprint
+    assert tune.description == f"folder ({tree}: 9 train / 3 tune images, 3 classes, 32x32)"
+    before = tune.fingerprint
+    write_image(tree / "tune/cat/a.png", seed=78)
+    assert load_data(folder(tree, split="tune"), train=False).fingerprint != before, "the content counts, as for val"
+
+
+def test_a_split_that_cannot_be_evaluated_is_one_line(tree):
+    rule = "data.split must be a folder of data.root other than train, got "
+    assert message(folder(tree, split="train")) == f"{rule}'train'"
+    assert message(folder(tree, split="")) == f"{rule}''"
+    assert "without a folder test/ (it holds train, val)" in message(folder(tree, split="test"))
+    (tree / "tune/ant").mkdir(parents=True)
+    assert "must have the same class" in message(folder(tree, split="tune"))
+    problem = message(DataConfig("digits", split="tune"))
+    assert problem == "data.split must be null for data=digits, as only data=folder has it, got 'tune'"
+
+
 @pytest.mark.parametrize(
     ("sizes", "fields", "size", "geometry"),
     [
