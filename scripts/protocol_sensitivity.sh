@@ -12,8 +12,7 @@ if [[ $# -lt 3 ]]; then echo "$usage" >&2; exit 2; fi
 root=$(cd "$(dirname "$0")/.." && pwd)
 photographs=$1 runs=$2 work=$3
 shift 3
-list=$(printf '%s,' "$runs"/*/)  # the shell finds the runs: checkpoints=[...] takes no pattern
-given=(data=folder "data.root=$photographs" corruptions=c15 "corruptions.severities=[3]" logger=none "checkpoints=[${list%,}]" "$@")
+given=(data=folder "data.root=$photographs" corruptions=c15 "corruptions.severities=[3]" logger=none "checkpoints=[$runs/*]" "$@")
 
 python_() {
   printf '+ python'; printf ' %q' "$@"; echo

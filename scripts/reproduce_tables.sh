@@ -57,8 +57,8 @@ matched_strength() {
 late_stage_photos() {
   local list noises seeds=0,1,2 evaluate=(evaluate.py "${common[@]}" model.pretrained=false)
   [[ $scale == small ]] || seeds=0,1,2,3,4
-  list=$(printf '%s,' "$runs"/*-s[01]-*)  # not those of later seeds, which are there when this command is given again
-  python_ "${evaluate[@]}" ${tune[@]+"${tune[@]}"} corruptions=extra4 "checkpoints=[${list%,}]" "output=$runs-tune"
+  # Not those of later seeds, which are there when this command is given again.
+  python_ "${evaluate[@]}" ${tune[@]+"${tune[@]}"} corruptions=extra4 "checkpoints=[$runs/*-s0-*,$runs/*-s1-*]" "output=$runs-tune"
   noises=$(choose "$runs-tune"/* --best --variance 0.3 --noise)
   python_ train.py -m "${common[@]}" ${tune[@]+"${tune[@]}"} "seed=$seeds" "noise=$noises"
   list=$(choose "$runs-tune"/* --best --variance 0.3 --among "$runs"/*)
@@ -71,9 +71,7 @@ late_stage_photos() {
 
 # The networks of cifar10_scratch are trained without corruptions and evaluated on the 15 in one pass.
 cifar10_scratch() {
-  local list
-  list=$(printf '%s,' "$runs"/*)
-  python_ evaluate.py "${common[@]}" corruptions=c15 "checkpoints=[${list%,}]" "output=$runs-evaluated"
+  python_ evaluate.py "${common[@]}" corruptions=c15 "checkpoints=[$runs/*]" "output=$runs-evaluated"
   python_ report.py "runs=[$runs-evaluated/*]" "output=$reports" table=mechanisms
 }
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gch_bench.apps.diagnosis.patterns import is_run, is_weights, matches
 from gch_bench.config.parse import parse
 from gch_bench.config.run import Config, ModelConfig, NoiseConfig
 from gch_bench.errors import FieldError, UserError
@@ -23,15 +24,19 @@ def configurations(config: Config) -> list[Config]:
     - the folder of a finished run: its last checkpoint, with the network, noise and seed of its run.json;
     - a checkpoint file inside a run folder's checkpoints/: the same for this file;
     - any other file of weights: for the network that `model` chooses;
+    - a pattern such as runs/x/*: all run folders and files of weights that match, in natural order of their names;
     - timm:NAME: timm's network of this name with its trained weights. Where model/packaged.py knows the name, it is the
       network whose weights an installed package has.
     Whether the noise acts at test time, and in how many passes, is taken from `config` for all of them.
 
     Raises:
-        UserError: an entry that is none of these, or two entries that are the same.
+        UserError: an entry that is none of these, a pattern that matches nothing, or two entries that are the same.
     """
     if not config.checkpoints:
         return [config]
+    kind = "run folder or file of weights"
+    found = matches("checkpoints", config.checkpoints, kind, lambda path: is_run(path) or is_weights(path))
+    config = replace(config, checkpoints=found)
     twice = [entry for entry in dict.fromkeys(config.checkpoints) if config.checkpoints.count(entry) > 1]
     if twice:
         raise UserError(f"checkpoints must name each network once, got {twice[0]} twice")

@@ -282,7 +282,8 @@ class Config:
     logger: LoggerConfig = field(metadata=NOT_IN_IDENTITY)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     records: RecordsConfig = field(default_factory=RecordsConfig, metadata=NOT_IN_IDENTITY)
-    # For evaluate.py: the networks that are evaluated in one pass over the images: run folders, files of weights, timm:NAME.
+    # For evaluate.py: the networks that are evaluated in one pass over the images: run folders, files of weights, patterns such
+    # as runs/x/* of them, timm:NAME.
     checkpoints: list[str] = field(default_factory=list, metadata=NOT_IN_IDENTITY)
     recipe: RecipeConfig | None = None
     seed: int = 0

@@ -60,6 +60,20 @@ def test_the_names_of_a_packaged_network_need_no_download(name: str) -> None:
     assert other.model.name == "efficientnet_lite0.ra_in1k", "timm's other network keeps its full name"
 
 
+def test_a_pattern_means_the_runs_and_weights_that_match(runs: Path, tmp_path: Path, refused: Refused) -> None:
+    for number in (10, 2):
+        shutil.copytree(runs / "a", tmp_path / f"run-{number}")
+    shutil.copy(runs / "a" / "checkpoints" / "last.pt", tmp_path / "run-3.pt")
+    (tmp_path / "run-notes.txt").write_text("neither a run nor weights")
+    (tmp_path / "run-empty").mkdir()
+    made = configurations(configuration(*QUICK, entries(tmp_path / "run-*", runs / "b"), "output=out", name="evaluate"))
+    assert [each.output for each in made] == ["out/run-2", "out/run-3.pt", "out/run-10", "out/b"]
+    line = refused(*QUICK, entries(tmp_path / "run-n*"), f"output={tmp_path / 'out'}", name="evaluate")
+    assert "checkpoints must match at least one run folder or file of weights" in line
+    again = configurations(configuration(*QUICK, entries(runs / "a", runs / "*"), name="evaluate"))
+    assert [each.checkpoints for each in again] == [[str(runs / "a")], [str(runs / "b")]], "each network once"
+
+
 def test_networks_of_the_same_name_get_folders_of_their_own(runs: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

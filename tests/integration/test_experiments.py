@@ -84,7 +84,7 @@ def test_the_scales(name: str) -> None:
     expected = {
         "table11_pets": ("pets", True, "finetune", 6),
         PHOTOS: ("folder", True, "finetune", 4),
-        CIFAR: ("folder", False, "cifar10", 10),
+        CIFAR: ("folder", False, "cifar10", 15),
     }.get(name, ("imagenet", False, "imagenet_90ep", 90))
     assert (full.data.name, full.model.pretrained, full.recipe.name, full.recipe.epochs) == expected
     assert full.records.logits == (name not in TUNED), "the strengths are tuned without logits"

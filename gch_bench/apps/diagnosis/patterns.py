@@ -4,6 +4,7 @@ import glob
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,19 +37,32 @@ def expanded(config: DiagnoseConfig) -> Expanded:
     Raises:
         UserError: a pattern matches nothing of the kind.
     """
-    files = _matches("checkpoints", config.checkpoints, "file of weights", _is_weights)
-    folders = _matches("runs", config.runs, "run folder", lambda path: os.path.isfile(os.path.join(path, "run.json")))
+    files = matches("checkpoints", config.checkpoints, "file of weights", is_weights)
+    folders = matches("runs", config.runs, "run folder", is_run)
     kept, notes = files, dict[str, list[str]]()
     if any(glob.has_magic(entry) for entry in config.checkpoints):
         kept, notes = _distinct(files, [path for path in files if path not in config.checkpoints])
     return Expanded(replace(config, checkpoints=kept, runs=folders), notes)
 
 
-def _is_weights(path: str) -> bool:
+def is_weights(path: str) -> bool:
     return path.endswith(SUFFIXES) and os.path.isfile(path)
 
 
-def _matches(name: str, entries: list[str], kind: str, fits: Any) -> list[str]:
+def is_run(path: str) -> bool:
+    return os.path.isfile(os.path.join(path, "run.json"))
+
+
+def matches(name: str, entries: list[str], kind: str, fits: Callable[[str], bool]) -> list[str]:
+    """The entries, each pattern replaced by the paths that match it and fit, in natural order of their names.
+
+    Args:
+        name: the field's name, for messages.
+        kind: what the paths must be, in words.
+
+    Raises:
+        UserError: a pattern matches nothing of the kind.
+    """
     found: list[str] = []
     for entry in entries:
         if not glob.has_magic(entry) or os.path.lexists(entry):  # a name may hold the characters of a pattern
@@ -61,8 +75,8 @@ def _matches(name: str, entries: list[str], kind: str, fits: Any) -> list[str]:
     return found
 
 
-def _distinct(paths: list[str], matches: list[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """The paths without those of `matches` whose weights an earlier one has, and the warnings. Nothing but tensors is compared:
+def _distinct(paths: list[str], found: list[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """The paths without those of `found` whose weights an earlier one has, and the warnings. Nothing but tensors is compared:
     two checkpoints of the same weights differ in the state of the optimiser, for example. An unreadable file stays, for the
     message of those who load it."""
     kept: list[str] = []
@@ -70,7 +84,7 @@ def _distinct(paths: list[str], matches: list[str]) -> tuple[list[str], dict[str
     first: dict[str, str] = {}
     for path in paths:
         digest = _digest(path)
-        if path in matches and digest in first:
+        if path in found and digest in first:
             notes.setdefault(first[digest], []).append(f"{path} holds the same weights and was left out")
             continue
         first.setdefault(digest, path)
