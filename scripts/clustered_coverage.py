@@ -4,8 +4,9 @@ Made-up networks in two designs: full, each mechanism at three strengths with tw
 in results/late_stage_photos, each at the middle strength and most at one more, with five seeds. Both quantities have effects of
 strength, mechanism, mechanism at a strength, and the second also of the seed and of chance. The effects of mechanism and of
 mechanism at a strength have the given correlation between the quantities. The true rank correlation is that of 5,000
-mechanisms. p is that given strength, the one that the studies report. That the other strength of the sparse design is the best
-one of its mechanism is not imitated.
+mechanisms. p is that given strength, the one that the studies report. "Networks" is the correlation given strength of single
+networks, as in geometry_and_reliability.py; the other rows are about means over the seeds of a mechanism at a strength. That
+the other strength of the sparse design is the best one of its mechanism is not imitated.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from gch_bench.report.clustered import association, p_value, rows_of
 
 # For each mechanism in turn the seeds at its strengths.
 DESIGNS = {"full": [{0: 2, 1: 5, 2: 2}], "sparse": [{1: 5}] + 2 * [{1: 5, 2: 5}] + 8 * [{0: 5, 1: 5}]}
-HOW = ("all", "given strength", "within strength")
+HOW = ("all", "given strength", "within strength", "networks")
 HEAD = (
     "| design | correlation | of the mechanisms' effects | effect of a strength | true | interval covers | width | p <= .05 |",
     "|---|---|---|---|---|---|---|---|",
@@ -43,7 +44,7 @@ def made(design: str, mechanisms: int, shared: float, strength: float, rng: np.r
 
 
 def true_correlation(table: pd.DataFrame, how: str) -> float:
-    means = table.groupby(["cluster", "key"], as_index=False)[["x", "y"]].mean()
+    means = table if how == HOW[3] else table.groupby(["cluster", "key"], as_index=False)[["x", "y"]].mean()
     ranks = (means.groupby("key") if how == HOW[2] else means)[["x", "y"]].rank(pct=True)
     if how != HOW[0]:
         ranks = ranks - np.stack([np.poly1d(np.polyfit(means["key"], ranks[each], 1))(means["key"]) for each in ranks], axis=1)
@@ -51,11 +52,12 @@ def true_correlation(table: pd.DataFrame, how: str) -> float:
 
 
 def measured(table: pd.DataFrame, how: str, true: float, seed: int) -> tuple[float, float, float]:
-    """Whether the interval covers, its width, and whether p <= .05, of the means over seeds."""
-    rows = rows_of(table["cluster"], table["seed"], table["key"], average=True)._replace(within=how == HOW[2])
-    given = table["x"], table["y"], rows, table["key"] if how == HOW[1] else None, seed
+    """Whether the interval covers, its width, and whether p <= .05."""
+    rows = rows_of(table["cluster"], table["seed"], table["key"], average=how != HOW[3])._replace(within=how == HOW[2])
+    tested = how in (HOW[1], HOW[3])
+    given = table["x"], table["y"], rows, table["key"] if tested else None, seed
     found = association(*given)
-    rejected = float(p_value(*given) <= 0.05) if how == HOW[1] else np.nan
+    rejected = float(p_value(*given) <= 0.05) if tested else np.nan
     return float(found.low <= true <= found.high), found.high - found.low, rejected
 
 

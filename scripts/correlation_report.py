@@ -52,9 +52,9 @@ def rows_at(networks: pd.DataFrame, average: bool) -> Rows:
 
 
 def pair_lines(
-    found: pd.DataFrame, firsts: Mapping[str, str], seconds: Mapping[str, str], control: str, equal: str
+    found: pd.DataFrame, firsts: Mapping[str, str], seconds: Mapping[str, str], control: str, equal: str, tests: int
 ) -> list[str]:
-    """The table of `clustered.correlations` in Markdown, with what its columns are."""
+    """The table of `clustered.correlations` in Markdown, with what its columns are; q is over `tests` tests."""
 
     def cells(row: Mapping[str, float], name: str) -> str:
         if not math.isfinite(row[name]):
@@ -69,7 +69,6 @@ def pair_lines(
         for row in found.to_dict("records")
     ]  # fmt: skip
     n, clusters = found["n"].max(), found["clusters"].max()
-    tests = int(found["p"].notna().sum())
     return [
         *markdown_rows(heads, table, 2),
         "",
@@ -112,11 +111,13 @@ def figure(
     return made
 
 
-def write(folder: Path, heading: str, text: Sequence[str], tables: Mapping[str, pd.DataFrame], drawn: Figure) -> None:
-    """Write tables.md with the text, which is also printed, NAME.csv of each table and figure.svg."""
+def write(
+    folder: Path, heading: str, text: Sequence[str], tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Figure]
+) -> None:
+    """Write tables.md with the text, which is also printed, NAME.csv of each table and NAME.svg of each figure."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         files.write_csv(folder / f"{name}.csv", table)
-    save({"figure": drawn}, folder, ("svg",))
+    save(figures, folder, ("svg",))
     write_report(folder / "tables.md", heading, list(text))
     print("\n".join(text))

@@ -6,8 +6,9 @@ RUN: evaluated runs that differ in noise and seed alone, with the checkpoints th
 headline quantities of diagnose.py are measured on the static chain from the factor --first on (what lies in a frozen trunk is
 the same in all networks), once: OUT/geometry.csv keeps them, so that a stopped command continues, until --first or the
 code that measures them changes. Then come rank correlations with NLL and calibration under shift, given clean accuracy
-(correlations.csv, tables.md), and a figure. Networks without noise are in the table, not in the correlations, because no other
-mechanism has their strength. --levels: as in theory_beside_measurement.py.
+(correlations.csv, tables.md), and figures: of single networks, and of means over the seeds of a mechanism at a strength and
+stage, in which what seeds alone do is averaged out. Networks without noise are in the table, not in the correlations, because
+no other mechanism has their strength. --levels: as in theory_beside_measurement.py.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 from correlation_report import figure, level_of, pair_lines, rows_at, write
+from matplotlib.figure import Figure
 from measure import machine
 
 from gch_bench import files, geometry, spectral
@@ -31,12 +33,14 @@ from gch_bench.geometry.analysis import analyse
 from gch_bench.noise.stages import feature_stages
 from gch_bench.report.clustered import correlations
 from gch_bench.report.geometry_compare import GEOMETRY, LAST_STAGE_RANK, stage_rank
+from gch_bench.report.geometry_correlations import q_values
 from gch_bench.report.networks import CONTROL, networks_table, read_setting, title
 from gch_bench.results.geometry import ChainReport
 
 MEASURED = "geometry.csv"
 PANELS = 4  # quantities in the figure
 EFFECTS = ("nll", "ece", "smece", "ece_after_T")  # columns of SHIFT that are tested
+COMPARED = {"networks": False, "means over seeds": True}  # -> the `average` of rows_at; q is over the tests of both
 
 
 def chain_report(folder: Path, first: str | None) -> tuple[ChainReport, str | None]:
@@ -85,18 +89,42 @@ def geometry_of(networks: pd.DataFrame, first: str | None, cache: Path) -> pd.Da
     return pd.DataFrame(rows).drop(columns=list(how))
 
 
+def both_ways(noisy: pd.DataFrame, columns: Sequence[Sequence[str]]) -> pd.DataFrame:
+    """`clustered.correlations` of the networks and of the means, by the column `compared`."""
+    ways = [
+        correlations(noisy, columns, CONTROL, rows_at(noisy, average)).assign(compared=name)
+        for name, average in COMPARED.items()
+    ]
+    found = pd.concat(ways, ignore_index=True)
+    return found.assign(q=q_values(found["p"].to_numpy(np.float64)))
+
+
 def lines(networks: pd.DataFrame, found: pd.DataFrame, effects: Sequence[str], notes: Sequence[str]) -> list[str]:
     constant = [GEOMETRY[name] for name in GEOMETRY if name not in set(found["first"])]
     without = int((networks["noise"] == "none").sum())
+    tests = int(found["p"].notna().sum())
+    equal = {"networks": "strength, stage and seed", "means over seeds": "strength and stage"}
+    titles = {name: title(name) for name in effects}
     return [
         f"{len(networks)} networks, of which {without} without noise are not in the correlations;"
         f" {machine(torch.device('cpu'))}.",
-        "",
-        *pair_lines(found, GEOMETRY, {name: title(name) for name in effects}, "clean top-1", "strength, stage and seed"),
+        *(
+            line
+            for name, own in found.groupby("compared", sort=False)
+            for line in ("", f"## {name}", "", *pair_lines(own, GEOMETRY, titles, "clean top-1", equal[name], tests))
+        ),
         *(["", f"The same in all networks, or not defined: {', '.join(constant)}."] if constant else []),
         *([""] if notes else []),
         *(f"- {note}" for note in notes),
     ]
+
+
+def drawn(points: pd.DataFrame, found: pd.DataFrame, marker: str) -> Figure:
+    """Panels of the quantities with the smallest p of these correlations."""
+    best = found.groupby("first", sort=False)["p"].min().fillna(1).nsmallest(PANELS).index
+    made = figure(points, found, {name: GEOMETRY[name] for name in best}, {name: title(name) for name in ("nll", "smece")})
+    made.set_label(f"Reliability under shift over the geometric quantities with the smallest p, a marker per {marker}.")
+    return made
 
 
 def study(options: argparse.Namespace) -> None:
@@ -104,18 +132,21 @@ def study(options: argparse.Namespace) -> None:
     networks = networks_table(setting).drop_duplicates("weights", ignore_index=True)
     noisy = networks["noise"] != "none"
     networks = networks.assign(level=level_of(networks[noisy], options.levels))
-    rows = rows_at(networks[noisy], average=False)
+    rows_at(networks[noisy], average=False)  # refuses levels before anything is measured
     options.output.mkdir(parents=True, exist_ok=True)
     networks = networks.merge(geometry_of(networks, options.first, options.output / MEASURED), on="weights")
     noisy = networks[networks["noise"] != "none"].reset_index(drop=True)
     effects = [name for name in EFFECTS if name in networks]
     varying = [name for name in GEOMETRY if noisy[name].notna().all() and noisy[name].nunique() > 1]
-    found = correlations(noisy, (varying, effects), CONTROL, rows)
-    best = found.groupby("first", sort=False)["p"].min().fillna(1).nsmallest(PANELS).index
-    made = figure(networks, found, {name: GEOMETRY[name] for name in best}, {name: title(name) for name in ("nll", "smece")})
-    made.set_label("Reliability under shift over the geometric quantities with the smallest p, a marker per network.")
+    found = both_ways(noisy, (varying, effects))
+    single, means = (found[found["compared"] == name] for name in COMPARED)
+    points = networks.groupby(["noise", "mechanism", "stage"], sort=False, as_index=False).mean(numeric_only=True)
+    figures = {
+        "figure": drawn(networks, single, "network"),
+        "figure_means": drawn(points, means, "mechanism at a strength and stage"),
+    }
     tables = {"table": networks.drop(columns="folder"), "correlations": found}
-    write(options.output, "Geometry and reliability", lines(networks, found, effects, notes), tables, made)
+    write(options.output, "Geometry and reliability", lines(networks, found, effects, notes), tables, figures)
 
 
 def main() -> None:

@@ -122,12 +122,13 @@ def lines(networks: pd.DataFrame, found: pd.DataFrame, effects: Sequence[str], n
          *(f"{row[name]:+.4f}" for name in effects)]
         for row in points.to_dict("records")
     ]  # fmt: skip
-    names = {STRENGTH: "gate variance", **HEADLINE}
+    names, titles = {STRENGTH: "gate variance", **HEADLINE}, {name: title(name) for name in EFFECTS}
+    tests = int(found["p"].notna().sum())
     return [
         f"{len(networks)} networks, {len(points)} mechanisms at a strength and stage, {networks['noise'].nunique()} mechanisms;"
         f" {machine(torch.device('cpu'))}.",
         "",
-        *pair_lines(found, names, {name: title(name) for name in EFFECTS}, "level of gate variance", "strength and stage"),
+        *pair_lines(found, names, titles, "level of gate variance", "strength and stage", tests),
         "",
         "Not used: " + "; ".join(f"{name}: {why}" for name, why in NOT_USED.items()) + ".",
         "",
@@ -159,7 +160,7 @@ def study(options: argparse.Namespace) -> None:
     made = figure(points, found, HEADLINE, shown, "effect on")
     made.set_label("Effects under shift over compatibility numbers, with rank correlations, also given gate variance (size).")
     tables = {"table": points, "networks": networks.drop(columns=["folder", "identity"]), "correlations": found}
-    write(options.output, "Compatibility and reliability", lines(networks, found, effects, notes), tables, made)
+    write(options.output, "Compatibility and reliability", lines(networks, found, effects, notes), tables, {"figure": made})
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_report import NONE, made_group, noise
+from scipy.stats import false_discovery_control
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
@@ -190,10 +191,13 @@ def test_geometry_and_reliability_measures_each_network_once(
     for _ in range(2):
         geometry_and_reliability.study(options)
     assert len(measured) == 2 * len(networks)
-    found = pd.read_csv(tmp_path / "out" / "correlations.csv").set_index(["first", "second"])
-    assert set(found.reset_index()["first"]) == {"spikes", "angle_excess"}  # the others are the same in all networks
-    assert found.loc[("spikes", "nll"), "given"] == pytest.approx(1)
-    assert found.loc[("spikes", "nll"), "n"] == 4 * len(KINDS)
+    both = pd.read_csv(tmp_path / "out" / "correlations.csv").set_index(["first", "second"])
+    assert set(both.reset_index()["first"]) == {"spikes", "angle_excess"}  # the others are the same in all networks
+    for compared, n in (("networks", 4 * len(KINDS)), ("means over seeds", 2 * len(KINDS))):
+        found = both[both["compared"] == compared]
+        assert found.loc[("spikes", "nll"), "given"] == pytest.approx(1)
+        assert found.loc[("spikes", "nll"), "n"] == n
+    assert both["q"].tolist() == pytest.approx(false_discovery_control(both["p"]).tolist()), "over the tests of both"
     assert "certified rank" in (tmp_path / "out" / "tables.md").read_text()
 
 
