@@ -1,12 +1,15 @@
 """How often the intervals and p values of report/clustered.py err: python scripts/clustered_coverage.py --output FILE.md
 
-Made-up networks in two designs: full, each mechanism at three strengths with two seeds, five at the middle one; and sparse, as
-in results/late_stage_photos, each at the middle strength and most at one more, with five seeds. Both quantities have effects of
-strength, mechanism, mechanism at a strength, and the second also of the seed and of chance. The effects of mechanism and of
-mechanism at a strength have the given correlation between the quantities. The true rank correlation is that of 5,000
-mechanisms. p is that given strength, the one that the studies report. "Networks" is the correlation given strength of single
-networks, as in geometry_and_reliability.py; the other rows are about means over the seeds of a mechanism at a strength. That
-the other strength of the sparse design is the best one of its mechanism is not imitated.
+Made-up networks in three designs: full, each mechanism at three strengths with two seeds, five at the middle one; sparse, as in
+results/late_stage_photos, each at the middle strength and most at one more, with five seeds; and stages, as in
+results/cifar10_scratch, each at one stage and two of them at two more, with three seeds. Both quantities have effects of
+strength (or stage), mechanism, mechanism at a strength, and the second also of the seed and of chance. The effects of mechanism
+and of mechanism at a strength have the given correlation between the quantities. The true rank correlation is that of 5,000
+mechanisms.
+
+"All" and "within" are about means over the seeds of a mechanism at a strength; "within" and "networks" about ranks among the
+means, or the networks, of one strength. That the other strength of the sparse design is the best one of its mechanism is not
+imitated.
 """
 
 import argparse
@@ -20,9 +23,13 @@ from measure import machine, positive, write_report
 
 from gch_bench.report.clustered import association, p_value, rows_of
 
-# For each mechanism in turn the seeds at its strengths.
-DESIGNS = {"full": [{0: 2, 1: 5, 2: 2}], "sparse": [{1: 5}] + 2 * [{1: 5, 2: 5}] + 8 * [{0: 5, 1: 5}]}
-HOW = ("all", "given strength", "within strength", "networks")
+# For each mechanism in turn the number of seeds at its strengths (or stages).
+DESIGNS = {
+    "full": [{0: 2, 1: 5, 2: 2}],
+    "sparse": [{1: 5}] + 2 * [{1: 5, 2: 5}] + 8 * [{0: 5, 1: 5}],
+    "stages": 2 * [{0: 3, 1: 3, 2: 3}] + 9 * [{0: 3}],
+}
+HOW = ("all", "within", "networks")
 HEAD = (
     "| design | correlation | of the mechanisms' effects | effect of a strength | true | interval covers | width | p <= .05 |",
     "|---|---|---|---|---|---|---|---|",
@@ -44,27 +51,23 @@ def made(design: str, mechanisms: int, shared: float, strength: float, rng: np.r
 
 
 def true_correlation(table: pd.DataFrame, how: str) -> float:
-    means = table if how == HOW[3] else table.groupby(["cluster", "key"], as_index=False)[["x", "y"]].mean()
-    ranks = (means.groupby("key") if how == HOW[2] else means)[["x", "y"]].rank(pct=True)
-    if how != HOW[0]:
-        ranks = ranks - np.stack([np.poly1d(np.polyfit(means["key"], ranks[each], 1))(means["key"]) for each in ranks], axis=1)
+    values = table if how == HOW[2] else table.groupby(["cluster", "key"], as_index=False)[["x", "y"]].mean()
+    ranks = (values if how == HOW[0] else values.groupby("key"))[["x", "y"]].rank(pct=True)
     return float(ranks.corr().iloc[0, 1])
 
 
 def measured(table: pd.DataFrame, how: str, true: float, seed: int) -> tuple[float, float, float]:
     """Whether the interval covers, its width, and whether p <= .05."""
-    rows = rows_of(table["cluster"], table["seed"], table["key"], average=how != HOW[3])._replace(within=how == HOW[2])
-    tested = how in (HOW[1], HOW[3])
-    given = table["x"], table["y"], rows, table["key"] if tested else None, seed
-    found = association(*given)
-    rejected = float(p_value(*given) <= 0.05) if tested else np.nan
+    rows = rows_of(table["cluster"], table["seed"], table["key"], average=how != HOW[2])._replace(within=how != HOW[0])
+    found = association(table["x"], table["y"], rows, seed=seed)
+    rejected = np.nan if how == HOW[0] else float(p_value(table["x"], table["y"], rows, seed=seed) <= 0.05)
     return float(found.low <= true <= found.high), found.high - found.low, rejected
 
 
 def lines(design: str, mechanisms: int, trials: int) -> list[str]:
     """Rows of the table of a design."""
     found_lines = []
-    for shared, strength in itertools.product((0.0, 0.6), (0.0, 1.0)):
+    for shared, strength in itertools.product((0.0, 0.6, 0.9), (0.0, 2.0)):
         many, rng = made(design, 5_000, shared, strength, np.random.default_rng(0)), np.random.default_rng(1)
         tables = [made(design, mechanisms, shared, strength, rng) for _ in range(trials)]
         for how in HOW:

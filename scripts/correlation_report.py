@@ -18,7 +18,8 @@ from gch_bench.report.text_table import markdown_rows
 
 
 def level_of(networks: pd.DataFrame, levels: Sequence[float]) -> pd.Series:
-    """Which of the levels is nearest, in the logarithm, to the gate variance of each network; without levels, its first digit.
+    """Which of the levels is nearest, in the logarithm, to the gate variance of each network; without
+    levels, the gate variance rounded to one digit.
 
     Args:
         networks: columns mechanism and gate_variance.
@@ -52,7 +53,7 @@ def rows_at(networks: pd.DataFrame, average: bool) -> Rows:
 
 
 def pair_lines(
-    found: pd.DataFrame, firsts: Mapping[str, str], seconds: Mapping[str, str], control: str, equal: str, tests: int
+    found: pd.DataFrame, firsts: Mapping[str, str], seconds: Mapping[str, str], tests: int, control: str | None = None
 ) -> list[str]:
     """The table of `clustered.correlations` in Markdown, with what its columns are; q is over `tests` tests."""
 
@@ -62,20 +63,20 @@ def pair_lines(
         low, high = row[f"{name}_low"], row[f"{name}_high"]
         return f"{row[name]:+.2f}" + (f" [{low:+.2f}, {high:+.2f}]" if math.isfinite(low) else "")
 
-    heads = ["", "", "rho", "within strength and stage", f"given {control}", "p", "q"]
+    ways = {"rho": "rho", "within": "within strength and stage"} | ({"given": f"and given {control}"} if control else {})
     table = [
-        [firsts[row["first"]], seconds[row["second"]], *(cells(row, name) for name in ("rho", "within", "given")),
+        [firsts[row["first"]], seconds[row["second"]], *(cells(row, name) for name in ways),
          *(f"{row[name]:.2g}" if math.isfinite(row[name]) else "" for name in ("p", "q"))]
         for row in found.to_dict("records")
     ]  # fmt: skip
-    n, clusters = found["n"].max(), found["clusters"].max()
+    given = f" Given {control}: of what is left of these ranks after a regression on those of {control}." if control else ""
     return [
-        *markdown_rows(heads, table, 2),
+        *markdown_rows(["", "", *ways.values(), "p", "q"], table, 2),
         "",
-        f"Spearman's correlations over {n} points of {clusters} mechanisms, with intervals of 95% that resample mechanisms and"
-        f" seeds ({RESAMPLES} times). Within: ranks within one strength and stage alone. Given {control}: of the residuals of"
-        f" ranks. p: of the latter, by permuting whole mechanisms ({DRAWS} orders) at equal {equal}; q: p after Benjamini and"
-        f" Hochberg over {tests} tests.",
+        f"Spearman's correlations over {found['n'].max()} points of {found['clusters'].max()} mechanisms, with intervals of 95%"
+        f" that resample mechanisms and seeds ({RESAMPLES} times). Within: of ranks among the points of one strength and stage."
+        f"{given} p: of the last column before it, by {DRAWS} orders of whole mechanisms that have the same strengths, stages"
+        f" and seeds; q: p after Benjamini and Hochberg over {tests} tests.",
     ]
 
 
@@ -83,7 +84,8 @@ def pair_lines(
 def figure(
     table: pd.DataFrame, found: pd.DataFrame, firsts: Mapping[str, str], seconds: Mapping[str, str], word: str = ""
 ) -> Figure:
-    """Panels of each second over each first quantity; a marker per mechanism, its size by gate variance.
+    """Panels of each second over each first quantity, titled rho; that of the last column before p; q. A marker per point, its
+    size by the level of strength, open where its stage is not the one of most points.
 
     `word` stands before the names of the second ones where they are differences, from 0.
     """
@@ -91,18 +93,22 @@ def figure(
     axes = made.subplots(len(seconds), len(firsts), squeeze=False, sharey="row", sharex="col")
     kinds = list(dict.fromkeys(table["noise"]))
     pairs = {(row["first"], row["second"]): row for row in found.to_dict("records")}
-    sizes = (4 + 26 * table["gate_variance"].rank(pct=True)).fillna(12)
+    sizes = (4 + 26 * table["level"].rank(pct=True)).fillna(12) if table["level"].nunique() > 1 else 16 + 0 * table["nll"]
+    filled = table["stage"].isin(["", table.loc[table["stage"] != "", "stage"].mode()[0]])
+    last = "given" if "given" in found else "within"
     for i, (other, other_text) in enumerate(seconds.items()):
         for j, (one, one_text) in enumerate(firsts.items()):
             axis, pair = axes[i, j], pairs[one, other]
             for number, kind in enumerate(kinds):
-                own, look = table["noise"] == kind, look_number(number, kind)
-                axis.scatter(table[one][own], table[other][own], s=sizes[own], color=look.color, marker=look.marker,
-                             linewidths=0, label=kind)  # fmt: skip
+                look = look_number(number, kind)
+                for part, face in ((filled, look.color), (~filled, "none")):
+                    own = part & (table["noise"] == kind)
+                    axis.scatter(table[one][own], table[other][own], s=sizes[own], marker=look.marker, linewidths=0.6,
+                                 facecolors=face, edgecolors=look.color, label=kind if part is filled else None)  # fmt: skip
             if word:
                 axis.axhline(0, color="0.8", lw=0.6, zorder=0)
             q = f", q {pair['q']:.2g}" if math.isfinite(pair["q"]) else ""
-            axis.set_title(f"{pair['rho']:+.2f}; {pair['given']:+.2f} given{q}")
+            axis.set_title(f"{pair['rho']:+.2f}; {pair[last]:+.2f} {last}{q}")
             axis.locator_params(axis="x", nbins=4)
             axis.set_xlabel(one_text if i == len(seconds) - 1 else "")
             axis.set_ylabel(f"{word} {other_text}".strip() if j == 0 else "")

@@ -91,10 +91,8 @@ def geometry_of(networks: pd.DataFrame, first: str | None, cache: Path) -> pd.Da
 
 def both_ways(noisy: pd.DataFrame, columns: Sequence[Sequence[str]]) -> pd.DataFrame:
     """`clustered.correlations` of the networks and of the means, by the column `compared`."""
-    ways = [
-        correlations(noisy, columns, CONTROL, rows_at(noisy, average)).assign(compared=name)
-        for name, average in COMPARED.items()
-    ]
+    rows = {name: rows_at(noisy, average) for name, average in COMPARED.items()}
+    ways = [correlations(noisy, columns, each, CONTROL).assign(compared=name) for name, each in rows.items()]
     found = pd.concat(ways, ignore_index=True)
     return found.assign(q=q_values(found["p"].to_numpy(np.float64)))
 
@@ -103,7 +101,6 @@ def lines(networks: pd.DataFrame, found: pd.DataFrame, effects: Sequence[str], n
     constant = [GEOMETRY[name] for name in GEOMETRY if name not in set(found["first"])]
     without = int((networks["noise"] == "none").sum())
     tests = int(found["p"].notna().sum())
-    equal = {"networks": "strength, stage and seed", "means over seeds": "strength and stage"}
     titles = {name: title(name) for name in effects}
     return [
         f"{len(networks)} networks, of which {without} without noise are not in the correlations;"
@@ -111,7 +108,7 @@ def lines(networks: pd.DataFrame, found: pd.DataFrame, effects: Sequence[str], n
         *(
             line
             for name, own in found.groupby("compared", sort=False)
-            for line in ("", f"## {name}", "", *pair_lines(own, GEOMETRY, titles, "clean top-1", equal[name], tests))
+            for line in ("", f"## {name}", "", *pair_lines(own, GEOMETRY, titles, tests, "clean top-1"))
         ),
         *(["", f"The same in all networks, or not defined: {', '.join(constant)}."] if constant else []),
         *([""] if notes else []),

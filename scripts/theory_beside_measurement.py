@@ -1,14 +1,15 @@
 """Does what a mechanism does to a layer predict what training with it does to reliability?
 
   python scripts/theory_beside_measurement.py RUN ... --noises
-  python diagnose.py mode=compatibility 'runs=[NONE]' 'noise=LIST' output=FOLDER ...
+  python diagnose.py mode=compatibility 'runs=[NONE]' 'noise=LIST' 'stages=[L4]' output=FOLDER ...
   python scripts/theory_beside_measurement.py RUN ... --compatibility FOLDER ... --levels 0.1 0.3 0.9 --output OUT
 
 RUN: evaluated runs that differ in noise and seed alone, some with noise=none. With --noises it prints the list of their
-mechanisms for diagnose.py, which measures them on a network that was trained without noise. The last command writes the effect
+mechanisms for diagnose.py, which measures them on a network that was trained without noise, at all stages that the runs have.
+The last command writes the effect
 of each mechanism beside its compatibility numbers (OUT/table.csv), their rank correlations (correlations.csv, tables.md) and a
 figure. --levels: the gate variances at which the mechanisms were matched, from which each takes the nearest one; without, the
-first digit of the gate variance.
+gate variance rounded to one digit.
 """
 
 import argparse
@@ -99,10 +100,15 @@ def networks_beside(setting: Setting, numbers: pd.DataFrame, levels: Sequence[fl
     """
     noises = {group.mechanism: identity(group.noise) for group in setting.groups}
     effects = against_baseline(networks_table(setting)).drop(columns=STRENGTH)
-    whole = effects.assign(identity=effects["mechanism"].map(noises)).merge(numbers, "left", on=["stage", "identity"])
-    if (missing := whole[STRENGTH].isna()).any():
+    effects = effects.assign(identity=effects["mechanism"].map(noises))
+    whole = effects.merge(numbers, "left", on=["stage", "identity"], indicator="measured")
+    if (missing := whole.pop("measured") == "left_only").any():
         lacking = ", ".join(dict.fromkeys(whole.loc[missing, "mechanism"]))
-        raise UserError(f"compatibility must hold every mechanism of the runs, it lacks {lacking}: run with --noises, diagnose")
+        stages = ",".join(dict.fromkeys(whole["stage"]))
+        raise UserError(
+            f"--compatibility must hold every mechanism of the runs, it lacks {lacking}: measure with diagnose.py"
+            f" 'stages=[{stages}]' and the noise= that --noises prints"
+        )
     return whole.assign(level=level_of(whole, levels))
 
 
@@ -123,12 +129,11 @@ def lines(networks: pd.DataFrame, found: pd.DataFrame, effects: Sequence[str], n
         for row in points.to_dict("records")
     ]  # fmt: skip
     names, titles = {STRENGTH: "gate variance", **HEADLINE}, {name: title(name) for name in EFFECTS}
-    tests = int(found["p"].notna().sum())
     return [
         f"{len(networks)} networks, {len(points)} mechanisms at a strength and stage, {networks['noise'].nunique()} mechanisms;"
         f" {machine(torch.device('cpu'))}.",
         "",
-        *pair_lines(found, names, titles, "level of gate variance", "strength and stage", tests),
+        *pair_lines(found, names, titles, int(found["p"].notna().sum())),
         "",
         "Not used: " + "; ".join(f"{name}: {why}" for name, why in NOT_USED.items()) + ".",
         "",
@@ -150,15 +155,15 @@ def study(options: argparse.Namespace) -> None:
     networks = networks_beside(setting, compatibility_numbers(options.compatibility), options.levels)
     effects = [name for name in SHIFT if name in networks]
     rows = rows_at(networks, average=True)
-    found = correlations(networks, (list(HEADLINE), EFFECTS), "level", rows)
-    alone = correlations(networks, ([STRENGTH], EFFECTS), "level", rows)
-    unknown = [f"{way}{bound}" for way in ("within", "given") for bound in ("", "_low", "_high")]
-    alone[[*unknown, "p", "q"]] = np.nan  # given strength, it has no correlation
-    found = pd.concat([alone, found], ignore_index=True)
+    found = correlations(networks, (list(HEADLINE), EFFECTS), rows)
+    if networks["level"].nunique() > 1:
+        alone = correlations(networks, ([STRENGTH], EFFECTS), rows)
+        alone[["within", "within_low", "within_high", "p", "q"]] = np.nan  # within one strength it does not vary
+        found = pd.concat([alone, found], ignore_index=True)
     points = points_of(networks, effects)
     shown = {name: title(name) for name in ("nll", "smece")}
     made = figure(points, found, HEADLINE, shown, "effect on")
-    made.set_label("Effects under shift over compatibility numbers, with rank correlations, also given gate variance (size).")
+    made.set_label("Effects under shift over compatibility numbers, with rank correlations.")
     tables = {"table": points, "networks": networks.drop(columns=["folder", "identity"]), "correlations": found}
     write(options.output, "Compatibility and reliability", lines(networks, found, effects, notes), tables, {"figure": made})
 

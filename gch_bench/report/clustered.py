@@ -3,10 +3,11 @@
 Intervals come from a bootstrap that draws whole mechanisms and, independently of them, training seeds with replacement. The
 interval is the estimate +- t times the bootstrap's standard deviation, on the scale of Fisher's z and with the number of
 mechanisms less one as degrees of freedom. The p value is that of a permutation of whole mechanisms: the rows of one mechanism
-get the residuals of another mechanism's rows of the same strength, stage and seed, so that what strength, stage and seed alone
-do to both quantities counts as chance. results/theory_beside_measurement/coverage.md has how often both err.
+get the residuals of another mechanism's rows of the same strength, stage and seed. Only mechanisms that have the same
+strengths, stages and seeds change places, so that every order has all rows. How often both err was simulated:
+results/theory_beside_measurement/coverage.md.
 
-Legend: N rows, C conditions, G clusters (mechanisms), S seeds, K keys, R resamples or permutations, X = G K places.
+Legend: N rows, C conditions, G clusters (mechanisms), S seeds, K keys, R resamples or permutations.
 """
 
 import itertools
@@ -27,7 +28,7 @@ Bools = NDArray[np.bool_]
 
 RESAMPLES = 1_000
 DRAWS = 9_999  # permutations
-FEWEST = 5  # clusters below which there is neither interval nor p
+FEWEST = 5  # clusters below which there is no interval, and clusters that can change places below which there is no p
 _TAIL = 0.025  # on each side of an interval of 95%
 _LARGEST = 0.999  # correlations beyond it count as this one on the scale of z, where 1 is infinite
 _NONE = 1e-9  # a share of the variance below which nothing but rounding is left
@@ -54,28 +55,31 @@ class Association(NamedTuple):
     high: float
 
 
-def correlations(table: pd.DataFrame, pairs: Sequence[Sequence[str]], control: str, rows: Rows, seed: int = 0) -> pd.DataFrame:
-    """A row per pair of columns of `table`, the first of one list and the second of the other: rho over all rows, `within` the
-    rows of one key, and `given` the control, each with its interval; p of the last, and q: p after Benjamini and Hochberg.
+def correlations(
+    table: pd.DataFrame, pairs: Sequence[Sequence[str]], rows: Rows, control: str | None = None, seed: int = 0
+) -> pd.DataFrame:
+    """A row per pair of columns of `table`, the first of one list and the second of the other: rho over all rows, `within` of
+    ranks among the rows of one key, and with a control `given`, the same given the control; each with its interval. p is that
+    of the last of these, and q is p after Benjamini and Hochberg.
 
     Rows in which the first column is nan are left out, such as mechanisms that have no such quantity.
     """
-    found = []
+    records = []
     for one, other in itertools.product(*pairs):
-        there = table[one].notna().to_numpy()
-        x, y, given = (table.loc[there, name] for name in (one, other, control))
-        own = rows_of(rows.cluster[there], rows.seed[there], rows.key[there], rows.average)
-        ways = {
-            "rho": association(x, y, own, seed=seed),
-            "within": association(x, y, own._replace(within=True), seed=seed),
-            "given": association(x, y, own, given, seed),
-        }
-        row = {"first": one, "second": other, "n": ways["rho"].n, "clusters": ways["rho"].clusters}
+        present = table[one].notna().to_numpy()
+        x, y = table.loc[present, one], table.loc[present, other]
+        given = None if control is None else table.loc[present, control]
+        plain = rows_of(rows.cluster[present], rows.seed[present], rows.key[present], rows.average)
+        within = plain._replace(within=True)
+        ways = {"rho": association(x, y, plain, seed=seed), "within": association(x, y, within, seed=seed)}
+        if given is not None:
+            ways["given"] = association(x, y, within, given, seed)
+        record = {"first": one, "second": other, "n": ways["rho"].n, "clusters": ways["rho"].clusters}
         for name, each in ways.items():
-            row |= {name: each.estimate, f"{name}_low": each.low, f"{name}_high": each.high}
-        found.append(row | {"p": p_value(x, y, own, given, seed)})
-    made = pd.DataFrame(found)
-    return made.assign(q=q_values(made["p"].to_numpy(np.float64)))
+            record |= {name: each.estimate, f"{name}_low": each.low, f"{name}_high": each.high}
+        records.append(record | {"p": p_value(x, y, within, given, seed)})
+    whole = pd.DataFrame(records)
+    return whole.assign(q=q_values(whole["p"].to_numpy(np.float64)))
 
 
 class _Columns(NamedTuple):
@@ -128,10 +132,11 @@ def association(
 
 
 def p_value(first: ArrayLike, second: ArrayLike, rows: Rows, control: ArrayLike | None = None, seed: int = 0) -> float:
-    """Two-sided p of an `association` by permuting whole clusters; nan where it has no interval.
+    """Two-sided p of an `association` by permuting whole clusters that have the same keys (and seeds, without `average`); nan
+    if fewer than FEWEST can change places.
 
     Source: Freedman and Lane 1983, A nonstochastic interpretation of reported significance levels. The residuals of `second`
-    are permuted and regressed on the control anew. A row without counterpart in the other cluster is left out of that order.
+    are permuted and regressed on the control anew.
 
     Args:
         seed: of the permutations.
@@ -141,25 +146,29 @@ def p_value(first: ArrayLike, second: ArrayLike, rows: Rows, control: ArrayLike 
     """
     values, once_1N = _once(_checked(rows, first, second, control), rows)
     places_GK = _places(rows)
-    if len(places_GK) < FEWEST:
+    kind_G = np.unique(places_GK >= 0, axis=0, return_inverse=True)[1].reshape(-1)
+    if (np.bincount(kind_G)[kind_G] > 1).sum() < FEWEST:
         return math.nan
     given_1N = _ranks(values.control, values.stratum, once_1N)
     left, right = (_residuals(_ranks(each, values.stratum, once_1N), given_1N, once_1N)[0] for each in values[:2])
-    orders = np.random.default_rng(seed).permuted(np.tile(np.arange(len(places_GK)), (DRAWS, 1)), axis=1)
     # The order as it is counts among the draws, so that p is never 0.
-    other_RX = places_GK[np.vstack([np.arange(len(places_GK)), orders])].reshape(DRAWS + 1, -1)
-    own_X = places_GK.reshape(-1)
-    there_RX = ((own_X >= 0) & (other_RX >= 0)).astype(np.float64)
-    count_R1 = np.maximum(there_RX.sum(axis=1, keepdims=True), 1)
-
-    def centred(values_RX: Floats) -> Floats:
-        return values_RX - (values_RX * there_RX).sum(axis=1, keepdims=True) / count_R1
-
-    given_RX = centred(np.broadcast_to(given_1N[0][own_X], there_RX.shape))
-    one_RX, two_RX = (_residuals(centred(each), given_RX, there_RX) for each in (left[own_X] + 0 * there_RX, right[other_RX]))
-    squares_R = _product(one_RX, one_RX, there_RX) * _product(two_RX, two_RX, there_RX)
-    drawn_R = np.abs(_quotient(_product(one_RX, two_RX, there_RX), squares_R))
+    orders_RG = np.vstack([np.arange(len(kind_G)), _orders(kind_G, np.random.default_rng(seed))])
+    own_N = places_GK[places_GK >= 0]
+    other_RN = places_GK[orders_RG][:, places_GK >= 0]
+    every_1N = np.ones((1, len(own_N)))
+    given_RN = np.broadcast_to(given_1N[:, own_N], other_RN.shape)
+    one_1N, two_RN = left[None, own_N], _residuals(right[other_RN], given_RN, every_1N)
+    squares_R = _product(one_1N, one_1N, every_1N) * _product(two_RN, two_RN, every_1N)
+    drawn_R = np.abs(_quotient(_product(one_1N, two_RN, every_1N), squares_R))
     return math.nan if math.isnan(drawn_R[0]) else float((np.nan_to_num(drawn_R) >= drawn_R[0] - 1e-9).mean())
+
+
+def _orders(kind_G: Ints, rng: np.random.Generator) -> Ints:
+    """(DRAWS, G): random orders in which each cluster is replaced by one of its kind."""
+    by_kind = np.argsort(kind_G, kind="stable")
+    orders_RG = np.empty((DRAWS, len(kind_G)), dtype=np.int64)
+    orders_RG[:, by_kind] = np.argsort(kind_G + rng.random((DRAWS, len(kind_G))), axis=1)
+    return orders_RG
 
 
 def _checked(rows: Rows, first: ArrayLike, second: ArrayLike, control: ArrayLike | None) -> _Columns:

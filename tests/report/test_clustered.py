@@ -84,7 +84,7 @@ def test_p_by_all_orders_of_the_mechanisms(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.usefixtures("few_draws")
 def test_a_planted_correlation_is_found() -> None:
     table, rows = networks(11, 0.95, 0)
-    given = table["x"], table["y"], rows._replace(average=True), table["strength"]
+    given = table["x"], table["y"], rows._replace(average=True, within=True)
     found = association(*given)
     assert p_value(*given) <= 0.01
     assert 0.3 < found.low < found.estimate < found.high < 1
@@ -103,16 +103,56 @@ def test_mechanisms_that_have_nothing_in_common_are_not_correlated_too_often() -
     assert np.mean(np.array(ignoring) <= 0.05) >= 0.3
 
 
+def at_stages(shared: float, seed: int, average: bool) -> tuple[pd.DataFrame, Rows]:
+    """Eleven mechanisms at one stage, two of them at two more, where both columns are far larger."""
+    table, _ = networks(11, shared, seed)
+    stage = table.pop("strength")
+    table[["x", "y"]] += 3 * stage.to_numpy()[:, None]
+    there = (stage == 0) | (table["cluster"] < 2)
+    table, stage = table[there].reset_index(drop=True), stage[there].reset_index(drop=True)
+    return table, rows_of(table["cluster"], table["seed"], stage, average)._replace(within=True)
+
+
 @pytest.mark.usefixtures("few_draws")
-def test_rows_without_counterpart_and_too_few_mechanisms() -> None:
-    table, _ = networks(6, 0.9, 0)
-    table = table.drop(index=[0, 1, 7]).reset_index(drop=True)
+@pytest.mark.parametrize("average", [False, True])
+def test_mechanisms_with_other_stages_change_places_with_none(average: bool) -> None:
+    """A stage that moves both quantities is no link between them, and a link is found beside it."""
+    without, linked = (
+        [p_value(table["x"], table["y"], rows) for table, rows in (at_stages(shared, seed, average) for seed in range(60))]
+        for shared in (0.0, 0.95)
+    )
+    assert np.mean(np.array(without) <= 0.05) <= 0.12
+    assert np.mean(np.array(linked) <= 0.05) >= 0.9
+
+
+@pytest.mark.usefixtures("few_draws")
+def test_p_by_all_orders_of_mechanisms_with_the_same_strengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clustered, "DRAWS", 20_000)
+    table, _ = networks(5, 0.6, 3)
+    table = table[(table["cluster"] > 1) | (table["strength"] == 0)].reset_index(drop=True)
     rows = rows_of(table["cluster"], table["seed"], table["strength"])
-    assert 0 < p_value(table["x"], table["y"], rows) <= 1
+    ranks = [table[name].rank().to_numpy() for name in ("x", "y")]
+    of = [np.flatnonzero(table["cluster"] == cluster) for cluster in range(5)]
+    drawn = []
+    for first, second in itertools.product(itertools.permutations((0, 1)), itertools.permutations((2, 3, 4))):
+        order = np.concatenate([of[cluster] for cluster in (*first, *second)])
+        drawn.append(abs(np.corrcoef(ranks[0], ranks[1][order])[0, 1]))
+    expected = np.mean(np.array(drawn) >= drawn[0] - 1e-9)
+    assert 0 < expected < 1
+    assert p_value(table["x"], table["y"], rows) == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.usefixtures("few_draws")
+def test_too_few_mechanisms() -> None:
     few, rows = networks(4, 0.9, 0)
     found = association(few["x"], few["y"], rows)
     assert np.isfinite(found.estimate)
     assert np.isnan([found.low, found.high, p_value(few["x"], few["y"], rows)]).all()
+    table, rows = networks(6, 0.9, 0)
+    assert np.isfinite(p_value(table["x"], table["y"], rows))
+    table = table.drop(index=[0, 7]).reset_index(drop=True)  # two of six lack a row each, and can change places with none
+    rows = rows_of(table["cluster"], table["seed"], table["strength"])
+    assert np.isnan(p_value(table["x"], table["y"], rows))
     table, rows = networks(5, 0.9, 0)
     assert np.isnan(association(np.ones(30), table["y"], rows).estimate)
     assert np.isnan(p_value(np.ones(30), table["y"], rows))
@@ -132,13 +172,16 @@ def test_bad_input() -> None:
 def test_all_pairs_with_false_discovery_control() -> None:
     table, rows = networks(8, 0.9, 0)
     table["other"] = np.random.default_rng(0).normal(size=len(table))
-    found = correlations(table, (["x", "other"], ["y"]), "strength", rows)
+    found = correlations(table, (["x", "other"], ["y"]), rows)
     assert found["first"].tolist() == ["x", "other"]
     low, high = sorted(found["p"])
     assert sorted(found["q"]) == pytest.approx([min(2 * low, high), high])
-    assert found["p"][0] == p_value(table["x"], table["y"], rows, table["strength"])
-    alone = association(table["x"], table["y"], rows._replace(within=True))
-    assert found["within"][0] == pytest.approx(alone.estimate)
+    within = rows._replace(within=True)
+    assert found["p"][0] == p_value(table["x"], table["y"], within)
+    assert found["within"][0] == pytest.approx(association(table["x"], table["y"], within).estimate)
     means = association(table["x"], table["y"], rows._replace(average=True))
-    averaged = correlations(table, (["x"], ["y"]), "strength", rows._replace(average=True))
+    averaged = correlations(table, (["x"], ["y"]), rows._replace(average=True), "other")
     assert averaged["rho"][0] == pytest.approx(means.estimate)
+    average = within._replace(average=True)
+    assert averaged["given"][0] == pytest.approx(association(table["x"], table["y"], average, table["other"]).estimate)
+    assert averaged["p"][0] == p_value(table["x"], table["y"], average, table["other"])

@@ -138,7 +138,7 @@ def test_theory_beside_measurement_finds_what_was_planted(study: Setting, tmp_pa
     singular = found.loc[("singular_share", "nll")]
     assert np.isnan(singular["rho"])  # the same for all
     assert singular["n"] == 2 * (len(KINDS) - 1)
-    assert np.isnan(found.loc[(STRENGTH, "nll"), ["given", "p", "q"]].to_numpy(np.float64)).all()
+    assert np.isnan(found.loc[(STRENGTH, "nll"), ["within", "p", "q"]].to_numpy(np.float64)).all()
     assert found.loc[("clear_order_lost", "nll"), "p"] > 0.05
     assert found.loc[("pooled_distortion", "nll"), "n"] == 2 * len(KINDS)
     points = pd.read_csv(tmp_path / "out" / "table.csv")
@@ -166,8 +166,8 @@ def test_geometry_and_reliability_measures_each_network_once(
     study: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     networks = networks_table(study)
-    digests = [f"{number:03d}" for number in range(len(networks))]
-    monkeypatch.setattr(geometry_and_reliability, "networks_table", lambda setting: networks.assign(weights=digests))
+    networks = networks.assign(weights=[f"{number:03d}" for number in range(len(networks))])
+    monkeypatch.setattr(geometry_and_reliability, "networks_table", lambda setting: networks)
     measured = []
 
     class Report:
@@ -183,13 +183,15 @@ def test_geometry_and_reliability_measures_each_network_once(
 
     monkeypatch.setattr(geometry_and_reliability, "chain_report", report)
     monkeypatch.setattr(geometry_and_reliability, "stage_rank", lambda report, stage: 1.0)
-    options = argparse.Namespace(runs=["RUN"], first="blocks.4.2", levels=[0.1, 0.3], output=tmp_path / "out")
+    cache = tmp_path / "out" / geometry_and_reliability.MEASURED
+    cache.parent.mkdir()
     for _ in range(2):
-        geometry_and_reliability.study(options)
+        geometry_and_reliability.geometry_of(networks, "blocks.4.2", cache)
     assert len(measured) == len(networks)
     monkeypatch.setattr(geometry_and_reliability, "code_digest", lambda: "another")
-    for _ in range(2):
-        geometry_and_reliability.study(options)
+    options = argparse.Namespace(runs=["RUN"], first="blocks.4.2", levels=[0.1, 0.3], output=tmp_path / "out")
+    geometry_and_reliability.study(options)
+    geometry_and_reliability.geometry_of(networks, "blocks.4.2", cache)
     assert len(measured) == 2 * len(networks)
     both = pd.read_csv(tmp_path / "out" / "correlations.csv").set_index(["first", "second"])
     assert set(both.reset_index()["first"]) == {"spikes", "angle_excess"}  # the others are the same in all networks
