@@ -43,7 +43,7 @@ class TrunkCache:
         """
         Args:
             folder: where the files lie, in a folder that is named by all that the outputs depend on.
-            batches: a value whose repr says all that the batches depend on: images, augmentation, seed, sizes.
+            batches: a value whose repr says all that the batches depend on: images, libraries, augmentation, seed, sizes.
             size: the side in pixels of the square images.
 
         Raises:

@@ -1,5 +1,6 @@
 """recipe.trunk_cache: the same trained weights bit for bit, without computing the trunk again."""
 
+import itertools
 import os
 import signal
 from pathlib import Path
@@ -7,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY, configuration
+from PIL import Image
 
 from gch_bench.apps.run import train_and_evaluate
 from gch_bench.errors import UserError
-from gch_bench.training import loop, trunk_cache
+from gch_bench.training import loop, setup, trunk_cache
 from gch_bench.training.checkpoint import read
 
 FROZEN = (*TINY, "recipe.epochs=2", "recipe.batch_size=256", "corruptions=none", "recipe.freeze=early", "noise=gch")
@@ -85,6 +87,37 @@ def test_other_batches_have_files_of_their_own(source: str, tmp_path: Path, othe
     trained(tmp_path / "first", source, cache, "recipe.epochs=1")
     trained(tmp_path / "second", source, cache, "recipe.epochs=1", other)
     assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def photographs(root: Path, value: int) -> str:
+    """Grey images of one value, 4 of each of 10 classes; the override that trains on them."""
+    for split, number in itertools.product(("train", "val"), range(40)):
+        folder = root / split / f"class{number % 10}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (value,) * 3).save(folder / f"{number}.png")
+    return f"data.root={root}"
+
+
+def test_other_pixels_or_libraries_have_files_of_their_own(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = (
+        source,
+        "data=folder",
+        "recipe=digits",
+        "recipe.epochs=1",
+        "recipe.batch_size=8",
+        f"recipe.trunk_cache={tmp_path / 'cache'}",
+    )
+    for number, value in enumerate((50, 200)):  # the same names and labels
+        trained(tmp_path / f"run{number}", *options, photographs(tmp_path / f"images{number}", value))
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    trained(tmp_path / "run2", *options, "data.root=images1")  # the same folder by another name
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    monkeypatch.setattr(setup, "versions", lambda packages: dict.fromkeys(packages, "another"))
+    trained(tmp_path / "run3", *options, "data.root=images1")
+    assert len(list((tmp_path / "cache").iterdir())) == 3
 
 
 def test_a_damaged_file_is_named(source: str, tmp_path: Path) -> None:
