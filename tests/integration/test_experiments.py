@@ -291,11 +291,15 @@ def check_choice(folders: list[Path], best_gch: Path) -> None:
 
 
 def test_the_nearest_variance_is_in_the_logarithm() -> None:
-    one = Tuned(Path("x"), "gch", "", 0.0, 0, frozenset(), "", 1.0)
+    one = Tuned(Path("x"), "gch", "L4", "", 0.0, 0, frozenset(), "", 1.0)
     runs = [one._replace(noise=f"{variance}", variance=variance, nll=variance) for variance in (0.1, 0.3, 0.9)]
     none = one._replace(mechanism="none", noise="none", variance=nan)
     for wanted, index in ((0.16, 0), (0.18, 1), (0.5, 1), (0.55, 2), (9.0, 2)):  # 0.52 is the middle of 0.3 and 0.9
         assert matched(strengths([*runs, none]), wanted).tolist() == [*(i == index for i in range(3)), True]
+    third = [run._replace(stages="L3", noise=f"{run.noise} L3", nll=run.nll + 1) for run in runs]
+    both = strengths([*runs, *third, none])
+    assert best(both).tolist() == [True, False, False, True, False, False, True], "each stage has strengths of its own"
+    assert matched(both, 0.5).tolist() == [False, True, False, False, True, False, True]
     with pytest.raises(UserError, match=r"--variance must be > 0, got 0\.0"):
         matched(strengths(runs), 0.0)
     with pytest.raises(UserError, match=r"needs mechanisms that have a gate variance, 0\.1 has none"):
