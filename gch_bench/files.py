@@ -128,11 +128,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, name: str, patience: float = 0.0) -> Iterator[None]:
+def locked(folder: Path, name: str, patience: float = 0.0) -> Iterator[bool]:
     """Lock the existing `folder` for this process until the context ends or the process dies, whatever it dies of.
 
     The lock is an flock on the file LOCK in the folder, in which the holder writes who it is. The kernel frees it when the
-    process dies. Where the file cannot be made or the file system has no locks, nothing is locked.
+    process dies. Where the file cannot be made or the file system has no locks, nothing is locked, and the context gives False.
 
     Args:
         name: how the user named the folder (output, DEST), for the message.
@@ -156,7 +156,7 @@ def locked(folder: Path, name: str, patience: float = 0.0) -> Iterator[None]:
         time.sleep(0.2)
         descriptor = _lock(path)
     try:
-        yield
+        yield descriptor != NO_LOCK
     finally:
         if descriptor != NO_LOCK:
             with contextlib.suppress(OSError):
@@ -172,15 +172,24 @@ def _lock(path: Path) -> int | None:
         return NO_LOCK
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError:  # a file system without locks
+        os.close(descriptor)
+        with contextlib.suppress(OSError):
+            path.unlink()
+        return NO_LOCK
+    try:
         # The process that held the lock may have removed the file since it was opened here.
         if os.path.samestat(os.fstat(descriptor), os.stat(path)):
             started = datetime.now(UTC).isoformat(timespec="seconds")
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"host {socket.gethostname()}, pid {os.getpid()}, since {started}\n".encode(), 0)
             return descriptor
-    except (BlockingIOError, FileNotFoundError):
+    except FileNotFoundError:
         pass
-    except OSError:  # a file system without locks, or a full disk
+    except OSError:  # a full disk
         return descriptor
     os.close(descriptor)
     return None

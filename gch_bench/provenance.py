@@ -4,20 +4,27 @@ import contextlib
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "numba", "pandas", "pyarrow", "pillow", "hydra-core")
+
+
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Package -> its version."""
+    return {name: version(name) for name in packages}
 
 
 def provenance() -> dict[str, Any]:
     """The commit of the code, the versions of its libraries and the hardware of this process, in plain JSON values."""
     import torch
 
-    packages = ("torch", "torchvision", "timm", "numpy", "numba", "pandas", "pyarrow", "pillow", "hydra-core")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     return {
         "commit": _commit(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "versions": {"python": platform.python_version(), **versions()},
         "hardware": {
             "machine": platform.machine(),
             "processor": _processor(),

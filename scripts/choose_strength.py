@@ -1,10 +1,10 @@
 """Each mechanism's best strength on the 4 extra corruptions: python scripts/choose_strength.py runs/matched_strength/full/*
 
-Of each mechanism's strengths it chooses the one with the lowest NLL, averaged over the 4 extra corruptions, their severities
-and the seeds. It reads no other rows of the runs' summary.csv, so that the choice cannot depend on the 15 corruptions that are
-reported. With --variance V it chooses the strength whose gate variance is nearest to V instead, in the logarithm; --best
---variance V chooses both. A mechanism without strengths, such as none, is always chosen. The table goes to stderr. To stdout
-goes one of:
+Of each mechanism's strengths at the same stages it chooses the one with the lowest NLL, averaged over the 4 extra corruptions,
+their severities and the seeds. It reads no other rows of the runs' summary.csv, so that the choice cannot depend on the 15
+corruptions that are reported. With --variance V it chooses the strength whose gate variance is nearest to V instead, in the
+logarithm; --best --variance V chooses both. A mechanism without strengths, such as none, is always chosen. The table goes to
+stderr. To stdout goes one of:
   a list of the chosen ones among the runs, for evaluate.py checkpoints=LIST or report.py runs=LIST;
   with --among FOLDER ..., a list of the runs in these folders that have the chosen noises, of any seed;
   with --noise, the chosen noises, for train.py -m noise=NOISES
@@ -22,17 +22,21 @@ import pandas as pd
 
 from gch_bench.apps.cli import reported
 from gch_bench.checks import check
+from gch_bench.config.overrides import written
 from gch_bench.errors import UserError
 from gch_bench.metrics import EXTRA
 from gch_bench.report.runs import setting_key
 from gch_bench.results.runfacts import RunFacts, read_run_facts
+
+MECHANISM = ["mechanism", "stages"]  # what strengths of one mechanism share
 
 
 class Tuned(NamedTuple):
     """A run, its noise, and its NLL on the extra corruptions."""
 
     folder: Path
-    mechanism: str
+    mechanism: str  # its name
+    stages: str  # L3+L4, where it acts; strengths are those of one mechanism at the same stages
     noise: str  # as the command line writes it
     variance: float  # of the gate, mean over the noisy stages; NaN where there is none
     seed: int
@@ -51,7 +55,7 @@ def finished(folder: Path) -> RunFacts:
 
 def as_override(noise: Mapping[str, Any]) -> str:
     """The noise of a run's identity as the command line writes it: {name: dropout, law: bernoulli, p: 0.1}."""
-    return json.dumps({name: value for name, value in noise.items() if name != "draws"}).replace('"', "")
+    return written({name: value for name, value in noise.items() if name != "draws"})
 
 
 def read(folder: Path) -> Tuned:
@@ -65,6 +69,7 @@ def read(folder: Path) -> Tuned:
     return Tuned(
         folder=folder,
         mechanism=facts.config["noise"]["name"],
+        stages="+".join(facts.config["noise"]["stages"]),
         noise=as_override(facts.identity["noise"]),
         variance=facts.gate_variance,
         seed=facts.config["seed"],
@@ -75,7 +80,7 @@ def read(folder: Path) -> Tuned:
 
 
 def strengths(runs: list[Tuned]) -> pd.DataFrame:
-    """One row for each strength: mechanism, noise, variance and nll (means over seeds), seeds, runs.
+    """One row for each strength: mechanism, stages, noise, variance and nll (means over seeds), seeds, runs.
 
     Raises:
         UserError: runs that cannot be compared: of other settings, cells or seeds, or two of the same noise and seed.
@@ -84,13 +89,13 @@ def strengths(runs: list[Tuned]) -> pd.DataFrame:
         if (each.others, each.cells) != (runs[0].others, runs[0].cells):
             raise UserError(f"runs must differ in noise and seed alone: {each.folder} and {runs[0].folder} differ in more")
     rows = []
-    for (mechanism, noise), group in pd.DataFrame(runs).groupby(["mechanism", "noise"], sort=False):
+    for names, group in pd.DataFrame(runs).groupby([*MECHANISM, "noise"], sort=False):
         seeds = sorted(group["seed"])
         folders = group.sort_values("seed")["folder"].tolist()
         if len(set(seeds)) < len(seeds):
             raise UserError(f"each seed of a strength must be there once, got seeds {seeds} in {', '.join(map(str, folders))}")
         means = {name: group[name].mean() for name in ("variance", "nll")}
-        rows.append({"mechanism": mechanism, "noise": noise, **means, "seeds": seeds, "runs": folders})
+        rows.append({**dict(zip((*MECHANISM, "noise"), names, strict=True)), **means, "seeds": seeds, "runs": folders})
     table = pd.DataFrame(rows)
     for _, row in table.iterrows():
         if row["seeds"] != table["seeds"][0]:
@@ -100,7 +105,7 @@ def strengths(runs: list[Tuned]) -> pd.DataFrame:
 
 def best(table: pd.DataFrame) -> pd.Series:
     """Whether each row of `strengths` has its mechanism's lowest NLL. One row of each mechanism has."""
-    return pd.Series(table.index.isin(table.groupby("mechanism")["nll"].idxmin()), table.index)
+    return pd.Series(table.index.isin(table.groupby(MECHANISM)["nll"].idxmin()), table.index)
 
 
 def matched(table: pd.DataFrame, variance: float) -> pd.Series:
@@ -110,12 +115,12 @@ def matched(table: pd.DataFrame, variance: float) -> pd.Series:
         UserError: a mechanism has several strengths of which one has no gate variance.
     """
     check(variance > 0, "--variance", "> 0", variance)
-    alone = table.groupby("mechanism")["noise"].transform("size") == 1
+    alone = table.groupby(MECHANISM)["noise"].transform("size") == 1
     distance = np.log(table["variance"] / variance).abs().mask(alone, 0.0)
     if distance.isna().any():
         unknown = table.loc[distance.isna().idxmax(), "noise"]
         raise UserError(f"--variance needs mechanisms that have a gate variance, {unknown} has none: choose with --best alone")
-    return pd.Series(table.index.isin(distance.groupby(table["mechanism"]).idxmin()), table.index)
+    return pd.Series(table.index.isin(distance.groupby([table[name] for name in MECHANISM]).idxmin()), table.index)
 
 
 def among(folders: list[Path], noises: list[str]) -> list[Path]:
@@ -147,7 +152,7 @@ def main() -> None:
         chosen = table[np.logical_or.reduce(list(marks.values()))]
         noises = chosen["noise"].tolist()
         folders = among(options.among, noises) if options.among else [folder for runs in chosen["runs"] for folder in runs]
-    for index, row in table.sort_values(["mechanism", "nll"], kind="stable").iterrows():
+    for index, row in table.sort_values([*MECHANISM, "nll"], kind="stable").iterrows():
         why = ", ".join(name for name, mark in marks.items() if mark[index])
         numbers = f"gate variance {row['variance']:.3g}, NLL {row['nll']:.4f}, seeds {row['seeds']}"
         print(f"{row['noise']}: {numbers}{f'  <- chosen: {why}' if why else ''}", file=sys.stderr)

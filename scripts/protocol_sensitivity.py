@@ -46,12 +46,16 @@ def value(key: str, cell: CellAtoms) -> float:
 
 
 def read(arguments: Sequence[str]) -> dict[str, dict[str, Run]]:
-    """The runs of each NAME=FOLDER. UserError: not this form, or the folders do not hold the same networks."""
+    """The runs of each NAME=FOLDER. UserError: not this form, a name twice, or folders that do not hold the same networks."""
     known = {name: None for pair in COMPARISONS for name in pair}
-    folders = dict(each.partition("=")[::2] for each in arguments)
-    for name, folder in folders.items():
+    folders: dict[str, str] = {}
+    for argument in arguments:
+        name, _, folder = argument.partition("=")
         if name not in known or not folder:
-            raise UserError(f"an argument must be NAME=FOLDER with NAME one of {', '.join(known)}, got {name}={folder}")
+            raise UserError(f"an argument must be NAME=FOLDER with NAME one of {', '.join(known)}, got {argument}")
+        if name in folders:
+            raise UserError(f"each NAME must be given once, got {name}={folders[name]} and {argument}")
+        folders[name] = folder
     found = {name: {path.name: read_run(path) for path in find_folders([f"{folder}/*"])} for name, folder in folders.items()}
     networks = {name: sorted(runs) for name, runs in found.items()}
     for name, own in networks.items():

@@ -1,5 +1,7 @@
 """A folder is locked for one process, and the lock ends with the process, whatever it dies of."""
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -93,6 +95,18 @@ def test_a_lock_file_that_the_last_holder_removes(tmp_path: Path, monkeypatch: p
             pass
     with files.locked(tmp_path, "output"):
         pass
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: int) -> None:
+        raise OSError(errno.ENOSYS, "no locks")
+
+    with files.locked(tmp_path, "output") as alone:
+        assert alone
+    monkeypatch.setattr(fcntl, "flock", none)
+    with files.locked(tmp_path, "output") as alone:
+        assert not alone
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_second_job_on_a_run_folder_is_refused(

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gch_bench.apps.diagnosis.patterns import is_run, is_weights, matches
+from gch_bench.apps.patterns import is_run, is_weights, matches, resolved
 from gch_bench.config.parse import parse
 from gch_bench.config.run import Config, ModelConfig, NoiseConfig
 from gch_bench.errors import FieldError, UserError
@@ -37,9 +37,13 @@ def configurations(config: Config) -> list[Config]:
     kind = "run folder or file of weights"
     found = matches("checkpoints", config.checkpoints, kind, lambda path: is_run(path) or is_weights(path))
     config = replace(config, checkpoints=found)
-    twice = [entry for entry in dict.fromkeys(config.checkpoints) if config.checkpoints.count(entry) > 1]
-    if twice:
-        raise UserError(f"checkpoints must name each network once, got {twice[0]} twice")
+    first: dict[str, str] = {}
+    for entry in config.checkpoints:
+        place = entry if entry.startswith(TIMM) else resolved(entry)
+        if place in first:
+            again = "twice" if first[place] == entry else f"and {entry}, which are the same"
+            raise UserError(f"checkpoints must name each network once, got {first[place]} {again}")
+        first[place] = entry
     if config.model.checkpoint or config.model.pretrained:
         raise UserError("checkpoints goes with neither model.checkpoint nor model.pretrained: write timm:NAME into the list")
     noise = config.noise if config.noise.law else replace(config.noise, eval=False, mc_samples=1)

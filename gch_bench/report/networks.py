@@ -11,7 +11,7 @@ from gch_bench.metrics import METRICS
 from gch_bench.report.runs import find_folders, parallel_map, read_runs, settings_of
 from gch_bench.report.statistics import atoms_of
 from gch_bench.report.study import CALIBRATED, RAW, Run, Setting
-from gch_bench.report.temperature import TooFewErrors, with_temperature
+from gch_bench.report.temperature import MIN_ERRORS, TooFewErrors, with_temperature
 from gch_bench.results.records import CELL_CLEAN, Cell
 
 # Column -> metric and temperature; the mean over the setting's corrupted cells.
@@ -42,7 +42,8 @@ def read_setting(patterns: Sequence[str]) -> tuple[Setting, list[str]]:
     found = read_runs(find_folders(patterns))
     settings, refused = settings_of(found.runs, "none")
     if len(settings) != 1:
-        raise UserError(f"runs must differ in noise and seed alone, got {len(settings)} settings: {'; '.join(refused)}")
+        reasons = [*(setting.name for setting in settings), *found.refused, *refused]
+        raise UserError(f"runs must differ in noise and seed alone, got {len(settings)} settings: {'; '.join(reasons)}")
     if settings[0].baseline is None:
         raise UserError("runs must hold some with noise=none, from which differences are taken, got none")
     if not settings[0].cells:
@@ -52,7 +53,7 @@ def read_setting(patterns: Sequence[str]) -> tuple[Setting, list[str]]:
 
 def networks_table(setting: Setting) -> pd.DataFrame:
     """A row per network: mechanism, noise, stage, seed, gate_variance (nan without noise), folder, weights, CONTROL, and those
-    columns of SHIFT that the records of all networks allow."""
+    columns of SHIFT that the records of all networks allow; `left_out` names the others."""
     runs = [(group, seed, run) for group in setting.groups for seed, run in group.runs.items()]
     runs = [each for each in runs if set(setting.cells) <= set(each[2].cells)]
     measured = parallel_map(lambda each: _of_run(each[2], setting.cells), runs)
@@ -68,12 +69,19 @@ def networks_table(setting: Setting) -> pd.DataFrame:
     return table.drop(columns=[name for name in SHIFT if name in table and table[name].isna().any()])
 
 
+def left_out(table: pd.DataFrame) -> list[str]:
+    """A line on the columns of SHIFT that a table of `networks_table` lacks; no line where it has them all."""
+    lacking = [title(name) for name in SHIFT if name not in table]
+    why = f"at least one network has no logits of these images or fewer than {MIN_ERRORS} errors on clean images"
+    return [f"Left out: {', '.join(lacking)}; {why}."] if lacking else []
+
+
 def _of_run(run: Run, cells: Sequence[Cell]) -> dict[str, float]:
     with contextlib.suppress(TooFewErrors):
         run = with_temperature(run)
     numbers = {CONTROL: _mean("top1", run, RAW, [CELL_CLEAN])}
     for name, (metric, temperature) in SHIFT.items():
-        if temperature == RAW or run.calibrated is not None:
+        if temperature == RAW or set(cells) <= set(run.calibrated or {}):
             numbers[name] = _mean(metric, run, temperature, cells)
     return numbers
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from gch_bench.config.run import Config
+from gch_bench.data.folders import root_of
 from gch_bench.data.loaders import checked, loader_workers, train_loader
 from gch_bench.data.sets import DataSource
 from gch_bench.data.transforms import train_transform
@@ -13,11 +14,14 @@ from gch_bench.errors import UserError
 from gch_bench.model.build import NoisyNetwork
 from gch_bench.model.trunk import Trunk
 from gch_bench.noise.hooks import stage_hooks
+from gch_bench.provenance import versions
 from gch_bench.training.batchnorm import LEAST_INFLATION, MAX_IMAGES, batchnorms, inflation
 from gch_bench.training.freeze import freeze
 from gch_bench.training.loop import TrainingJob
 from gch_bench.training.optim import create, ema_warning
 from gch_bench.training.trunk_cache import TrunkCache
+
+AUGMENTING = ("torchvision", "timm", "pillow")  # the packages that decode and augment an image; their versions may differ in it
 
 
 def training_job(
@@ -77,7 +81,9 @@ def _trunk_cache(config: Config, data: DataSource, noisy: NoisyNetwork, trunk: T
     if recipe is None or recipe.trunk_cache is None:
         return None
     made_of = {
-        "images": data.train_fingerprint,
+        "images": data.train_fingerprint,  # of a folder it covers names and labels alone, so that the folder is told apart, too
+        "root": str(root_of(config.data).resolve()) if config.data.root else None,
+        "libraries": versions(AUGMENTING),
         "size": data.size,
         "interpolation": data.preparation.interpolation,
         "normalisation": noisy.normalisation,

@@ -2,7 +2,8 @@
 
 With recipe.freeze the trunk's output for an augmented image depends on (seed, epoch, image id) and the trunk's weights alone.
 Runs that differ only in the noise behind the trunk, or in another part of the recipe, therefore train on the same outputs. They
-are computed once for each epoch, written to a file, and read by all these runs. On one machine, with one number of threads, the
+are computed once for each epoch, written to a file, and read by all these runs, also by those at work at the same time: of
+several that lack a file one makes it, and the others wait for it. On one machine, with one number of threads, the
 trained weights are the same bit for bit.
 """
 
@@ -17,11 +18,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from gch_bench.errors import UserError
-from gch_bench.files import write_atomic, writing
+from gch_bench.files import locked, remove_temporary, write_atomic, writing
 from gch_bench.model.trunk import Call, Features, NotKept, Trunk, check_trunk, run_tail, trunk_digest, trunk_outputs
 from gch_bench.noise.placement import random_images
 
 ELSEWHERE = "choose another folder with recipe.trunk_cache="
+PATIENCE = 3600.0  # seconds to wait for a process that makes the file of an epoch
 
 
 class TrunkBatch(NamedTuple):
@@ -43,7 +45,7 @@ class TrunkCache:
         """
         Args:
             folder: where the files lie, in a folder that is named by all that the outputs depend on.
-            batches: a value whose repr says all that the batches depend on: images, augmentation, seed, sizes.
+            batches: a value whose repr says all that the batches depend on: images, libraries, augmentation, seed, sizes.
             size: the side in pixels of the square images.
 
         Raises:
@@ -75,22 +77,31 @@ class TrunkCache:
                 written if there is no file of the epoch yet; the network is left in eval mode then.
 
         Raises:
-            UserError: the file cannot be written, or is damaged.
+            UserError: the file cannot be written, is damaged, or another process has been making one for PATIENCE seconds.
         """
         path = self.folder / f"epoch-{number}.pt"
         if not path.exists():
-            self.network.eval()
-            with torch.no_grad():
-                made = [TrunkBatch(self._outputs(x), labels, ids) for x, labels, ids in images]
-            with writing(self.folder, ELSEWHERE):
-                self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, lambda file: torch.save(made, file), ELSEWHERE, durable=False)
+            self._make(path, images)
         try:
             with torch.serialization.safe_globals([TrunkBatch, Call, NotKept]):
                 batches = torch.load(path, mmap=True, weights_only=True)
         except Exception as error:  # torch and pickle each raise their own
             raise UserError(f"recipe.trunk_cache: {path} cannot be read, it is truncated or foreign: delete it") from error
         return itertools.islice(batches, start_step, None)
+
+    def _make(self, path: Path, images: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
+        """Write the file, unless another process writes it while this one waits for the folder's lock."""
+        with writing(self.folder, ELSEWHERE):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.folder, "recipe.trunk_cache", PATIENCE) as alone:
+            if alone:
+                remove_temporary(self.folder)
+            if path.exists():
+                return
+            self.network.eval()
+            with torch.no_grad():
+                made = [TrunkBatch(self._outputs(x), labels, ids) for x, labels, ids in images]
+            write_atomic(path, lambda file: torch.save(made, file), ELSEWHERE, durable=False)
 
     def _outputs(self, images: Tensor) -> Features:
         return _moved(trunk_outputs(self.network, self.trunk, images), torch.device("cpu"))

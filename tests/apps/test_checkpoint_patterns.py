@@ -10,8 +10,9 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import save_file
 
 from gch_bench.apps.cli import diagnosis_config
-from gch_bench.apps.diagnosis.patterns import epoch_of, expanded, natural
 from gch_bench.apps.diagnosis.subjects import one_network, subjects
+from gch_bench.apps.diagnosis.weight_files import epoch_of, expanded
+from gch_bench.apps.patterns import natural
 from gch_bench.config.diagnosis import DiagnoseConfig
 from gch_bench.errors import UserError
 

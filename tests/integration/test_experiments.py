@@ -119,25 +119,39 @@ def test_the_depths() -> None:
     assert stages == {"none": ["L4"], "gch": ["L1", "L2", "L3", "L4"], "dropblock": ["L1", "L2", "L3", "L4"]}
 
 
-def gate_variance(noise: NoiseConfig) -> float:
-    """On a 7x7 map; in closed form where it is one line, else measured."""
-    if noise.law == "bernoulli":
+def gate_variance(noise: NoiseConfig, side: int = 7) -> float:
+    """On a map of side x side sites; in closed form where it is one line, else measured."""
+    if noise.p is not None and noise.law in ("bernoulli", "bernoulli_channel", "gaussian"):
         return noise.p / (1 - noise.p)
     if noise.law == "gaussian":
         return noise.sigma**2
-    if noise.law == "wick":
+    if noise.law == "wick" and noise.kernel == "white":
         return expm1(noise.gamma**2 / noise.beta)
-    return realised(make_mechanism(noise.law, noise.kernel, noise.options), 7, 7).gate_variance
+    return realised(make_mechanism(noise.law, noise.kernel, noise.options, noise.injection), side, side).gate_variance
 
 
-def test_strengths_are_matched() -> None:
+@pytest.mark.parametrize(
+    ("name", "sides", "mechanisms", "targets"),
+    [
+        ("matched_strength", {"L4": 7}, 6, [0.1, 0.2, 0.4, 0.8]),
+        (PHOTOS, {"L4": 4}, 11, [0.1, 0.3, 0.9, 2.7]),
+        (CIFAR, {"L4": 4, "L3": 4, "L2": 8}, 15, [0.3]),
+    ],
+)
+def test_strengths_are_matched(name: str, sides: dict[str, int], mechanisms: int, targets: list[float]) -> None:
     variances = defaultdict(list)
-    for noise in noises("matched_strength")[1:]:
-        variances[noise.name].append(gate_variance(noise))
-    assert len(variances) == 6
-    for name, found in variances.items():
-        # A hard mask drops whole sites, so that neighbouring variances are up to 25% apart.
-        assert found == pytest.approx([0.1, 0.2, 0.4, 0.8], rel=0.12 if name == "hard_mask" else 0.015), name
+    for noise in noises(name)[1:]:
+        (stage,) = noise.stages
+        variances[noise.name, stage].append(gate_variance(noise, sides[stage]))
+    assert len(variances) == mechanisms
+    for (mechanism, stage), found in variances.items():
+        expected = targets[: len(found)]
+        if mechanism == "hard_mask":  # it drops whole sites
+            sites = sides[stage] ** 2
+            possible = [dropped / (sites - dropped) for dropped in range(1, sites)]
+            expected = [min(possible, key=lambda each, target=target: abs(each - target)) for target in expected]
+        assert found == pytest.approx(expected, rel=0.015), (mechanism, stage)
+        assert len(found) >= min(3, len(targets)), (mechanism, stage)
 
 
 def test_additive_noise_is_as_strong_as_gch() -> None:
@@ -277,11 +291,15 @@ def check_choice(folders: list[Path], best_gch: Path) -> None:
 
 
 def test_the_nearest_variance_is_in_the_logarithm() -> None:
-    one = Tuned(Path("x"), "gch", "", 0.0, 0, frozenset(), "", 1.0)
+    one = Tuned(Path("x"), "gch", "L4", "", 0.0, 0, frozenset(), "", 1.0)
     runs = [one._replace(noise=f"{variance}", variance=variance, nll=variance) for variance in (0.1, 0.3, 0.9)]
     none = one._replace(mechanism="none", noise="none", variance=nan)
     for wanted, index in ((0.16, 0), (0.18, 1), (0.5, 1), (0.55, 2), (9.0, 2)):  # 0.52 is the middle of 0.3 and 0.9
         assert matched(strengths([*runs, none]), wanted).tolist() == [*(i == index for i in range(3)), True]
+    third = [run._replace(stages="L3", noise=f"{run.noise} L3", nll=run.nll + 1) for run in runs]
+    both = strengths([*runs, *third, none])
+    assert best(both).tolist() == [True, False, False, True, False, False, True], "each stage has strengths of its own"
+    assert matched(both, 0.5).tolist() == [False, True, False, False, True, False, True]
     with pytest.raises(UserError, match=r"--variance must be > 0, got 0\.0"):
         matched(strengths(runs), 0.0)
     with pytest.raises(UserError, match=r"needs mechanisms that have a gate variance, 0\.1 has none"):

@@ -105,6 +105,8 @@ def test_what_cannot_be_compared_is_named(found: Found) -> None:
     for argument in ("memory", "jpg=runs"):
         with pytest.raises(UserError, match="an argument must be NAME=FOLDER with NAME one of memory, stored, jpeg"):
             read([argument])
+    with pytest.raises(UserError, match="each NAME must be given once, got jpeg=runs/a and jpeg=runs/b"):
+        read(["jpeg=runs/a", "memory=runs/c", "jpeg=runs/b"])
     with pytest.raises(UserError, match="folders must hold both protocols of a comparison, got memory"):
         rows_of({"memory": found["memory"]})
     found["jpeg"]["gch-0"].cells[CELL_CLEAN]["id"] += 1

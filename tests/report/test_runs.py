@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from made_report import NONE, made_group, noise
 
 from gch_bench.errors import UserError
 from gch_bench.files import write_json
 from gch_bench.metrics import SHOWN
 from gch_bench.noise import make_mechanism
+from gch_bench.report.networks import left_out, networks_table, read_setting, title
 from gch_bench.report.runs import find_folders, means, mechanism_label, read_run, read_runs, settings_of, shared_cells
-from gch_bench.report.study import Run
+from gch_bench.report.study import Run, Setting
 from gch_bench.results.records import CELL_CLEAN, Cell, write_record
 from gch_bench.results.runfacts import RunFacts
 
@@ -245,6 +247,24 @@ def test_means_over_shared_cells() -> None:
     expected = np.mean([(runs[0].cells[cell]["label"] == runs[0].cells[cell]["prediction"]).mean() for cell in cells])
     assert means(runs[0], cells)["top1"] == pytest.approx(expected)
     assert set(SHOWN) <= set(means(runs[0], [CELL_CLEAN]))
+
+
+def test_runs_of_several_settings_are_no_study(tmp_path: Path) -> None:
+    for lr in (0.1, 0.2):
+        save(make_run("none", recipe={"lr": lr}), tmp_path / f"{lr}")
+    with pytest.raises(UserError, match=r"got 2 settings: .*recipe\.lr=0\.1; .*recipe\.lr=0\.2"):
+        read_setting([f"{tmp_path}/*"])
+
+
+def test_columns_that_a_table_of_networks_lacks_are_named() -> None:
+    baseline, own = (made_group(each, CELLS[1:], 2, logits=True) for each in (NONE, noise("gch", p=0.3)))
+    setting = Setting("made up", [baseline, own], baseline, CELLS[1:])
+    assert left_out(networks_table(setting)) == []
+    own.runs[1] = own.runs[1]._replace(calibrated=None)  # too few errors for a temperature
+    table = networks_table(setting)
+    (line,) = left_out(table)
+    assert "smece_after_T" not in table
+    assert line.startswith(f"Left out: {title('nll_after_T')}, ")
 
 
 def test_reading_leaves_the_folder_as_it_is(tmp_path: Path) -> None:

@@ -1,17 +1,27 @@
 """recipe.trunk_cache: the same trained weights bit for bit, without computing the trunk again."""
 
+import copy
+import itertools
 import os
 import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import TINY, configuration
+from PIL import Image
+from torch import Tensor, nn
 
 from gch_bench.apps.run import train_and_evaluate
 from gch_bench.errors import UserError
-from gch_bench.training import loop, trunk_cache
+from gch_bench.model.trunk import find_trunk
+from gch_bench.training import loop, setup, trunk_cache
 from gch_bench.training.checkpoint import read
+from gch_bench.training.trunk_cache import TrunkCache
 
 FROZEN = (*TINY, "recipe.epochs=2", "recipe.batch_size=256", "corruptions=none", "recipe.freeze=early", "noise=gch")
 
@@ -85,6 +95,66 @@ def test_other_batches_have_files_of_their_own(source: str, tmp_path: Path, othe
     trained(tmp_path / "first", source, cache, "recipe.epochs=1")
     trained(tmp_path / "second", source, cache, "recipe.epochs=1", other)
     assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def photographs(root: Path, value: int) -> str:
+    """Grey images of one value, 4 of each of 10 classes; the override that trains on them."""
+    for split, number in itertools.product(("train", "val"), range(40)):
+        folder = root / split / f"class{number % 10}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (value,) * 3).save(folder / f"{number}.png")
+    return f"data.root={root}"
+
+
+def test_other_pixels_or_libraries_have_files_of_their_own(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = (
+        source,
+        "data=folder",
+        "recipe=digits",
+        "recipe.epochs=1",
+        "recipe.batch_size=8",
+        f"recipe.trunk_cache={tmp_path / 'cache'}",
+    )
+    for number, value in enumerate((50, 200)):  # the same names and labels
+        trained(tmp_path / f"run{number}", *options, photographs(tmp_path / f"images{number}", value))
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    trained(tmp_path / "run2", *options, "data.root=images1")  # the same folder by another name
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    monkeypatch.setattr(setup, "versions", lambda packages: dict.fromkeys(packages, "another"))
+    trained(tmp_path / "run3", *options, "data.root=images1")
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+
+
+def test_of_several_processes_one_makes_a_file(tmp_path: Path) -> None:
+    """They are threads here, of which each locks the folder for itself, as a process does."""
+    network = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(2 * 6 * 6, 2)).eval()
+    trunk = find_trunk(network, "0", 8)
+    assert trunk is not None
+    caches = [TrunkCache(tmp_path, copy.deepcopy(network), trunk, "batches", 8) for _ in range(3)]
+    caches[0].folder.mkdir()
+    left_over = caches[0].folder / ".epoch-0.pt.1.tmp"
+    left_over.touch()
+    makers: list[int] = []
+    together = threading.Barrier(len(caches))
+
+    def work(number: int) -> list[int]:
+        def images() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+            makers.append(number)
+            time.sleep(0.5)  # the others come meanwhile
+            yield torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]), torch.tensor([number, 7])
+
+        together.wait()
+        (batch,) = caches[number].epoch(0, images(), 0)
+        return batch.ids.tolist()
+
+    with ThreadPoolExecutor(len(caches)) as pool:
+        found = list(pool.map(work, range(len(caches))))
+    assert len(makers) == 1
+    assert found == len(caches) * [[makers[0], 7]], "all read what one has made"
+    assert [path.name for path in caches[0].folder.iterdir()] == ["epoch-0.pt"]
 
 
 def test_a_damaged_file_is_named(source: str, tmp_path: Path) -> None:

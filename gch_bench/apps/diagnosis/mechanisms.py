@@ -14,6 +14,7 @@ from hydra.errors import MissingConfigException
 from gch_bench.apps.cli import noise_preset
 from gch_bench.apps.diagnosis.subjects import one_network
 from gch_bench.config.diagnosis import DiagnoseConfig
+from gch_bench.config.overrides import written
 from gch_bench.config.parse import parse
 from gch_bench.config.run import NoiseConfig
 from gch_bench.display import Display
@@ -226,13 +227,4 @@ def _overrides(noise: NoiseConfig, strength: str) -> Iterator[str]:
     for name in (each.name for each in fields(noise)):
         value = getattr(noise, name)
         if name == strength or value != getattr(preset, name):
-            yield shlex.quote(f"noise.{name}={_text(value)}")
-
-
-def _text(value: Any) -> str:
-    """A value as Hydra reads it."""
-    if isinstance(value, list):
-        return f"[{','.join(map(_text, value))}]"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return repr(value) if isinstance(value, float) else str(value)
+            yield shlex.quote(f"noise.{name}={written(value)}")

@@ -19,8 +19,8 @@ from gch_bench import files
 from gch_bench.apps.diagnosis.folder import Layout, as_job, check_folder, check_identity, move
 from gch_bench.apps.diagnosis.images import prepared, spread_images
 from gch_bench.apps.diagnosis.measure import Diagnosed, Work, diagnose_subject, matrices_file
-from gch_bench.apps.diagnosis.patterns import expanded
 from gch_bench.apps.diagnosis.subjects import Subject, subjects
+from gch_bench.apps.diagnosis.weight_files import expanded
 from gch_bench.config.diagnosis import DiagnoseConfig
 from gch_bench.config.parse import identity_of
 from gch_bench.data.sets import load_data

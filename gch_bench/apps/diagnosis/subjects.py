@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from gch_bench.apps.diagnosis.patterns import epoch_of, expanded, natural
+from gch_bench.apps.diagnosis.weight_files import epoch_of, expanded
+from gch_bench.apps.patterns import natural
 from gch_bench.config.diagnosis import DiagnoseConfig
 from gch_bench.config.run import ModelConfig
 from gch_bench.data.transforms import Normalisation

@@ -1,10 +1,8 @@
-"""Patterns in `checkpoints` and `runs`, such as runs/x/checkpoints/*, and the epoch that a file of weights is of."""
+"""The files of weights and run folders that a diagnosis looks at, each once, and the epoch that a file of weights is of."""
 
 import glob
 import hashlib
-import os
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,11 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from timm.models import load_state_dict
 
+from gch_bench.apps.patterns import is_run, is_weights, matches
 from gch_bench.config.diagnosis import DiagnoseConfig
-from gch_bench.errors import UserError
 from gch_bench.model.weights import tensor_bytes
 
-SUFFIXES = (".pt", ".pth", ".pth.tar", ".bin", ".ckpt", ".safetensors")  # of files of weights
 _EPOCH = re.compile(r"(?:^|[^a-z])(?:epoch|ep|e|checkpoint|ckpt)[-_=]?(\d+)(?!\d)", re.IGNORECASE)
 
 
@@ -43,36 +40,6 @@ def expanded(config: DiagnoseConfig) -> Expanded:
     if any(glob.has_magic(entry) for entry in config.checkpoints):
         kept, notes = _distinct(files, [path for path in files if path not in config.checkpoints])
     return Expanded(replace(config, checkpoints=kept, runs=folders), notes)
-
-
-def is_weights(path: str) -> bool:
-    return path.endswith(SUFFIXES) and os.path.isfile(path)
-
-
-def is_run(path: str) -> bool:
-    return os.path.isfile(os.path.join(path, "run.json"))
-
-
-def matches(name: str, entries: list[str], kind: str, fits: Callable[[str], bool]) -> list[str]:
-    """The entries, each pattern replaced by the paths that match it and fit, in natural order of their names.
-
-    Args:
-        name: the field's name, for messages.
-        kind: what the paths must be, in words.
-
-    Raises:
-        UserError: a pattern matches nothing of the kind.
-    """
-    found: list[str] = []
-    for entry in entries:
-        if not glob.has_magic(entry) or os.path.lexists(entry):  # a name may hold the characters of a pattern
-            found.append(entry)
-            continue
-        matching = sorted(filter(fits, glob.glob(os.path.expanduser(entry), recursive=True)), key=natural)
-        if not matching:
-            raise UserError(f"{name} must match at least one {kind}, got {entry}, which matches none")
-        found += [path for path in matching if path not in found and path not in entries]
-    return found
 
 
 def _distinct(paths: list[str], found: list[str]) -> tuple[list[str], dict[str, list[str]]]:
@@ -103,11 +70,6 @@ def _digest(path: str) -> str:
     except Exception:  # torch, zipfile, pickle and safetensors each raise their own
         return f"unreadable {path}"
     return digest.hexdigest()
-
-
-def natural(path: str) -> list[tuple[bool, int, str]]:
-    """A key by which names sort as people count: epoch-2 before epoch-10, and numbers before words."""
-    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", path) if part]
 
 
 def epoch_of(path: str) -> int | None:
