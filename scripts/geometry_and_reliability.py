@@ -34,7 +34,7 @@ from gch_bench.noise.stages import feature_stages
 from gch_bench.report.clustered import correlations
 from gch_bench.report.geometry_compare import GEOMETRY, LAST_STAGE_RANK, stage_rank
 from gch_bench.report.geometry_correlations import q_values
-from gch_bench.report.networks import CONTROL, networks_table, read_setting, title
+from gch_bench.report.networks import CONTROL, left_out, networks_table, read_setting, title
 from gch_bench.results.geometry import ChainReport
 
 MEASURED = "geometry.csv"
@@ -126,7 +126,9 @@ def drawn(points: pd.DataFrame, found: pd.DataFrame, marker: str) -> Figure:
 
 def study(options: argparse.Namespace) -> None:
     setting, notes = read_setting(options.runs)
-    networks = networks_table(setting).drop_duplicates("weights", ignore_index=True)
+    networks = networks_table(setting)
+    notes += left_out(networks)
+    networks = networks.drop_duplicates("weights", ignore_index=True)
     noisy = networks["noise"] != "none"
     networks = networks.assign(level=level_of(networks[noisy], options.levels))
     rows_at(networks[noisy], average=False)  # refuses levels before anything is measured

@@ -25,10 +25,11 @@ from correlation_report import figure, level_of, pair_lines, rows_at, write
 from measure import machine
 
 from gch_bench.apps.cli import reported
+from gch_bench.config.overrides import written
 from gch_bench.errors import UserError
 from gch_bench.report import compatibility
 from gch_bench.report.clustered import correlations
-from gch_bench.report.networks import SHIFT, against_baseline, networks_table, read_setting, title
+from gch_bench.report.networks import SHIFT, against_baseline, left_out, networks_table, read_setting, title
 from gch_bench.report.runs import complete_noise, find_folders
 from gch_bench.report.study import Setting
 from gch_bench.report.text_table import markdown_rows
@@ -67,12 +68,8 @@ def noise_list(patterns: Sequence[str]) -> str:
         noise = read_run_facts(folder).config["noise"]
         if noise["law"] is not None:
             options = {name: value for name, value in noise.items() if name not in PLACE[1:] and value is not None}
-            found[identity(noise)] = ", ".join(f"{name}: {_text(value)}" for name, value in options.items())
-    return f"[{','.join(f'{{{options}}}' for options in found.values())}]"
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+            found[identity(noise)] = written(options)
+    return f"[{','.join(found.values())}]"
 
 
 def compatibility_numbers(folders: Sequence[Path]) -> pd.DataFrame:
@@ -92,14 +89,17 @@ def compatibility_numbers(folders: Sequence[Path]) -> pd.DataFrame:
     return pd.concat(parts).groupby(["stage", "identity"], as_index=False).mean()
 
 
-def networks_beside(setting: Setting, numbers: pd.DataFrame, levels: Sequence[float]) -> pd.DataFrame:
-    """The networks' differences from the baseline, with their mechanism's compatibility numbers and level.
+def networks_beside(setting: Setting, table: pd.DataFrame, numbers: pd.DataFrame, levels: Sequence[float]) -> pd.DataFrame:
+    """Differences of the networks from the baseline, with their mechanism's compatibility numbers and level.
+
+    Args:
+        table: `networks_table` of the setting.
 
     Raises:
         UserError: a mechanism was not measured.
     """
     noises = {group.mechanism: identity(group.noise) for group in setting.groups}
-    effects = against_baseline(networks_table(setting)).drop(columns=STRENGTH)
+    effects = against_baseline(table).drop(columns=STRENGTH)
     effects = effects.assign(identity=effects["mechanism"].map(noises))
     whole = effects.merge(numbers, "left", on=["stage", "identity"], indicator="measured")
     if (missing := whole.pop("measured") == "left_only").any():
@@ -152,7 +152,9 @@ def study(options: argparse.Namespace) -> None:
     if not options.compatibility or not options.output:
         raise UserError("give --noises, or --compatibility FOLDER and --output FOLDER")
     setting, notes = read_setting(options.runs)
-    networks = networks_beside(setting, compatibility_numbers(options.compatibility), options.levels)
+    table = networks_table(setting)
+    notes += left_out(table)
+    networks = networks_beside(setting, table, compatibility_numbers(options.compatibility), options.levels)
     effects = [name for name in SHIFT if name in networks]
     rows = rows_at(networks, average=True)
     found = correlations(networks, (list(HEADLINE), EFFECTS), rows)
