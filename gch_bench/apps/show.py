@@ -22,7 +22,8 @@ def banner(job: Job) -> None:
     )
     if weights := given_weights(config.as_dict()):
         show.line(f"weights:  {weights}")
-    show.line(f"noise:    {config.noise.name}{f': {job.noisy.mechanism}' if job.noisy.stages else ''}")
+    off = ", off: evaluated without it" if job.noisy.stages and config.recipe is None and not config.noise.eval else ""
+    show.line(f"noise:    {config.noise.name}{f': {job.noisy.mechanism}' if job.noisy.stages else ''}{off}")
     for stage in job.noisy.stages:
         show.line(f"          {stage_in_words(stage.facts(), config.recipe is not None)}")
     if config.recipe is not None:

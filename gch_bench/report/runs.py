@@ -352,7 +352,7 @@ def _refused_differences(settings: Sequence[Setting], baseline: str) -> list[str
         base = setting.baseline
         if base is None:
             other = next((each for each in settings if each.baseline is not None), None)
-            why = f"none of its runs is {baseline}"
+            why = f"no run has noise={baseline}"
             if other is not None and other.baseline is not None:
                 own, theirs = (next(iter(group.runs.values())) for group in (setting.groups[0], other.baseline))
                 fields = differences(setting_key(own.facts), setting_key(theirs.facts))

@@ -50,8 +50,20 @@ def strength(setting: Setting, rows: pd.DataFrame) -> Figure | None:
 
 @style.styled
 def depth(setting: Setting, rows: pd.DataFrame) -> Figure | None:
-    """Metrics over the stage of the noise, a line per mechanism. None where no mechanism was tried at two stages."""
-    families = _families(setting, drop="stages")
+    """Metrics over the stage of the noise, a line per mechanism. None where no mechanism was tried at two stages.
+
+    A mechanism that has one strength at each stage, such as strengths matched to the stages' maps, is one line without a
+    strength; else there is a line for each strength.
+    """
+    by_stage = {
+        name: groups
+        for name, groups in _families(setting, drop="both").items()
+        if len({style.stage_word(group) for group in groups}) == len(groups)
+    }
+    one_strength = [group.mechanism for groups in by_stage.values() for group in groups]
+    families = by_stage | {
+        name: groups for name, groups in _families(setting, drop="stages").items() if groups[0].mechanism not in one_strength
+    }
     words = {group.mechanism: style.stage_word(group) for groups in families.values() for group in groups}
     stages = sorted(set(words.values()), key=lambda word: ("+" in word, word))
     positions = {mechanism: float(stages.index(word)) for mechanism, word in words.items()}
@@ -69,14 +81,17 @@ def depth(setting: Setting, rows: pd.DataFrame) -> Figure | None:
 
 
 def _families(setting: Setting, drop: str) -> Families:
-    """Groups with noise whose labels differ in their numbers alone (drop="strength"), or in their stages alone."""
+    """Groups with noise whose labels differ in their numbers alone (drop="strength"), in their stages alone, or in both."""
     families: Families = {}
     for group in style.singles(setting):
         stage = style.stage_word(group)
         if not stage:
             continue
-        words = group.mechanism.split()
-        kept = [word for word in words if (not _is_number(word.partition("=")[2]) if drop == "strength" else word != stage)]
+        kept = group.mechanism.split()
+        if drop in ("strength", "both"):
+            kept = [word for word in kept if not _is_number(word.partition("=")[2])]
+        if drop in ("stages", "both"):
+            kept = [word for word in kept if word != stage]
         families.setdefault(" ".join(kept), []).append(group)
     return {name: groups for name, groups in families.items() if len(groups) > 1}
 

@@ -96,12 +96,15 @@ def _bounds(row: dict, signed: bool = False) -> str:
     return f"[{metric.text(sign * low)}, {metric.text(sign * high)}]"
 
 
+def _p_holm(row: dict) -> str:
+    return "p < 0.001 after Holm" if row["p_holm"] < 0.001 else f"p = {row['p_holm']:.3f} after Holm"
+
+
 def _p(row: dict) -> str:
-    p = "p < 0.001" if row["p_holm"] < 0.001 else f"p = {row['p_holm']:.3f}"
     flip = ""
     if np.isfinite(row["sign_flip"]):
         flip = f"; sign-flip test p = {row['sign_flip']:.3g}, at least {max(2.0 ** -row['seeds'], 1e-4):.3g} with so many seeds"
-    return f"{p} after Holm{flip}"
+    return f"{_p_holm(row)}{flip}"
 
 
 def _after_temperature(setting: Setting, row: dict, after: pd.DataFrame) -> str:
@@ -112,7 +115,9 @@ def _after_temperature(setting: Setting, row: dict, after: pd.DataFrame) -> str:
     scaled, metric = after.loc[key].to_dict(), METRICS[METRIC]
     number = f"{metric.text(scaled['difference'], '+')} [{metric.text(scaled['low'], '+')}, {metric.text(scaled['high'], '+')}]"
     fewer = "" if scaled["seeds"] == row["seeds"] else f" over {scaled['seeds']} of these seeds"
-    against = f"after temperature scaling of both{_temperatures(setting, row)} the difference{fewer} is {number}"
+    against = (
+        f"after temperature scaling of both{_temperatures(setting, row)} the difference{fewer} is {number}, {_p_holm(scaled)}"
+    )
     if _better(scaled):
         meaning = "it still wins, so this is not only a temperature" if _better(row) and not fewer else "it wins then"
     elif scaled["p_holm"] < ALPHA:

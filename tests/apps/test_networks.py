@@ -195,6 +195,13 @@ def test_each_run_says_which_weights_it_has(runs: Path, tmp_path: Path, capsys: 
         assert any(f"{tmp_path / name}, weights {runs / name}, commit" in note for note in report.notes)
 
 
+def test_noise_that_is_off_is_said_to_be(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, on in enumerate(("false", "true")):
+        options = (*QUICK, "corruptions=none", entries(runs / "b"), f"noise.eval={on}", f"output={tmp_path / on}")
+        train_and_evaluate(configuration(*options, name="evaluate"))
+        assert ("off: evaluated without it" in capsys.readouterr().out) == (number == 0)
+
+
 def test_other_weights_and_another_image_size_are_told(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs / "a", tmp_path / "a")
     shutil.copy(runs / "b" / "checkpoints" / "last.pt", tmp_path / "a" / "checkpoints" / "last.pt")

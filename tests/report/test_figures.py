@@ -240,6 +240,19 @@ def test_depth_has_a_line_over_stages_and_the_baseline(sweep: Report) -> None:
     assert level.get_ydata()[0] == pytest.approx(found["none"])
 
 
+def test_depth_joins_strengths_that_are_matched_to_the_stages() -> None:
+    """gch has one strength at each stage, and they differ; dropblock two at L4, of which one is at another stage, too."""
+    matched = [noise("gch", stages, gamma=gamma, beta=1.0) for stages, gamma in (("L2", 0.5), ("L3", 1.0), ("L4", 1.0))]
+    other = [noise("dropblock", stages, p=p) for stages, p in (("L3", 0.1), ("L4", 0.1), ("L4", 0.2))]
+    report = made_report([NONE, *matched, *other], CELLS)
+    figure = depth(report.settings[0], report.rows)
+    assert figure is not None
+    lines = {line.get_label(): list(line.get_xdata()) for line in figure.axes[0].lines}
+    assert lines["gch"] == [0, 1, 2]
+    assert lines["dropblock p=0.1"] == [1, 2]
+    assert "dropblock p=0.2" not in lines
+
+
 def test_boundaries_are_lines_of_their_own() -> None:
     words = [f"gch gamma={gamma} beta=1 L4 boundary={side}" for gamma in (1, 2) for side in ("inside", "outside")]
     groups = [Group(word, {"name": "gch", "law": "samplewise", "stages": ["L4"]}, {}) for word in words]

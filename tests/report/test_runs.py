@@ -159,7 +159,7 @@ def test_runs_that_differ_in_more_than_noise_are_not_compared() -> None:
     assert second.baseline is None
     assert (first.name, second.name) == ("digits resnet18 recipe.lr=0.1", "digits resnet18 recipe.lr=0.2")
     assert refused == [
-        "digits resnet18 recipe.lr=0.2: no difference from none is computed, because none of its runs is none, and that of"
+        "digits resnet18 recipe.lr=0.2: no difference from none is computed, because no run has noise=none, and that of"
         " digits resnet18 recipe.lr=0.1 differs in more than noise (recipe.lr: 0.2 | 0.1)"
     ]
 

@@ -39,7 +39,9 @@ def test_temperature(difference: float, p: float, words: str) -> None:
     report = make_report(make_setting([NONE, GCH], logits=True))
     rows = report.rows.copy()
     rows.loc[nll(rows, GCH.label, CALIBRATED), ["difference", "p_holm"]] = [difference, p]
-    assert words in sentence(report.settings[0], rows, GCH.label)
+    text = sentence(report.settings[0], rows, GCH.label)
+    assert words in text
+    assert f"], p = {p:.3f} after Holm: " in text, "of the difference after temperature scaling"
     wins = 1 if difference < 0 and p < 0.05 else 0
     assert f"after temperature scaling of both, {wins} of 1 ha" in verdict(report.settings, rows)[0]
     rows.loc[rows["temperature"] == CALIBRATED, "difference"] = float("nan")
