@@ -9,11 +9,13 @@ from gch_bench.metrics import CLEAN, METRICS
 from gch_bench.report.study import CALIBRATED, MEAN, RAW, Setting
 
 ALPHA = 0.05  # level of the tests after Holm's correction
+FOLD = 3  # so many differences that are not distinguishable from 0 get a sentence each; more of them share one
 METRIC = "nll"  # the metric that the verdict is about: proper, with an interval, and sensitive to calibration and accuracy
 
 
 def verdict(settings: Sequence[Setting], rows: pd.DataFrame) -> list[str]:
-    """Sentences, the most important first: for each setting a summary and a sentence for each mechanism, then the limits."""
+    """Sentences, the most important first: for each setting a summary, a sentence for each mechanism, and the limits. More than
+    FOLD mechanisms, or ensembles, that are not distinguishable from the baseline share a sentence."""
     sentences = []
     for setting in settings:
         own = rows[rows["setting"] == setting.name]
@@ -31,10 +33,36 @@ def verdict(settings: Sequence[Setting], rows: pd.DataFrame) -> list[str]:
         after = part[part["temperature"] == CALIBRATED].set_index(["mechanism", "kind"])
         sentences += [
             _summary(setting, what, compared[compared["kind"] == "single"], after),
-            *(_sentence(setting, what, row, after) for row in compared.to_dict("records")),
+            *(text for _, alike in compared.groupby("kind", sort=False) for text in _each(setting, what, alike, after)),
             *_limits(setting, compared, after),
         ]
     return sentences
+
+
+def _each(setting: Setting, what: str, compared: pd.DataFrame, after: pd.DataFrame) -> list[str]:
+    """The sentences on mechanisms of one kind, single networks or ensembles."""
+    key = compared.set_index(["mechanism", "kind"]).index
+    scaled = np.full(len(key), np.nan) if after.empty else after["p_holm"].reindex(key).to_numpy()
+    unclear = (compared["p_holm"] >= ALPHA).to_numpy() & ~(scaled < ALPHA)
+    folded = unclear & (unclear.sum() > FOLD)
+    sentences = [_sentence(setting, what, row, after) for row in compared[~folded].to_dict("records")]
+    return [*sentences, _shared(setting, what, compared[folded], after)] if folded.any() else sentences
+
+
+def _shared(setting: Setting, what: str, unclear: pd.DataFrame, after: pd.DataFrame) -> str:
+    """One sentence on all mechanisms of one kind that are not distinguishable from the baseline."""
+    assert setting.baseline is not None
+    base, metric, rows = setting.baseline.mechanism, METRICS[METRIC], unclear.to_dict("records")
+    who, against = f"{len(rows)} mechanisms", base
+    if rows[0]["kind"] != "single":
+        who, against = f"the ensembles of {who}", f"that of {base} over the images alone"
+    each = "; ".join(f"{row['mechanism']} {metric.text(row['difference'], '+')} {_bounds(row, signed=True)}" for row in rows)
+    low, high = (metric.text(bound) for bound in (unclear["detectable"].min(), unclear["detectable"].max()))
+    return (
+        f"{who} cannot be told apart from {against} in {what}{'' if after.empty else ', raw or after temperature scaling'}"
+        f" (p = {unclear['p_holm'].min():.3f} or more after Holm; this design finds differences of {low} to {high} or more"
+        f" with a power of 80%): {each}."
+    )
 
 
 def _better(row: pd.Series | dict) -> bool:

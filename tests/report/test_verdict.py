@@ -48,6 +48,24 @@ def test_temperature(difference: float, p: float, words: str) -> None:
     assert verdict(report.settings, rows)[0].endswith("; no temperature could be fitted both to one of them and to none.")
 
 
+def test_many_that_are_not_distinguishable_share_a_sentence() -> None:
+    others = [DROPBLOCK._replace(label=f"dropblock p=0.{number} L4", p=0.2 + 0.1 * number) for number in range(5)]
+    report = make_report(make_setting([NONE, GCH, *others], logits=True))
+    rows = report.rows.copy()
+    setting = report.settings[0]
+    _, first, shared, *limits = verdict(report.settings, rows)
+    assert first.startswith(f"{GCH.label} lowers")
+    assert shared.startswith(
+        "5 mechanisms cannot be told apart from none in mean corrupted NLL, raw or after temperature scaling"
+    )
+    assert all(f"{each.label} +0.0100 [-0.0010, +0.0210]" in shared for each in others)
+    assert all(text.startswith(setting.name) for text in limits)
+    rows.loc[nll(rows, others[0].label, CALIBRATED), "p_holm"] = 0.01
+    texts = verdict(report.settings, rows)
+    assert any(text.startswith(f"{others[0].label} changes") and text.endswith("it loses.") for text in texts), "after T it is"
+    assert any(text.startswith("4 mechanisms cannot be told apart") for text in texts)
+
+
 def test_without_logits_or_with_one_seed_the_limits_say_so() -> None:
     report = make_report(make_setting([NONE, GCH], logits=False, seeds=1))
     text = " ".join(verdict(report.settings, report.rows))
