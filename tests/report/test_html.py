@@ -8,11 +8,11 @@ from importlib.resources import files
 import markupsafe
 import pandas as pd
 import pytest
-from pages import EVIL, a_page, a_report
+from pages import EVIL, ORIGIN, a_page, a_report
 from reports import make_report
 
 from gch_bench.metrics import METRICS
-from gch_bench.report.html import Entry, full_table, metric_table, page_table, setting_provenance
+from gch_bench.report.html import Entry, full_table, metric_table, page, page_table, setting_provenance
 from gch_bench.report.render import BETTER, WORSE
 from gch_bench.report.study import ROWS
 from gch_bench.report.tables import tables
@@ -76,6 +76,14 @@ def test_parts_are_in_order_and_semantic(text: str) -> None:
     headings = [data for tag, data in found.texts if tag == "h2" and data.strip()]
     assert headings == ["Verdict", "Tables", "Figures", "Runs", "Definitions", "All results"]
     assert text.index("0.0533") < text.index("unfinished, so it is left out") < text.index("<table")
+
+
+def test_a_long_command_is_folded() -> None:
+    command = "report.py 'runs=[" + ",".join(f"runs/x/run-{number}" for number in range(60)) + "]'"
+    for each, folded in (("report.py 'runs=[runs/x/*]'", 0), (command, 1)):
+        text = page(a_report(), [], {}, ORIGIN._replace(command=each), "results.csv")
+        assert f'<code class="command">{markupsafe.escape(each)}</code>' in text
+        assert text.split("<nav")[0].count("<details>") == folded
 
 
 def test_a_report_without_anything_is_still_a_page() -> None:
