@@ -33,7 +33,13 @@ done
 
 # Print a command of this repository, and run it unless --dry-run was given.
 python_() {
-  printf '+ python'; printf ' %q' "$@"; echo
+  local word
+  printf '+ python'
+  for word in "$@"; do
+    # A command inside, which only --dry-run prints, stays one.
+    if [[ $word == *'$('* ]]; then printf ' "%s"' "$word"; else printf ' %q' "$word"; fi
+  done
+  echo
   local script=$1; shift
   [[ -n $dry_run ]] || "${PYTHON:-python}" "$root/$script" "$@"
 }
