@@ -365,7 +365,8 @@ def test_the_script_knows_every_experiment() -> None:
     first = {name: f"+ python train.py -m experiment={name} scale=small data.workers=0" for name in FILES}
     assert {line for line in swept if "seed=" not in line} == set(first.values())
     (more,) = (line for line in swept if "seed=" in line)
-    assert more.startswith(f"{first[PHOTOS]} seed=0\\,1\\,2 noise=")
+    assert more.startswith(f'{first[PHOTOS]} seed=0\\,1\\,2 "noise=$(python scripts/choose_strength.py ')
+    assert more.endswith('--noise)"'), "it can be pasted"
     assert len([line for line in lines if line.startswith("+ python report.py")]) == len(FILES) + 1
     assert "FIELD=VALUE" in reproduce("--help").stdout
 
