@@ -34,6 +34,11 @@ class TrunkBatch(NamedTuple):
     ids: Tensor  # (B,) int64
 
 
+# torch.load may make these types when it reads a file. The list belongs to the whole process, so that a type that is
+# taken off it again, as by torch.serialization.safe_globals, would be missing where another thread is reading.
+torch.serialization.add_safe_globals([TrunkBatch, Call, NotKept])
+
+
 class TrunkCache:
     """The files of one trunk on the batches of one loader: one for each epoch, with its batches in order.
 
@@ -83,8 +88,7 @@ class TrunkCache:
         if not path.exists():
             self._make(path, images)
         try:
-            with torch.serialization.safe_globals([TrunkBatch, Call, NotKept]):
-                batches = torch.load(path, mmap=True, weights_only=True)
+            batches = torch.load(path, mmap=True, weights_only=True)
         except Exception as error:  # torch and pickle each raise their own
             raise UserError(f"recipe.trunk_cache: {path} cannot be read, it is truncated or foreign: delete it") from error
         return itertools.islice(batches, start_step, None)
