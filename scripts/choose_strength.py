@@ -25,7 +25,7 @@ from gch_bench.checks import check
 from gch_bench.config.overrides import written
 from gch_bench.errors import UserError
 from gch_bench.metrics import EXTRA
-from gch_bench.report.runs import setting_key
+from gch_bench.report.runs import find_folders, setting_key
 from gch_bench.results.runfacts import RunFacts, read_run_facts
 
 MECHANISM = ["mechanism", "stages"]  # what strengths of one mechanism share
@@ -137,21 +137,25 @@ def among(folders: list[Path], noises: list[str]) -> list[Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, help="finished runs that were evaluated on the extra corruptions")
+    parser.add_argument(
+        "runs", nargs="+", help="finished runs that were evaluated on the extra corruptions, or patterns of them"
+    )
     parser.add_argument("--best", action="store_true", help="choose the lowest NLL; the default without --variance")
     parser.add_argument("--variance", type=float, metavar="V", help="choose the gate variance nearest to V")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--noise", action="store_true", help="print the chosen noises for train.py -m noise=NOISES")
-    output.add_argument("--among", nargs="+", type=Path, metavar="FOLDER", help="list these folders' runs of the chosen noises")
+    output.add_argument("--among", nargs="+", metavar="FOLDER", help="list these folders' runs of the chosen noises")
     options = parser.parse_args()
     with reported():
-        table = strengths([read(folder) for folder in options.runs])
+        table = strengths([read(folder) for folder in find_folders(options.runs)])
         marks = {"best": best(table)} if options.best or options.variance is None else {}
         if options.variance is not None:
             marks[f"variance {options.variance:g}"] = matched(table, options.variance)
         chosen = table[np.logical_or.reduce(list(marks.values()))]
         noises = chosen["noise"].tolist()
-        folders = among(options.among, noises) if options.among else [folder for runs in chosen["runs"] for folder in runs]
+        folders = [folder for runs in chosen["runs"] for folder in runs]
+        if options.among:
+            folders = among(find_folders(options.among), noises)
     for index, row in table.sort_values([*MECHANISM, "nll"], kind="stable").iterrows():
         why = ", ".join(name for name, mark in marks.items() if mark[index])
         numbers = f"gate variance {row['variance']:.3g}, NLL {row['nll']:.4f}, seeds {row['seeds']}"

@@ -2,12 +2,15 @@
 
 Each FOLDER is an output= of evaluate.py: the same networks under the protocol NAME, one of memory, jpeg, stored, resized, timm,
 bf16 and draws1 (results/protocol_sensitivity/README.md; protocol_sensitivity.sh evaluates them). Those of COMPARISONS are made
-whose two protocols are given. Writes table.csv and table.md to --output.
+whose two protocols are given. Among the networks there may be some with noise: then it is also asked how far the protocol moves
+their difference from those without noise. Writes table.csv, mechanisms.csv (of that difference) and table.md to --output.
 """
 
 import argparse
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,7 +25,7 @@ from gch_bench.report.runs import find_folders, read_run, shared_cells
 from gch_bench.report.statistics import atoms_of, draw_counts, image_variance, paired_differences, resample
 from gch_bench.report.study import Run
 from gch_bench.report.text_table import markdown_rows
-from gch_bench.results.records import CELL_CLEAN
+from gch_bench.results.records import CELL_CLEAN, Cell
 
 # (against which, protocol) -> the comparison in words
 COMPARISONS = {
@@ -43,6 +46,10 @@ def value(key: str, cell: CellAtoms) -> float:
     if key == EXCESS:
         return value("ece", cell) - value("ece_floor", cell)
     return float(METRICS[key].formula(cell))
+
+
+def mean(key: str, cells: Sequence[pd.DataFrame]) -> float:
+    return float(np.mean([value(key, atoms_of(cell)) for cell in cells]))
 
 
 def read(arguments: Sequence[str]) -> dict[str, dict[str, Run]]:
@@ -70,7 +77,7 @@ def compare(first: Sequence[pd.DataFrame], second: Sequence[pd.DataFrame], level
     A cell of another network counts as another cell, so that all numbers are means over networks and over their cells.
     """
     intervals = paired_differences(first, second, level=level)
-    one, two = ([atoms_of(cell) for cell in cells] for cells in (first, second))
+    one = [atoms_of(cell) for cell in first]
     counts_RN = draw_counts(len(first[0]))
     errors = image_variance([resample(one, counts_RN, TESTED).over(range(len(one)))], TESTED) ** 0.5
     pairs = list(zip(first, second, strict=True))
@@ -80,12 +87,31 @@ def compare(first: Sequence[pd.DataFrame], second: Sequence[pd.DataFrame], level
     }
     rows: list[dict[str, object]] = []
     for key in (*TESTED, "ece", EXCESS):
-        before, after = (float(np.mean([value(key, cell) for cell in cells])) for cells in (one, two))
+        before, after = mean(key, first), mean(key, second)
         row = {"metric": key, "before": before, "after": after, "change": after - before, "low": np.nan, "high": np.nan}
         if key in TESTED:
             row |= {"low": intervals[key].low, "high": intervals[key].high, "se_images": errors[TESTED.index(key)]}
         rows.append(row | shared)
     return rows
+
+
+class Plan(NamedTuple):
+    """What is compared: pairs of protocols (against, protocol), and the cells of each part."""
+
+    pairs: list[tuple[str, str]]
+    parts: dict[str, list[Cell]]
+
+    def level(self, more: int = 1) -> float:
+        """The level at which the intervals of all pairs, parts and tested metrics, times `more`, hold together with 95%."""
+        return 1 - 0.05 / (len(self.pairs) * len(self.parts) * len(TESTED) * more)
+
+
+def planned(found: Found) -> Plan:
+    pairs = [pair for pair in COMPARISONS if set(pair) <= set(found)]
+    if not pairs:
+        raise UserError(f"folders must hold both protocols of a comparison, got {', '.join(found)}")
+    cells = {"shift": shared_cells([run for runs in found.values() for run in runs.values()]), "clean": [CELL_CLEAN]}
+    return Plan(pairs, {part: own for part, own in cells.items() if own})
 
 
 def rows_of(found: Found) -> pd.DataFrame:
@@ -96,21 +122,55 @@ def rows_of(found: Found) -> pd.DataFrame:
     images, at a level that makes all intervals of the table hold together with 95% (Bonferroni); se_images: the standard error
     of `before` over images; changed: the share of other predictions; identical: all records are equal bit for bit.
     """
-    pairs = [pair for pair in COMPARISONS if set(pair) <= set(found)]
-    cells = {"shift": shared_cells([run for runs in found.values() for run in runs.values()]), "clean": [CELL_CLEAN]}
-    parts = {part: own for part, own in cells.items() if own}
-    if not pairs:
-        raise UserError(f"folders must hold both protocols of a comparison, got {', '.join(found)}")
-    level = 1 - 0.05 / (len(pairs) * len(parts) * len(TESTED))
+    plan = planned(found)
+    level = plan.level()
     rows = []
-    for part, own in parts.items():
+    for part, own in plan.parts.items():
         frames = {name: [run.cells[cell] for _, run in sorted(runs.items()) for cell in own] for name, runs in found.items()}
-        for against, name in pairs:
+        for against, name in plan.pairs:
             try:
                 measured = compare(frames[against], frames[name], level)
             except ValueError as error:
                 raise UserError(f"{against} and {name} must be evaluated on the same images: {error}") from error
             rows += [{"against": against, "protocol": name, "part": part, "level": level, **row} for row in measured]
+    return pd.DataFrame(rows)
+
+
+def with_and_without(runs: Mapping[str, Run]) -> dict[str, list[tuple[Run, Run]]]:
+    """For each noise, in words, the networks (without, with) it of equal seed."""
+    without = {run.facts.config["seed"]: run for run in runs.values() if run.facts.mechanism == "none"}
+    pairs: dict[str, list[tuple[Run, Run]]] = defaultdict(list)
+    for _, run in sorted(runs.items()):
+        if run.facts.mechanism != "none" and run.facts.config["seed"] in without:
+            pairs[run.facts.mechanism].append((without[run.facts.config["seed"]], run))
+    return pairs
+
+
+def mechanism_rows(found: Found) -> pd.DataFrame:
+    """A row for each comparison, part, noise and metric: what the protocol changes in the difference that the noise makes.
+
+    before and after: the metric with the noise less that without at equal seed, averaged over seeds and cells; low and high:
+    interval of after - before over images, at a level that makes all intervals of this table hold together with 95%. Empty if
+    no network has noise, or none without noise has the same seed.
+    """
+    plan = planned(found)
+    noises = {name: with_and_without(runs) for name, runs in found.items()}
+    rows = []
+    for against, protocol in plan.pairs:
+        for part, cells in plan.parts.items():
+            for noise in noises[against]:
+                (without, with_), (without_after, with_after) = (
+                    [[pair[side].cells[cell] for pair in noises[name][noise] for cell in cells] for side in (0, 1)]
+                    for name in (against, protocol)
+                )
+                # The mean over these lists, second - first, is half of (with_after - without_after) - (with_ - without).
+                first, second = [*without_after, *with_], [*with_after, *without]
+                intervals = paired_differences(first, second, level=plan.level(len(noises[against])))
+                for key in TESTED:
+                    before, after = mean(key, with_) - mean(key, without), mean(key, with_after) - mean(key, without_after)
+                    bounds = {"low": 2 * intervals[key].low, "high": 2 * intervals[key].high}
+                    shared = {"against": against, "protocol": protocol, "part": part, "noise": noise, "metric": key}
+                    rows.append({**shared, "before": before, "after": after, "change": after - before, **bounds})
     return pd.DataFrame(rows)
 
 
@@ -146,6 +206,28 @@ def lines(table: pd.DataFrame, found: Found) -> list[str]:
     ]
 
 
+def mechanism_lines(table: pd.DataFrame) -> list[str]:
+    """The table of `mechanism_rows` in words."""
+    shown = []
+    for (against, name, part, noise), rows in table.groupby(["against", "protocol", "part", "noise"], sort=False):
+        by = rows.set_index("metric").to_dict("index")
+        cells = []
+        for key in TESTED:
+            row = by[key]
+            cells += [METRICS[key].text(row["before"], "+"), METRICS[key].interval((row["change"], row["low"], row["high"]))]
+        shown.append([COMPARISONS[against, name], part, noise, *cells])
+    heads = [text for key in TESTED for text in (METRICS[key].header, "change")]
+    return [
+        "",
+        "Networks with noise less those without at equal seed, and what the protocol changes in this difference:",
+        "",
+        *markdown_rows(["", "part", "noise", *heads], shown, heads=3),
+        "",
+        "- The difference under the protocol that is compared with, and its change; [ ]: interval of the change over images, at"
+        " a level that makes all intervals of this table hold together with 95%.",
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", metavar="NAME=FOLDER")
@@ -157,6 +239,9 @@ def main() -> None:
         options.output.mkdir(parents=True, exist_ok=True)
         write_csv(options.output / "table.csv", table)
         said = lines(table, found)
+        if not (moved := mechanism_rows(found)).empty:
+            write_csv(options.output / "mechanisms.csv", moved)
+            said += mechanism_lines(moved)
         write_report(options.output / "table.md", "Protocol sensitivity", said)
         print("\n".join(said))
 

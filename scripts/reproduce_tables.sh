@@ -53,25 +53,27 @@ choose() {
 # The chosen runs of matched_strength, which were evaluated on the 4 extra corruptions, are evaluated on the 15.
 matched_strength() {
   local list
-  list=$(choose "$runs"/*)
+  list=$(choose "$runs/*")
   python_ evaluate.py "${common[@]}" corruptions=c15 records.logits=true "checkpoints=$list" "output=$runs-chosen"
   python_ report.py "runs=[$runs-chosen/*]" "output=$reports" table=mechanisms
 }
 
-# The strengths of late_stage_photos are chosen on the images of ROOT/tune under the 4 extra corruptions, with two seeds. The
-# chosen ones are trained with more seeds and evaluated on ROOT/val under the 15. The digits have one split and get fewer seeds.
+# The strengths of late_stage_photos are chosen on the images of ROOT/tune under the 4 extra corruptions at severity 3, with two
+# seeds. The chosen ones are trained with more seeds and evaluated on ROOT/val under the 15 at all severities. The digits have one
+# split, and get fewer seeds and severity 3 alone.
 late_stage_photos() {
   local list noises seeds=0,1,2 evaluate=(evaluate.py "${common[@]}" model.pretrained=false)
   [[ $scale == small ]] || seeds=0,1,2,3,4
   # Not those of later seeds, which are there when this command is given again.
-  python_ "${evaluate[@]}" ${tune[@]+"${tune[@]}"} corruptions=extra4 "checkpoints=[$runs/*-s0-*,$runs/*-s1-*]" "output=$runs-tune"
-  noises=$(choose "$runs-tune"/* --best --variance 0.3 --noise)
+  python_ "${evaluate[@]}" ${tune[@]+"${tune[@]}"} corruptions=extra4 "corruptions.severities=[3]" \
+    "checkpoints=[$runs/*-s0-*,$runs/*-s1-*]" "output=$runs-tune"
+  noises=$(choose "$runs-tune/*" --best --variance 0.3 --noise)
   python_ train.py -m "${common[@]}" ${tune[@]+"${tune[@]}"} "seed=$seeds" "noise=$noises"
-  list=$(choose "$runs-tune"/* --best --variance 0.3 --among "$runs"/*)
+  list=$(choose "$runs-tune/*" --best --variance 0.3 --among "$runs/*")
   python_ "${evaluate[@]}" corruptions=c15 records.logits=true "checkpoints=$list" "output=$runs-chosen"
-  list=$(choose "$runs-tune"/* --best --among "$runs-chosen"/*)
+  list=$(choose "$runs-tune/*" --best --among "$runs-chosen/*")
   python_ report.py "runs=$list" "output=$reports/own_best" table=mechanisms
-  list=$(choose "$runs-tune"/* --variance 0.3 --among "$runs-chosen"/*)
+  list=$(choose "$runs-tune/*" --variance 0.3 --among "$runs-chosen/*")
   python_ report.py "runs=$list" "output=$reports/matched_variance" table=mechanisms
 }
 

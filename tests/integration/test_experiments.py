@@ -368,6 +368,8 @@ def test_the_script_knows_every_experiment() -> None:
     assert more.startswith(f'{first[PHOTOS]} seed=0\\,1\\,2 "noise=$(python scripts/choose_strength.py ')
     assert more.endswith('--noise)"'), "it can be pasted"
     assert len([line for line in lines if line.startswith("+ python report.py")]) == len(FILES) + 1
+    (tuned, reported) = (line for line in reproduce("--dry-run", PHOTOS).stdout.splitlines() if "evaluate.py" in line)
+    assert ["severities" in line for line in (tuned, reported)] == [True, False], "strengths are chosen at one severity"
     assert "FIELD=VALUE" in reproduce("--help").stdout
 
 

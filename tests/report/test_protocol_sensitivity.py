@@ -16,7 +16,7 @@ from gch_bench.results.records import CELL_CLEAN, Cell
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 
-from protocol_sensitivity import lines, read, rows_of
+from protocol_sensitivity import lines, mechanism_lines, mechanism_rows, read, rows_of
 
 CELLS = [Cell("fog", 3), Cell("snow", 3)]
 Found = dict[str, dict[str, Run]]
@@ -92,6 +92,43 @@ def test_changed_predictions_and_equal_records(found: Found) -> None:
         assert (row["changed"], row["identical"], row["low"], row["high"]) == (0, True, 0, 0)
     found["stored"]["none-1"].cells[CELLS[1]].loc[0, "confidence"] += 1e-6
     assert not one(rows_of(found), "jpeg stored", "shift", "top1")["identical"]
+
+
+@pytest.mark.parametrize("metric", ["nll", "top1"])
+def test_what_a_protocol_changes_between_mechanisms(found: Found, metric: str) -> None:
+    def difference(runs: dict[str, Run]) -> np.ndarray:
+        """For each image the mean of gch less none over seeds and corrupted cells."""
+
+        def of(name: str) -> np.ndarray:
+            cells = [runs[f"{name}-{seed}"].cells[cell] for seed in (0, 1) for cell in CELLS]
+            return np.mean([cell["nll"] if metric == "nll" else cell["prediction"] == cell["label"] for cell in cells], axis=0)
+
+        return of("gch") - of("none")
+
+    for seed, cell in ((0, CELLS[0]), (1, CELLS[1])):
+        table = found["jpeg"][f"gch-{seed}"].cells[cell]
+        table["nll"] += np.linspace(0, 0.5, IMAGES)
+        table.loc[::4, "prediction"] = 0
+    before_N, after_N = difference(found["memory"]), difference(found["jpeg"])
+    row = one(mechanism_rows(found), "memory jpeg", "shift", metric)
+    assert (row["noise"], row["before"], row["after"]) == ("gch", pytest.approx(before_N.mean()), pytest.approx(after_N.mean()))
+    assert row["change"] == pytest.approx((after_N - before_N).mean())
+    tests = 3 * 2 * 3  # comparisons x parts x metrics
+    half = norm.isf(0.025 / tests) * (after_N - before_N).std() / IMAGES**0.5
+    assert [row["change"] - row["low"], row["high"] - row["change"]] == pytest.approx([half] * 2, rel=0.08)
+
+
+def test_mechanisms_without_a_partner_are_left_out(found: Found) -> None:
+    assert len(mechanism_lines(mechanism_rows(found))) == 5 + 3 * 2 + 2
+    for runs in found.values():
+        del runs["none-1"]
+    before = np.mean(
+        [found["memory"]["gch-0"].cells[cell]["nll"] - found["memory"]["none-0"].cells[cell]["nll"] for cell in CELLS]
+    )
+    assert one(mechanism_rows(found), "memory jpeg", "shift", "nll")["before"] == pytest.approx(before), "seed 0 alone"
+    for runs in found.values():
+        del runs["none-0"]
+    assert mechanism_rows(found).empty
 
 
 def test_lines(found: Found) -> None:
