@@ -168,15 +168,23 @@ def _without_noise(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _names(members: Sequence[Sequence[Run]]) -> list[str]:
-    """A name for each setting: data and network, and, where these are the same, the values in which settings differ."""
+    """A name for each setting: data and network, and, where these are the same, the first values in which settings differ.
+
+    What cannot be read at a glance stays out of a name: digests, and sections that only one of two settings has.
+    """
     keys = [setting_key(own[0].facts) for own in members]
     short = [f"{own[0].facts.protocol['data']} {own[0].facts.config['model']['name']}" for own in members]
     names = []
     for key, own, name in zip(keys, members, short, strict=True):
         alike = [other for other, its in zip(keys, short, strict=True) if its == name and other is not key]
         fields = list(dict.fromkeys(field for other in alike for field in differences(key, other)))
-        words = [f"{field}={fact(own[0], field)}" for field in fields if field not in ("protocol.data_fingerprint",)]
-        names.append(" ".join([name, *words[:4]]) if alike else name)
+        words = [
+            f"{field}={fact(own[0], field)}"
+            for field in fields
+            if not field.startswith(("inputs.", "protocol.data_fingerprint"))  # inputs: digests, and what the protocol has, too
+            and not any(isinstance(fact(each[0], field), dict) for each in members)
+        ]
+        names.append(" ".join([name, *words[:3]]))
     return [f"{name} ({number})" if names.count(name) > 1 else name for number, name in enumerate(names, 1)]
 
 

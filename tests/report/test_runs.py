@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,16 @@ def test_groups_and_baseline() -> None:
     assert setting.cells == CELLS[1:]
     assert len(refused) == 1
     assert "gch gamma=1 L4 with seed 1 is left out of the differences, because none has no run with that seed" in refused[0]
+
+
+def test_settings_are_named_by_what_can_be_read() -> None:
+    trained, other = make_run("none"), make_run("none", recipe={"lr": 0.2})
+    digests = {"weights": "820d096859cb5b49", "images": "f65c6408e5b86b2b"}
+    evaluated = make_run("none", inputs=digests)
+    evaluated = evaluated._replace(facts=replace(evaluated.facts, origin={**evaluated.facts.identity, "recipe": {"lr": 0.1}}))
+    names = [setting.name for setting in settings_of([trained, other, evaluated], "none")[0]]
+    assert names == ["digits resnet18 recipe.lr=0.1 (1)", "digits resnet18 recipe.lr=0.2", "digits resnet18 recipe.lr=0.1 (3)"]
+    assert settings_of([trained], "none")[0][0].name == "digits resnet18"
 
 
 def test_the_baseline_may_be_a_label() -> None:
