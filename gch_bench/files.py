@@ -128,7 +128,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, name: str, patience: float = 0.0) -> Iterator[bool]:
+def locked(folder: Path, name: str, patience: float = 0.0, waiting: Callable[[], None] = lambda: None) -> Iterator[bool]:
     """Lock the existing `folder` for this process until the context ends or the process dies, whatever it dies of.
 
     The lock is an flock on the file LOCK in the folder, in which the holder writes who it is. The kernel frees it when the
@@ -137,6 +137,7 @@ def locked(folder: Path, name: str, patience: float = 0.0) -> Iterator[bool]:
     Args:
         name: how the user named the folder (output, DEST), for the message.
         patience: seconds to wait for a process that has locked the folder.
+        waiting: called several times a second while this process waits; it may raise to end that.
 
     Raises:
         UserError: another process has locked the folder, or there is no such folder.
@@ -153,6 +154,7 @@ def locked(folder: Path, name: str, patience: float = 0.0) -> Iterator[bool]:
             with contextlib.suppress(OSError):
                 holder = f" ({path.read_text().strip()})"
             raise UserError(f"another run is at work in {folder}{holder}: wait for its end or stop it")
+        waiting()
         time.sleep(0.2)
         descriptor = _lock(path)
     try:

@@ -240,14 +240,17 @@ def _batches(
     if job.trunk_cache is None:
         return checked(job.loader.epoch(position.epoch, first), job.skip_bad, skipped)
 
+    def end_if_stopped() -> None:
+        if requests:  # a signal
+            _save(job, position)
+            raise Stopped(requests[0], job.checkpoint)
+
     def all_images() -> Iterator[tuple[Tensor, Tensor, Tensor]]:  # read only if the cache lacks the epoch
         for batch in checked(job.loader.epoch(position.epoch), job.skip_bad, skipped):
-            if requests:  # a signal
-                _save(job, position)
-                raise Stopped(requests[0], job.checkpoint)
+            end_if_stopped()
             yield job.inputs(batch), batch.labels, batch.ids
 
-    return job.trunk_cache.epoch(position.epoch, all_images(), first)
+    return job.trunk_cache.epoch(position.epoch, all_images(), first, end_if_stopped)
 
 
 def _backward(job: TrainingJob, wrapped: nn.Module, batch: Batch | TrunkBatch, epoch: int) -> Tensor:

@@ -9,7 +9,7 @@ trained weights are the same bit for bit.
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,30 +74,37 @@ class TrunkCache:
         self.network.train(mode)
         return same
 
-    def epoch(self, number: int, images: Iterable[tuple[Tensor, Tensor, Tensor]], start_step: int) -> Iterator[TrunkBatch]:
+    def epoch(
+        self,
+        number: int,
+        images: Iterable[tuple[Tensor, Tensor, Tensor]],
+        start_step: int,
+        waiting: Callable[[], None] = lambda: None,
+    ) -> Iterator[TrunkBatch]:
         """The batches of an epoch from `start_step` on.
 
         Args:
             images: (images on the network's device, labels, ids) of all batches of the epoch, in order. They are computed and
                 written if there is no file of the epoch yet; the network is left in eval mode then.
+            waiting: called while another process makes the file; it may raise to end that.
 
         Raises:
             UserError: the file cannot be written, is damaged, or another process has been making one for PATIENCE seconds.
         """
         path = self.folder / f"epoch-{number}.pt"
         if not path.exists():
-            self._make(path, images)
+            self._make(path, images, waiting)
         try:
             batches = torch.load(path, mmap=True, weights_only=True)
         except Exception as error:  # torch and pickle each raise their own
             raise UserError(f"recipe.trunk_cache: {path} cannot be read, it is truncated or foreign: delete it") from error
         return itertools.islice(batches, start_step, None)
 
-    def _make(self, path: Path, images: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
+    def _make(self, path: Path, images: Iterable[tuple[Tensor, Tensor, Tensor]], waiting: Callable[[], None]) -> None:
         """Write the file, unless another process writes it while this one waits for the folder's lock."""
         with writing(self.folder, ELSEWHERE):
             self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder, "recipe.trunk_cache", PATIENCE) as alone:
+        with locked(self.folder, "recipe.trunk_cache", PATIENCE, waiting) as alone:
             if alone:
                 remove_temporary(self.folder)
             if path.exists():

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from conftest import TINY, configuration
 from PIL import Image
 from torch import Tensor, nn
 
+from gch_bench import files
 from gch_bench.apps.run import train_and_evaluate
 from gch_bench.errors import UserError
 from gch_bench.model.trunk import find_trunk
@@ -48,8 +50,8 @@ def test_cached_training_is_bitwise_equal_and_computes_the_trunk_once(
     plain = trained(tmp_path / "plain", source)
     cache = f"recipe.trunk_cache={tmp_path / 'cache'}"
     first = trained(tmp_path / "first", source, cache)
-    files = sorted((tmp_path / "cache").glob("*/epoch-*.pt"))
-    assert [file.name for file in files] == ["epoch-0.pt", "epoch-1.pt"]
+    written = sorted((tmp_path / "cache").glob("*/epoch-*.pt"))
+    assert [file.name for file in written] == ["epoch-0.pt", "epoch-1.pt"]
 
     def never(*_: object) -> None:
         raise AssertionError("the trunk was computed again")
@@ -86,6 +88,28 @@ def test_a_stopped_training_continues_with_the_same_weights(
     made = [file.name for file in (tmp_path / "cache").glob("*/epoch-*.pt")]
     assert sorted(made) == ["epoch-0.pt", "epoch-1.pt"][: 1 if stage == "making" else 2]
     continued = trained(tmp_path / "run", source, cache, *several)
+    assert all(torch.equal(plain[name], continued[name]) for name in plain)
+
+
+def test_a_signal_ends_the_wait_for_another_process(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = f"recipe.trunk_cache={tmp_path / 'cache'}"
+    plain = trained(tmp_path / "first", source, cache)
+    (file,) = (tmp_path / "cache").glob("*/epoch-1.pt")
+    file.unlink()
+    sent: list[int] = []
+
+    def sleep(seconds: float) -> None:  # once, as a later signal finds no one who waits
+        if not sent:
+            sent.append(signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch, files.locked(file.parent, "cache"):  # another process makes the second epoch's file
+        patch.setattr(files, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+        patch.setattr(trunk_cache, "PATIENCE", 2.0)
+        with pytest.raises(SystemExit) as ended:
+            trained(tmp_path / "run", source, cache)
+    assert ended.value.code == 128 + signal.SIGTERM
+    continued = trained(tmp_path / "run", source, cache)
     assert all(torch.equal(plain[name], continued[name]) for name in plain)
 
 
