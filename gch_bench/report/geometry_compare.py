@@ -47,7 +47,8 @@ class Comparison(NamedTuple):
     """
 
     table: pd.DataFrame  # a row per run
-    correlations: pd.DataFrame  # a row per pair of quantities, see geometry_correlations.correlations
+    # A row per pair of quantities, see geometry_correlations.correlations; without intervals, p and q if runs share a noise.
+    correlations: pd.DataFrame
     figure: Figure | None
     console: tuple[str, list[str], list[list[str]], list[str]]  # title, columns, rows, notes
     runs: tuple[list[str], list[list[str]]]  # columns and rows of the runs' table, in words
@@ -88,14 +89,16 @@ def compare(
     table = pd.DataFrame(rows)
     distinct, same = _distinct(table, digests)
     found = correlations(distinct, list(GEOMETRY), list(RELIABILITY), CONTROL, seed) if cells else pd.DataFrame()
+    shared = _shared_noises(distinct, found)
+    if shared:  # what treats runs as independent
+        found = found.assign(**dict.fromkeys(("low", "high", "partial_low", "partial_high", "p", "q"), math.nan))
     title, shown = "Geometry and reliability", _runs_text(table)
     console = shown if found.empty or len(distinct) < 2 else (PAIR_COLUMNS, _pairs_text(found))
     protocols = {run.facts.protocol_id for run in runs}
     lines = [
         *_table_notes(table, cells, protocols),
         *same,
-        *_count_notes(len(distinct), found),
-        *_seed_notes(distinct, found),
+        *_count_notes(len(distinct), found, shared),
         *notes,
     ]
     figure = _figure(distinct, found) if cells and len(distinct) > 1 else None
@@ -181,20 +184,22 @@ def _table_notes(table: pd.DataFrame, cells: list[Cell], protocols: set[str]) ->
     return notes
 
 
-def _count_notes(count: int, found: pd.DataFrame) -> list[str]:
-    """What so many different runs allow to conclude."""
+def _count_notes(count: int, found: pd.DataFrame, shared: list[str]) -> list[str]:
+    """What so many different runs allow to conclude. `shared`: the notes if some share a noise."""
     if count == 1:
         return ["one run: nothing to correlate, give several"]
     if found.empty:
         return []
     orders = "all orders" if count <= EXACT else "random orders"
-    notes = [
+    notes = shared or [
         "rho: Spearman, 95% percentile interval over runs; rho | clean top-1: the same given the clean accuracy, 95% interval"
         f" by Fisher's z; p: of the latter, by permuted residuals (Freedman-Lane, {orders}); q: p after Benjamini-Hochberg over"
         " all pairs"
     ]
     if count < FEW:
         notes.append(f"WARNING: n = {count} is small: correlations are hints at most")
+    if shared:
+        return notes
     tests, least = int(np.isfinite(found["p"]).sum()), smallest_p(count)
     if not tests:
         return [*notes, f"WARNING: n = {count} allows no correlation given the clean accuracy: there are no p and no q"]
@@ -209,16 +214,16 @@ def _count_notes(count: int, found: pd.DataFrame) -> list[str]:
     return notes
 
 
-def _seed_notes(table: pd.DataFrame, found: pd.DataFrame) -> list[str]:
-    """A warning if there are p and q, and runs that they treat as independent share their noise."""
+def _shared_noises(table: pd.DataFrame, found: pd.DataFrame) -> list[str]:
+    """Notes if there are correlations, and several runs have the same noise."""
     counts = table["noise"].value_counts(sort=False)
     several = [f"{noise}: {count}" for noise, count in counts.items() if count > 1]
-    if found.empty or not several or not np.isfinite(found["p"]).any():
+    if found.empty or not several:
         return []
     return [
-        f"WARNING: runs of the same noise ({', '.join(several)}) are not independent, but p and q treat them as if they were,"
-        " and are too small: for 4 noises with 3 seeds each and an effect that the seeds of a noise share, 37% of the p of"
-        " unrelated quantities were <= 0.05"
+        "rho: Spearman; rho | clean top-1: the same given the clean accuracy",
+        f"runs of the same noise ({', '.join(several)}) are not independent: intervals, p and q, which would treat them as if"
+        " they were, are left out; scripts/geometry_and_reliability.py has those that respect noises and seeds",
     ]
 
 
