@@ -28,7 +28,7 @@ from gch_bench.corruptions import CORRUPTIONS, corrupt
 from gch_bench.data.images import FileImages
 from gch_bench.data.transforms import EvalTransform, normalise, timm_preparation
 from gch_bench.distributed import World
-from gch_bench.evaluation.predict import Predictor, features_of, predict
+from gch_bench.evaluation.predict import Predictor, features_of, laid_out, predict
 from gch_bench.evaluation.run import EvaluatedImages, NetworkTask, evaluate
 from gch_bench.evaluation.sharing import with_trunks
 from gch_bench.memory import keep_freed_memory
@@ -212,7 +212,8 @@ def against_timm(bench: Bench, turns: int) -> Iterator[str]:
     network = bench.networks[0]
     config = resolve_data_config(model=network, use_test_size=True)
 
-    def plain() -> None:
+    def plain(channels_last: bool) -> None:
+        theirs = laid_out(deepcopy(network), channels_last, ALONE.device)
         images = ImageDataset(Path(bench.files.folder).parent)
         loader = create_loader(
             images, input_size=config["input_size"], batch_size=BATCH, use_prefetcher=False,
@@ -222,13 +223,17 @@ def against_timm(bench: Bench, turns: int) -> Iterator[str]:
         correct = 0
         with torch.inference_mode():
             for inputs, labels in loader:
-                logits = network(inputs)
+                logits = theirs(inputs.contiguous(memory_format=torch.channels_last) if channels_last else inputs)
                 nn.functional.cross_entropy(logits, labels)
                 correct += int((logits.topk(5).indices == labels[:, None]).sum())
 
-    found = timed({"ours": lambda: run_pass(bench, [network], [CELL_CLEAN], timm=True), "timm": plain}, turns)
-    middle, text = ratio(found["timm"], found["ours"])
-    yield f"| clean images: a plain loop as in timm's validate.py / ours | {text} | >= 1.0 | {MARK[middle >= 1.0]} |"
+    found = timed(
+        {"ours": lambda: run_pass(bench, [network], [CELL_CLEAN], timm=True),
+         "": lambda: plain(False), " --channels-last": lambda: plain(True)}, turns,
+    )  # fmt: skip
+    for way in ("", " --channels-last"):
+        middle, text = ratio(found[way], found["ours"])
+        yield f"| clean images: a plain loop as in timm's validate.py{way} / ours | {text} | >= 1.0 | {MARK[middle >= 1.0]} |"
 
 
 def decoders(bench: Bench, turns: int) -> Iterator[str]:
@@ -270,7 +275,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     keep_freed_memory("auto")
     with tempfile.TemporaryDirectory() as place:
-        networks = [build_network(ModelConfig(MODEL, pretrained=True), 1000, SIZE)[0].eval() for _ in range(NETWORKS)]
+        built = (build_network(ModelConfig(MODEL, pretrained=True), 1000, SIZE)[0].eval() for _ in range(NETWORKS))
+        networks = [laid_out(network, None, ALONE.device) for network in built]
         few, many = (
             Bench(saved(Path(place) / str(count), photographs(count, (500, 375), options.root)), networks, Path(place))
             for count in (options.images, options.clean)

@@ -20,7 +20,7 @@ from gch_bench.display import Display
 from gch_bench.distributed import World
 from gch_bench.errors import FieldError, UserError
 from gch_bench.evaluation.cells import logits_cells, parameter_set, subset_ids, wanted_cells
-from gch_bench.evaluation.predict import Predictor
+from gch_bench.evaluation.predict import Predictor, laid_out
 from gch_bench.evaluation.protocol import Protocol, protocol_of
 from gch_bench.evaluation.run import EvaluatedImages, NetworkTask
 from gch_bench.model.build import NoisyNetwork, accepts, build
@@ -83,7 +83,7 @@ class Job:
         wanted = np.array([cell in missing for cell in cells])
         return NetworkTask(
             predictor=Predictor(
-                network=network,
+                network=laid_out(network, self.config.evaluation.channels_last, self.world.device),
                 normalisation=self.noisy.normalisation,
                 precision=self.config.evaluation.precision,
                 noise_passes=self.config.noise.mc_samples if self.protocol.noise_at_test != "off" else 0,

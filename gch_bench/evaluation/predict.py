@@ -33,6 +33,16 @@ class Predictor(NamedTuple):
     trunk_id: str = ""
 
 
+def laid_out(network: nn.Module, channels_last: bool | None, device: torch.device) -> nn.Module:
+    """The network, with its weights in the order in which its convolutions are to compute; the inputs need not be in it.
+
+    Args:
+        channels_last: None: on a CPU, where it was measured to be quicker (results/bench_evaluation.md).
+    """
+    chosen = device.type == "cpu" if channels_last is None else channels_last
+    return network.to(memory_format=torch.channels_last if chosen else torch.contiguous_format)
+
+
 # The (backend, operation) pairs of torch's settings that allow TF32 or bfloat16 inside float32 operations.
 FP32_PRECISIONS = [(backend, operation) for backend in ("cuda", "mkldnn") for operation in ("matmul", "conv", "rnn")]
 

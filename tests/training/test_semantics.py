@@ -171,6 +171,36 @@ def test_bf16_evaluation_reaches_the_records(tmp_path: Path) -> None:
     np.testing.assert_allclose(rough, exact, atol=0.1)
 
 
+@pytest.mark.parametrize("recipe", [False, True])
+def test_the_layout_of_an_evaluation_is_its_own(recipe: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """evaluation.channels_last, and not how the network was trained or where it came from; by default true on a CPU."""
+    seen: list[bool] = []
+    forward = torch.nn.BatchNorm2d.forward
+
+    def watched(self: torch.nn.BatchNorm2d, x: Tensor) -> Tensor:
+        if x.shape[-1] > 1:
+            seen.append(x.is_contiguous(memory_format=torch.channels_last))
+        return forward(self, x)
+
+    options = (*TINY, "recipe.epochs=1", "recipe.batch_size=256", "corruptions=none", "noise=none")
+    training = f"recipe.channels_last={str(recipe).lower()}"
+    losses = []
+    for number, choice in enumerate(([], ["evaluation.channels_last=true"], ["evaluation.channels_last=false"])):
+        own = tmp_path / str(number)
+        monkeypatch.setattr(torch.nn.BatchNorm2d, "forward", watched)
+        train_and_evaluate(configuration(*options, training, *choice, f"output={own}"))
+        monkeypatch.setattr(torch.nn.BatchNorm2d, "forward", forward)
+        assert seen[-1] == (number < 2), seen  # the last forward pass is one of the evaluation
+        weights = f"model.checkpoint={own / 'checkpoints' / 'last.pt'}"
+        again = tmp_path / f"again-{number}"
+        train_and_evaluate(configuration(*options, weights, *choice, f"output={again}", name="evaluate"))
+        records = [pd.read_parquet(folder / "records" / "clean-0.parquet") for folder in (own, again)]
+        pd.testing.assert_frame_equal(*records, check_exact=True)
+        losses.append(records[0]["nll"])
+    assert losses[0].equals(losses[1])
+    np.testing.assert_allclose(losses[0], losses[2], atol=1e-4)
+
+
 def test_more_processes_than_images(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"at most as many processes as training images, 72, got 73"):
         make_job(tmp_path, "recipe.batch_size=73", world=World(0, 73, torch.device("cpu")))
