@@ -7,6 +7,7 @@ their difference from those without noise. Writes table.csv, mechanisms.csv (of 
 """
 
 import argparse
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from gch_bench.apps.cli import reported
 from gch_bench.errors import UserError
 from gch_bench.files import write_csv
 from gch_bench.metrics import METRICS, CellAtoms
-from gch_bench.report.runs import find_folders, read_run, shared_cells
+from gch_bench.report.runs import find_folders, mechanism_label, read_run, setting_key, shared_cells
 from gch_bench.report.statistics import atoms_of, draw_counts, image_variance, paired_differences, resample
 from gch_bench.report.study import Run
 from gch_bench.report.text_table import markdown_rows
@@ -137,12 +138,17 @@ def rows_of(found: Found) -> pd.DataFrame:
 
 
 def with_and_without(runs: Mapping[str, Run]) -> dict[str, list[tuple[Run, Run]]]:
-    """For each noise, in words, the networks (without, with) it of equal seed."""
-    without = {run.facts.config["seed"]: run for run in runs.values() if run.facts.mechanism == "none"}
+    """For each noise, by its label, the networks (without, with) it that are alike in all else, seed included."""
+
+    def all_else(run: Run) -> str:
+        return json.dumps([setting_key(run.facts), run.facts.config["seed"]], sort_keys=True)
+
+    labels = {name: mechanism_label(run.facts.config["noise"]) for name, run in sorted(runs.items())}
+    without = {all_else(runs[name]): runs[name] for name, label in labels.items() if label == "none"}
     pairs: dict[str, list[tuple[Run, Run]]] = defaultdict(list)
-    for _, run in sorted(runs.items()):
-        if run.facts.mechanism != "none" and run.facts.config["seed"] in without:
-            pairs[run.facts.mechanism].append((without[run.facts.config["seed"]], run))
+    for name, label in labels.items():
+        if label != "none" and all_else(runs[name]) in without:
+            pairs[label].append((without[all_else(runs[name])], runs[name]))
     return pairs
 
 

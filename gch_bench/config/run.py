@@ -161,8 +161,9 @@ class EvaluationConfig:
     # Several noisy passes go through the part of the network after the noise together while they have at most so many rows.
     noisy_rows: int = field(default=256, metadata=NOT_IN_IDENTITY)
     precision: str = "fp32"  # fp32 | bf16 (torch's autocast)
-    # The order of the numbers in memory for convolutions, which changes rounding alone; null: channels last on a CPU.
-    channels_last: bool | None = None
+    # The order of the numbers in memory for convolutions, which changes rounding alone; null: channels last on a CPU, elsewhere
+    # as in training.
+    channels_last: bool | None = field(default=None, metadata=NOT_IN_IDENTITY)
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "noisy_rows"):

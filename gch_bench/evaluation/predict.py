@@ -37,10 +37,11 @@ def laid_out(network: nn.Module, channels_last: bool | None, device: torch.devic
     """The network, with its weights in the order in which its convolutions are to compute; the inputs need not be in it.
 
     Args:
-        channels_last: None: on a CPU, where it was measured to be quicker (results/bench_evaluation.md).
+        channels_last: None: on a CPU, where it is quicker (results/bench_evaluation.md); elsewhere the order stays as it is.
     """
-    chosen = device.type == "cpu" if channels_last is None else channels_last
-    return network.to(memory_format=torch.channels_last if chosen else torch.contiguous_format)
+    if channels_last is None and device.type != "cpu":
+        return network
+    return network.to(memory_format=torch.contiguous_format if channels_last is False else torch.channels_last)
 
 
 # The (backend, operation) pairs of torch's settings that allow TF32 or bfloat16 inside float32 operations.

@@ -1,6 +1,8 @@
 """Runs side by side: how the geometry of their weights goes with their reliability, and how uncertain that is for few runs."""
 
+import json
 import math
+from collections import Counter
 from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,7 +14,7 @@ from gch_bench.errors import UserError
 from gch_bench.metrics import METRICS
 from gch_bench.report.figure_style import DOUBLE, look_number, styled
 from gch_bench.report.geometry_correlations import EXACT, correlations, smallest_p
-from gch_bench.report.runs import means, shared_cells
+from gch_bench.report.runs import means, mechanism_label, setting_key, shared_cells
 from gch_bench.report.study import Run
 from gch_bench.results.geometry import STATIC, ChainReport
 from gch_bench.results.records import CELL_CLEAN, Cell
@@ -89,7 +91,7 @@ def compare(
     table = pd.DataFrame(rows)
     distinct, same = _distinct(table, digests)
     found = correlations(distinct, list(GEOMETRY), list(RELIABILITY), CONTROL, seed) if cells else pd.DataFrame()
-    shared = _shared_noises(distinct, found)
+    shared = [] if found.empty else _shared_noises([runs[row] for row in distinct.index])
     if shared:  # what treats runs as independent
         found = found.assign(**dict.fromkeys(("low", "high", "partial_low", "partial_high", "p", "q"), math.nan))
     title, shown = "Geometry and reliability", _runs_text(table)
@@ -214,11 +216,13 @@ def _count_notes(count: int, found: pd.DataFrame, shared: list[str]) -> list[str
     return notes
 
 
-def _shared_noises(table: pd.DataFrame, found: pd.DataFrame) -> list[str]:
-    """Notes if there are correlations, and several runs have the same noise."""
-    counts = table["noise"].value_counts(sort=False)
-    several = [f"{noise}: {count}" for noise, count in counts.items() if count > 1]
-    if found.empty or not several:
+def _shared_noises(runs: list[Run]) -> list[str]:
+    """Notes if some runs differ in the seed alone."""
+    counts = Counter(
+        (mechanism_label(run.facts.config["noise"]), json.dumps(setting_key(run.facts), sort_keys=True)) for run in runs
+    )
+    several = [f"{noise}: {count}" for (noise, _), count in counts.items() if count > 1]
+    if not several:
         return []
     return [
         "rho: Spearman; rho | clean top-1: the same given the clean accuracy",
@@ -259,6 +263,7 @@ def _figure(table: pd.DataFrame, found: pd.DataFrame) -> Figure | None:
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(kinds), 6), frameon=False)
     few = ", FEW: hints at most" if len(table) < FEW else ""
     left = len(found["geometry"].unique()) - len(chosen)
-    rest = f", the {len(chosen)} of {left + len(chosen)} quantities with the smallest p" if left else ""
+    first = "smallest p" if found["p"].notna().any() else "largest correlation"
+    rest = f", the {len(chosen)} of {left + len(chosen)} quantities with the {first}" if left else ""
     figure.suptitle(f"Geometry and reliability, n = {len(table)} runs{few}{rest}; rank correlations")
     return figure

@@ -170,7 +170,8 @@ def _without_noise(identity: Mapping[str, Any]) -> dict[str, Any]:
 def _names(members: Sequence[Sequence[Run]]) -> list[str]:
     """A name for each setting: data and network, and, where these are the same, the first values in which settings differ.
 
-    What cannot be read at a glance stays out of a name: digests, and sections that only one of two settings has.
+    What cannot be read at a glance stays out of a name: digests, and how the networks were trained where another
+    setting is itself a training.
     """
     keys = [setting_key(own[0].facts) for own in members]
     short = [f"{own[0].facts.protocol['data']} {own[0].facts.config['model']['name']}" for own in members]
@@ -178,12 +179,10 @@ def _names(members: Sequence[Sequence[Run]]) -> list[str]:
     for key, own, name in zip(keys, members, short, strict=True):
         alike = [other for other, its in zip(keys, short, strict=True) if its == name and other is not key]
         fields = list(dict.fromkeys(field for other in alike for field in differences(key, other)))
-        words = [
-            f"{field}={fact(own[0], field)}"
-            for field in fields
-            if not field.startswith(("inputs.", "protocol.data_fingerprint"))  # inputs: digests, and what the protocol has, too
-            and not any(isinstance(fact(each[0], field), dict) for each in members)
-        ]
+        hidden = ["inputs.", "protocol.data_fingerprint"]  # inputs: digests, and what the protocol has, too
+        if any(("trained" in key) != ("trained" in other) for other in alike):
+            hidden.append("trained.")
+        words = [f"{field}={fact(own[0], field)}" for field in fields if not field.startswith(tuple(hidden))]
         names.append(" ".join([name, *words[:3]]))
     return [f"{name} ({number})" if names.count(name) > 1 else name for number, name in enumerate(names, 1)]
 

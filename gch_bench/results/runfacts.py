@@ -266,8 +266,9 @@ def _now() -> str:
 
 
 def differences(first: Any, second: Any, path: str = "") -> list[str]:
-    """The dotted names of all values in which two nested mappings differ. A key that one of them lacks counts as None there."""
-    if isinstance(first, dict) and isinstance(second, dict):
-        names = sorted(first.keys() | second.keys())
-        return [leaf for name in names for leaf in differences(first.get(name), second.get(name), f"{path}.{name}".strip("."))]
+    """The dotted names of all values in which two nested mappings differ. What one of them lacks counts as None there."""
+    if all(each is None or isinstance(each, dict) for each in (first, second)):
+        one, two = first or {}, second or {}
+        names = sorted(one.keys() | two.keys())
+        return [leaf for name in names for leaf in differences(one.get(name), two.get(name), f"{path}.{name}".strip("."))]
     return [] if first == second else [path]

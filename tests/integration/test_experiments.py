@@ -341,13 +341,13 @@ def test_photographs_are_tuned_and_reported(
     capsys.readouterr()
     entry("train.py", *["seed=0,1" if each == "seed=0" else each for each in again])
     assert capsys.readouterr().out.count("nothing left to do") == 3, "the runs of seed 0 are there already"
-    final, _ = chosen(*options, "--among", *sorted(Path(f"runs/{PHOTOS}/small").iterdir()))
+    final, _ = chosen(*options, "--among", f"runs/{PHOTOS}/small/*")
     assert sorted(name.split("-")[3] for name in listed(final)) == 3 * ["s0"] + 3 * ["s1"]
     entry("evaluate.py", *reported_on_fog(PHOTOS, final), "output=reported", "records.logits=true")
     reported = sorted(Path("reported").iterdir())
     assert len(reported) == 6
     for rule in (("--best",), ("--variance", variance)):
-        answer, _ = chosen(*tuned, *rule, "--among", *reported)
+        answer, _ = chosen("tune/*", *rule, "--among", *reported)
         entry("report.py", f"runs={answer}", "temperature=false")
         assert len(listed(answer)) == 4
         assert "of 1 mechanism compared with none" in capsys.readouterr().out

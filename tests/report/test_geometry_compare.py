@@ -247,10 +247,15 @@ def test_runs_of_the_same_noise_have_no_p() -> None:
     assert found.correlations["partial"].notna().any()
     assert other.correlations[["low", "high", "partial_low", "partial_high", "p", "q"]].notna().any().all()
     (note,) = (note for note in found.console[3] if "not independent" in note)
-    assert "runs of the same noise (noise-0: 3, noise-1: 3, noise-2: 3, noise-3: 3) are not independent" in note
+    assert "runs of the same noise (noise-0 L4: 3, noise-1 L4: 3, noise-2 L4: 3, noise-3 L4: 3) are not independent" in note
     assert found.figure is not None
     assert all(axis.get_title().endswith(" given top-1") for axis in found.figure.axes)
+    assert "largest correlation" in str(found.figure.get_suptitle())
     assert "not independent" not in "\n".join(other.console[3])
+    runs, *rest = made_runs(12, noises=4)
+    for number, run in enumerate(runs):  # three strengths of each noise, with one seed
+        run.facts.config |= {"noise": {**run.facts.config["noise"], "gamma": number // 4 + 1.0}, "seed": 0}
+    assert compare(runs, *rest).correlations["p"].notna().any()
     assert compare(*made_runs(4, noises=2)).correlations["low"].isna().all()
 
 

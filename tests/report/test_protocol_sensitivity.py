@@ -16,7 +16,7 @@ from gch_bench.results.records import CELL_CLEAN, Cell
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 
-from protocol_sensitivity import lines, mechanism_lines, mechanism_rows, read, rows_of
+from protocol_sensitivity import lines, mechanism_lines, mechanism_rows, read, rows_of, with_and_without
 
 CELLS = [Cell("fog", 3), Cell("snow", 3)]
 Found = dict[str, dict[str, Run]]
@@ -111,11 +111,27 @@ def test_what_a_protocol_changes_between_mechanisms(found: Found, metric: str) -
         table.loc[::4, "prediction"] = 0
     before_N, after_N = difference(found["memory"]), difference(found["jpeg"])
     row = one(mechanism_rows(found), "memory jpeg", "shift", metric)
-    assert (row["noise"], row["before"], row["after"]) == ("gch", pytest.approx(before_N.mean()), pytest.approx(after_N.mean()))
+    assert (row["noise"], row["before"], row["after"]) == (
+        "gch p=0.3 L4",
+        pytest.approx(before_N.mean()),
+        pytest.approx(after_N.mean()),
+    )
     assert row["change"] == pytest.approx((after_N - before_N).mean())
     tests = 3 * 2 * 3  # comparisons x parts x metrics
     half = norm.isf(0.025 / tests) * (after_N - before_N).std() / IMAGES**0.5
     assert [row["change"] - row["low"], row["high"] - row["change"]] == pytest.approx([half] * 2, rel=0.08)
+
+
+def test_noises_at_other_stages_are_others() -> None:
+    groups = [made_group(own, CELLS, 2, logits=False) for own in (NONE, noise("gch", p=0.3), noise("gch", "L3", p=0.3))]
+    runs = {f"{number}-{run.folder.name}": run for number, group in enumerate(groups) for run in group.runs.values()}
+    pairs = with_and_without(runs)
+    assert sorted(pairs) == ["gch p=0.3 L3", "gch p=0.3 L4"]
+    for own in pairs.values():
+        assert [(one.facts.config["seed"], other.facts.config["seed"]) for one, other in own] == [(0, 0), (1, 1)]
+    table = mechanism_rows({"memory": runs, "jpeg": runs})
+    assert len(table) == 2 * 2 * 3
+    assert set(table["change"]) == {0.0}
 
 
 def test_mechanisms_without_a_partner_are_left_out(found: Found) -> None:

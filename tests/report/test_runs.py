@@ -121,8 +121,13 @@ def test_settings_are_named_by_what_can_be_read() -> None:
     trained, other = make_run("none"), make_run("none", recipe={"lr": 0.2})
     digests = {"weights": "820d096859cb5b49", "images": "f65c6408e5b86b2b"}
     evaluated = make_run("none", inputs=digests)
-    evaluated = evaluated._replace(facts=replace(evaluated.facts, origin={**evaluated.facts.identity, "recipe": {"lr": 0.1}}))
+    identity = {name: value for name, value in evaluated.facts.identity.items() if name != "recipe"}
+    facts = replace(evaluated.facts, identity=identity, origin=trained.facts.identity)
+    evaluated = evaluated._replace(facts=facts)
     names = [setting.name for setting in settings_of([trained, other, evaluated], "none")[0]]
+    flipped = make_run("none", recipe={"lr": 0.1, "augment": {"hflip": 0.5}})
+    two = [setting.name for setting in settings_of([trained, flipped], "none")[0]]
+    assert two == ["digits resnet18 recipe.augment.hflip=None", "digits resnet18 recipe.augment.hflip=0.5"]
     assert names == ["digits resnet18 recipe.lr=0.1 (1)", "digits resnet18 recipe.lr=0.2", "digits resnet18 recipe.lr=0.1 (3)"]
     assert settings_of([trained], "none")[0][0].name == "digits resnet18"
 

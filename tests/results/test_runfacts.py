@@ -101,4 +101,6 @@ def test_the_first_version_and_later_fields_are_read(tmp_path: Path) -> None:
 
 def test_differences_name_the_leaves() -> None:
     assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 0}) == ["a.c", "d"]
+    assert differences({"a": {"b": {"c": 1, "d": None}}}, {}) == ["a.b.c"]
+    assert differences({"a": 1}, {"a": {"b": 1}}) == ["a"]
     assert differences({"a": 1}, {"a": 1, "b": None}) == [], "a field that is new and unset is no difference"

@@ -182,7 +182,7 @@ def test_the_layout_of_an_evaluation_is_its_own(recipe: bool, tmp_path: Path, mo
             seen.append(x.is_contiguous(memory_format=torch.channels_last))
         return forward(self, x)
 
-    options = (*TINY, "recipe.epochs=1", "recipe.batch_size=256", "corruptions=none", "noise=none")
+    options = (*TINY, "recipe.epochs=1", "recipe.batch_size=256", "corruptions=none", "noise=none", "device=cpu")
     training = f"recipe.channels_last={str(recipe).lower()}"
     losses = []
     for number, choice in enumerate(([], ["evaluation.channels_last=true"], ["evaluation.channels_last=false"])):
