@@ -155,9 +155,10 @@ def with_and_without(runs: Mapping[str, Run]) -> dict[str, list[tuple[Run, Run]]
 def mechanism_rows(found: Found) -> pd.DataFrame:
     """A row for each comparison, part, noise and metric: what the protocol changes in the difference that the noise makes.
 
-    before and after: the metric with the noise less that without at equal seed, averaged over seeds and cells; low and high:
-    interval of after - before over images, at a level that makes all intervals of this table hold together with 95%. Empty if
-    no network has noise, or none without noise has the same seed.
+    before and after: the metric with the noise less that without at equal seed, averaged over seeds and cells; before_low and
+    before_high: interval of the former, low and high: interval of after - before, both over images, at a level that makes all
+    intervals of this table hold together with 95%; identical: the protocol changes no record of these networks. Empty if no
+    network has noise, or none without noise has the same seed.
     """
     plan = planned(found)
     noises = {name: with_and_without(runs) for name, runs in found.items()}
@@ -171,12 +172,16 @@ def mechanism_rows(found: Found) -> pd.DataFrame:
                 )
                 # The mean over these lists, second - first, is half of (with_after - without_after) - (with_ - without).
                 first, second = [*without_after, *with_], [*with_after, *without]
-                intervals = paired_differences(first, second, level=plan.level(len(noises[against])))
+                level = plan.level(2 * len(noises[against]))
+                own, moved = paired_differences(without, with_, level=level), paired_differences(first, second, level=level)
+                same = all(a.equals(b) for a, b in zip([*without, *with_], [*without_after, *with_after], strict=True))
                 for key in TESTED:
                     before, after = mean(key, with_) - mean(key, without), mean(key, with_after) - mean(key, without_after)
-                    bounds = {"low": 2 * intervals[key].low, "high": 2 * intervals[key].high}
+                    bounds = {"before_low": own[key].low, "before_high": own[key].high}
+                    bounds |= {"low": 2 * moved[key].low, "high": 2 * moved[key].high}
                     shared = {"against": against, "protocol": protocol, "part": part, "noise": noise, "metric": key}
-                    rows.append({**shared, "before": before, "after": after, "change": after - before, **bounds})
+                    values = {"before": before, "after": after, "change": after - before}
+                    rows.append({**shared, **values, **bounds, "identical": same})
     return pd.DataFrame(rows)
 
 
@@ -220,7 +225,9 @@ def mechanism_lines(table: pd.DataFrame) -> list[str]:
         cells = []
         for key in TESTED:
             row = by[key]
-            cells += [METRICS[key].text(row["before"], "+"), METRICS[key].interval((row["change"], row["low"], row["high"]))]
+            cells.append(METRICS[key].interval((row["before"], row["before_low"], row["before_high"])))
+            same = "identical" if row["identical"] else METRICS[key].interval((row["change"], row["low"], row["high"]))
+            cells.append(same)
         shown.append([COMPARISONS[against, name], part, noise, *cells])
     heads = [text for key in TESTED for text in (METRICS[key].header, "change")]
     return [
@@ -229,8 +236,8 @@ def mechanism_lines(table: pd.DataFrame) -> list[str]:
         "",
         *markdown_rows(["", "part", "noise", *heads], shown, heads=3),
         "",
-        "- The difference under the protocol that is compared with, and its change; [ ]: interval of the change over images, at"
-        " a level that makes all intervals of this table hold together with 95%.",
+        "- The difference under the protocol that is compared with, and its change; [ ]: intervals over images, at a level that"
+        " makes all of this table hold together with 95%. They speak of these networks, not of new trainings.",
     ]
 
 
