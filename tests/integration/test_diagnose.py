@@ -143,7 +143,7 @@ def test_same_numbers_again_and_another_run_is_kept(tmp_path: Path, refused, mon
     said = refused(*SMALL, f"checkpoint={path}", f"output={tmp_path / 'run'}")
     assert "already holds something else than a diagnosis" in said
     said = refused(*overrides, "alignment.groups=4", "save_matrices=true")
-    assert "holds another diagnosis (it differs in alignment)" in said
+    assert "holds another diagnosis (it differs in alignment.groups)" in said
     assert (tmp_path / "out" / "interfaces.parquet").read_bytes() == first
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "notes.txt").touch()
