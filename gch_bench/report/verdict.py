@@ -130,7 +130,7 @@ def _p_holm(row: dict) -> str:
 
 def _p(row: dict) -> str:
     flip = ""
-    if np.isfinite(row["sign_flip"]):
+    if np.isfinite(row["sign_flip"]) and row["difference"] < 0:  # that test is one-sided, for a lower NLL
         flip = f"; sign-flip test p = {row['sign_flip']:.3g}, at least {max(2.0 ** -row['seeds'], 1e-4):.3g} with so many seeds"
     return f"{_p_holm(row)}{flip}"
 
