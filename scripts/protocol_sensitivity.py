@@ -3,7 +3,8 @@
 Each FOLDER is an output= of evaluate.py: the same networks under the protocol NAME, one of memory, jpeg, stored, resized, timm,
 bf16 and draws1 (results/protocol_sensitivity/README.md; protocol_sensitivity.sh evaluates them). Those of COMPARISONS are made
 whose two protocols are given. Among the networks there may be some with noise: then it is also asked how far the protocol moves
-their difference from those without noise. Writes table.csv, mechanisms.csv (of that difference) and table.md to --output.
+their difference from those without noise. Writes table.csv, mechanisms.csv (of that difference), table.md and figure.svg to
+--output.
 """
 
 import argparse
@@ -16,12 +17,14 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from measure import machine, write_report
 
 from gch_bench.apps.cli import reported
 from gch_bench.errors import UserError
 from gch_bench.files import write_csv
 from gch_bench.metrics import METRICS, CellAtoms
+from gch_bench.report.figure_style import DOUBLE, save, styled
 from gch_bench.report.runs import find_folders, mechanism_label, read_run, setting_key, shared_cells
 from gch_bench.report.statistics import atoms_of, draw_counts, image_variance, paired_differences, resample
 from gch_bench.report.study import Run
@@ -49,8 +52,8 @@ def value(key: str, cell: CellAtoms) -> float:
     return float(METRICS[key].formula(cell))
 
 
-def mean(key: str, cells: Sequence[pd.DataFrame]) -> float:
-    return float(np.mean([value(key, atoms_of(cell)) for cell in cells]))
+def mean(key: str, cells: Sequence[CellAtoms]) -> float:
+    return float(np.mean([value(key, cell) for cell in cells]))
 
 
 def read(arguments: Sequence[str]) -> dict[str, dict[str, Run]]:
@@ -78,7 +81,7 @@ def compare(first: Sequence[pd.DataFrame], second: Sequence[pd.DataFrame], level
     A cell of another network counts as another cell, so that all numbers are means over networks and over their cells.
     """
     intervals = paired_differences(first, second, level=level)
-    one = [atoms_of(cell) for cell in first]
+    one, two = ([atoms_of(cell) for cell in cells] for cells in (first, second))
     counts_RN = draw_counts(len(first[0]))
     errors = image_variance([resample(one, counts_RN, TESTED).over(range(len(one)))], TESTED) ** 0.5
     pairs = list(zip(first, second, strict=True))
@@ -88,7 +91,7 @@ def compare(first: Sequence[pd.DataFrame], second: Sequence[pd.DataFrame], level
     }
     rows: list[dict[str, object]] = []
     for key in (*TESTED, "ece", EXCESS):
-        before, after = mean(key, first), mean(key, second)
+        before, after = mean(key, one), mean(key, two)
         row = {"metric": key, "before": before, "after": after, "change": after - before, "low": np.nan, "high": np.nan}
         if key in TESTED:
             row |= {"low": intervals[key].low, "high": intervals[key].high, "se_images": errors[TESTED.index(key)]}
@@ -166,23 +169,43 @@ def mechanism_rows(found: Found) -> pd.DataFrame:
     for against, protocol in plan.pairs:
         for part, cells in plan.parts.items():
             for noise in noises[against]:
-                (without, with_), (without_after, with_after) = (
+                before, after = (
                     [[pair[side].cells[cell] for pair in noises[name][noise] for cell in cells] for side in (0, 1)]
                     for name in (against, protocol)
                 )
-                # The mean over these lists, second - first, is half of (with_after - without_after) - (with_ - without).
-                first, second = [*without_after, *with_], [*with_after, *without]
+                shared = {"against": against, "protocol": protocol, "part": part, "noise": noise}
                 level = plan.level(2 * len(noises[against]))
-                own, moved = paired_differences(without, with_, level=level), paired_differences(first, second, level=level)
-                same = all(a.equals(b) for a, b in zip([*without, *with_], [*without_after, *with_after], strict=True))
-                for key in TESTED:
-                    before, after = mean(key, with_) - mean(key, without), mean(key, with_after) - mean(key, without_after)
-                    bounds = {"before_low": own[key].low, "before_high": own[key].high}
-                    bounds |= {"low": 2 * moved[key].low, "high": 2 * moved[key].high}
-                    shared = {"against": against, "protocol": protocol, "part": part, "noise": noise, "metric": key}
-                    values = {"before": before, "after": after, "change": after - before}
-                    rows.append({**shared, **values, **bounds, "identical": same})
+                rows += [{**shared, **row} for row in compare_differences(before, after, level)]
     return pd.DataFrame(rows)
+
+
+def compare_differences(
+    before: Sequence[Sequence[pd.DataFrame]], after: Sequence[Sequence[pd.DataFrame]], level: float
+) -> list[dict[str, object]]:
+    """A row for each tested metric of the difference with noise - without under two protocols, and of its change.
+
+    Args:
+        before, after: the records (without, with) noise of the same networks in the same cells.
+    """
+    (without, with_), (without_after, with_after) = before, after
+    own = paired_differences(without, with_, level=level)
+    # The mean over these lists, second - first, is half of (with_after - without_after) - (with_ - without).
+    moved = paired_differences([*without_after, *with_], [*with_after, *without], level=level)
+    same = all(a.equals(b) for a, b in zip([*without, *with_], [*without_after, *with_after], strict=True))
+    atoms = [[atoms_of(cell) for cell in cells] for cells in (without, with_, without_after, with_after)]
+    rows: list[dict[str, object]] = []
+    for key in TESTED:
+        means = [mean(key, cells) for cells in atoms]
+        first, second = means[1] - means[0], means[3] - means[2]
+        values = {"metric": key, "before": first, "after": second, "change": second - first}
+        bounds = {
+            "before_low": own[key].low,
+            "before_high": own[key].high,
+            "low": 2 * moved[key].low,
+            "high": 2 * moved[key].high,
+        }
+        rows.append({**values, **bounds, "identical": same})
+    return rows
 
 
 def lines(table: pd.DataFrame, found: Found) -> list[str]:
@@ -241,6 +264,28 @@ def mechanism_lines(table: pd.DataFrame) -> list[str]:
     ]
 
 
+@styled
+def figure(table: pd.DataFrame) -> Figure:
+    """The changes of the first part, which is shift if there is any, with their intervals: a panel for each tested metric."""
+    own = table[table["part"] == table["part"].iloc[0]]
+    made = Figure(figsize=(DOUBLE, 2.6), layout="constrained")
+    for axis, key in zip(made.subplots(1, len(TESTED), sharey=True), TESTED, strict=True):
+        metric, rows = METRICS[key], own[own["metric"] == key]
+        names = [COMPARISONS[pair] for pair in zip(rows["against"], rows["protocol"], strict=True)]
+        scale = 100 if metric.percent else 1
+        change, low, high, error = (scale * rows[name].to_numpy() for name in ("change", "low", "high", "se_images"))
+        axis.barh(names, 2 * error, left=-error, color="0.9")
+        axis.errorbar(change, names, xerr=(change - low, high - change), fmt="o", ms=3, lw=1)
+        axis.axvline(0, color="0.5", lw=0.6)
+        axis.set_xlabel(f"change of\n{metric.header}")
+    axis.invert_yaxis()
+    made.set_label(
+        "What a choice of the evaluation changes under shift, with intervals over images that hold together with 95%; grey: one"
+        " standard error of the number itself to each side."
+    )
+    return made
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", metavar="NAME=FOLDER")
@@ -251,6 +296,7 @@ def main() -> None:
         table = rows_of(found)
         options.output.mkdir(parents=True, exist_ok=True)
         write_csv(options.output / "table.csv", table)
+        save({"figure": figure(table)}, options.output, ("svg",))
         said = lines(table, found)
         if not (moved := mechanism_rows(found)).empty:
             write_csv(options.output / "mechanisms.csv", moved)

@@ -11,13 +11,13 @@ from made_report import CLASSES, IMAGES, NONE, made_group, noise
 from scipy.stats import norm
 
 from gch_bench.errors import UserError
-from gch_bench.metrics import summarize
+from gch_bench.metrics import METRICS, summarize
 from gch_bench.report.study import Run
 from gch_bench.results.records import CELL_CLEAN, Cell
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 
-from protocol_sensitivity import lines, mechanism_lines, mechanism_rows, read, rows_of, with_and_without
+from protocol_sensitivity import figure, lines, mechanism_lines, mechanism_rows, read, rows_of, with_and_without
 
 CELLS = [Cell("fog", 3), Cell("snow", 3)]
 Found = dict[str, dict[str, Run]]
@@ -119,6 +119,15 @@ def test_what_a_protocol_changes_between_mechanisms(found: Found, metric: str) -
     )
     assert row["change"] == pytest.approx((after_N - before_N).mean())
     tests = 3 * 2 * 3 * 2  # comparisons x parts x metrics x (difference, change)
+    squared = one(mechanism_rows(found), "memory jpeg", "shift", "ce2_debiased")  # which is no mean over images
+    differences = [
+        np.mean([summarize(runs[f"{n}-{s}"].cells[c], CLASSES)["ce2_debiased"] for s in (0, 1) for c in CELLS])
+        for runs in (found["memory"], found["jpeg"])
+        for n in ("gch", "none")
+    ]
+    assert squared["before"] == pytest.approx(differences[0] - differences[1])
+    assert squared["change"] == pytest.approx(differences[2] - differences[3] - squared["before"])
+    assert squared["low"] < squared["change"] < squared["high"]
     for name, values_N, low, high in (
         ("before", before_N, "before_low", "before_high"),
         ("change", after_N - before_N, "low", "high"),
@@ -155,6 +164,17 @@ def test_mechanisms_without_a_partner_are_left_out(found: Found) -> None:
     for runs in found.values():
         del runs["none-0"]
     assert mechanism_rows(found).empty
+
+
+def test_the_figure_has_the_intervals_of_shift(found: Found) -> None:
+    table = rows_of(found)
+    panels = figure(table).axes
+    assert [panel.get_xlabel() for panel in panels] == [
+        f"change of\n{METRICS[key].header}" for key in ("top1", "nll", "ce2_debiased")
+    ]
+    rows = table[(table["part"] == "shift") & (table["metric"] == "nll")]
+    (segments,) = (each.get_segments() for each in panels[1].collections)
+    assert np.array([segment[:, 0] for segment in segments]) == pytest.approx(rows[["low", "high"]].to_numpy())
 
 
 def test_lines(found: Found) -> None:
